@@ -1,0 +1,5 @@
+"""`python -m swiftplug` is the `swiftplug` command; `torchrun -m swiftplug` needs it."""
+
+from swiftplug.cli.main import main
+
+main()
