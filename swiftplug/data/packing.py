@@ -1,0 +1,98 @@
+"""Packing: several short examples share one row, so that no compute is spent on padding."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from swiftplug.data.collate import IGNORED
+
+ROWS_A_BATCH = 256
+
+
+def pack(lengths: Sequence[int] | np.ndarray, max_length: int) -> list[list[int]]:
+    """Lay examples into rows of `max_length` tokens by best-fit decreasing (Johnson, 1974).
+
+    The longest goes first, each into the fullest row that still has room for it: never more than about 11/9 of the
+    fewest rows possible, and on real data hardly more than them. The result follows from the lengths alone.
+
+    Args:
+        lengths: Tokens of each example, none above `max_length`.
+        max_length: Tokens of a row.
+
+    Returns:
+        For each row the indices of its examples.
+    """
+    lengths = np.asarray(lengths)
+    rows: list[list[int]] = []
+    with_room: dict[int, list[int]] = {}  # tokens of room left -> rows
+    rooms: list[int] = []  # its keys, sorted
+    for index in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[index])
+        place = bisect_left(rooms, length)
+        if place == len(rooms):
+            room, row = max_length, len(rows)
+            rows.append([])
+        else:
+            room = rooms[place]
+            row = with_room[room].pop()
+            if not with_room[room]:
+                del with_room[room], rooms[place]
+        rows[row].append(index)
+        if room - length not in with_room:
+            with_room[room - length] = []
+            insort(rooms, room - length)
+        with_room[room - length].append(row)
+    return rows
+
+
+def packed_batches(table: pa.Table, max_length: int) -> Iterator[pa.RecordBatch]:
+    """The packed rows of encoded examples.
+
+    Args:
+        table: Columns `input_ids`, `labels`, `length` and, where there are weights, `loss_scale`.
+        max_length: Tokens of a row.
+
+    Yields:
+        Batches of rows with the same columns and `position_ids`, which restart at each example. The first token of
+        each example is not trained: nothing before it in the row may be made to predict it.
+    """
+    lengths = table["length"].to_numpy()
+    untrained = {"labels": IGNORED, "loss_scale": 0}
+    columns = {
+        name: _Lists(table[name]) for name in ("input_ids", "labels", "loss_scale") if name in table.column_names
+    }
+    rows = pack(lengths, max_length)
+    for start in range(0, len(rows), ROWS_A_BATCH):
+        batch = rows[start : start + ROWS_A_BATCH]
+        order = np.concatenate(batch)
+        row_lengths = np.array([lengths[indices].sum() for indices in batch])
+        offsets = pa.array(np.concatenate([[0], np.cumsum(row_lengths)]), pa.int32())
+        ends = np.cumsum(lengths[order])
+        firsts = ends - lengths[order]
+        packed = {}
+        for name, column in columns.items():
+            values = column.joined(order)
+            if name in untrained:
+                values[firsts] = untrained[name]
+            packed[name] = pa.ListArray.from_arrays(offsets, pa.array(values))
+        position_ids = np.arange(ends[-1]) - np.repeat(firsts, lengths[order])
+        packed["position_ids"] = pa.ListArray.from_arrays(offsets, pa.array(position_ids, pa.int32()))
+        packed["length"] = pa.array(row_lengths, pa.int32())
+        yield pa.RecordBatch.from_pydict(packed)
+
+
+class _Lists:
+    """A column of lists as flat arrays, read in place from the file (Arrow's own `take` would copy whole columns)."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.values = [chunk.values.to_numpy() for chunk in column.chunks]
+        offsets = [chunk.offsets.to_numpy() for chunk in column.chunks]
+        self.starts = np.concatenate([each[:-1] for each in offsets])
+        self.ends = np.concatenate([each[1:] for each in offsets])
+        self.chunks = np.repeat(np.arange(len(offsets)), [len(each) - 1 for each in offsets])
+
+    def joined(self, order: np.ndarray) -> np.ndarray:
+        """The lists at these indices, end to end."""
+        return np.concatenate([self.values[self.chunks[i]][self.starts[i] : self.ends[i]] for i in order])
