@@ -1,0 +1,45 @@
+"""A callback: writes how far the run is into a small file that any other program can watch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+
+# Any TrainerCallback will do. ExportableState adds `state`, which puts `best_loss` into every checkpoint: a resumed run
+# goes on with the best loss of the run that was cut off.
+class ProgressFile(TrainerCallback, ExportableState):
+    """Keeps `progress.json` in the run's folder: step, steps in all, the last loss and the best one.
+
+    Args:
+        file: The file's name.
+    """
+
+    def __init__(self, file: str = "progress.json") -> None:
+        self.file = file
+        self.best_loss: float | None = None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the file anew whenever Trainer logs a training loss."""
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
+            return
+        loss = float(logs["loss"])
+        self.best_loss = loss if self.best_loss is None else min(loss, self.best_loss)
+        progress = {"step": state.global_step, "of": state.max_steps, "loss": loss, "best_loss": self.best_loss}
+        path = Path(str(args.output_dir), self.file)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(progress) + "\n")
+        partial.replace(path)  # a reader sees the old file or the new one, never half of one
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: how to build the callback again, and what it has learnt since."""
+        return {"args": {"file": self.file}, "attributes": {"best_loss": self.best_loss}}

@@ -1,0 +1,59 @@
+"""An optimizer: Lion, which steps by the sign of its momentum."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+
+# What the entry point names: a function that is called once the model is there, and its keyword-only options.
+def custom(
+    args: Any, model: torch.nn.Module, dataset: Any, *, betas: tuple[float, float] = (0.9, 0.99), lr_scale: float = 0.3
+) -> tuple[torch.optim.Optimizer, None]:
+    """Lion on all that trains, with weight decay on matrices only.
+
+    A step by sign is longer than one of AdamW, so the paper's learning rates are 3 to 10 times smaller; `lr_scale`
+    does that, and a config's `learning_rate` need not change with the optimizer.
+
+    Args:
+        args: The run's arguments: every field of the config and of `TrainingArguments`, by attribute.
+        model: The model, its tuner applied.
+        dataset: The encoded training set.
+        betas: How much of the momentum goes into a step, and how much is kept after it.
+        lr_scale: What `training.learning_rate` is multiplied by.
+
+    Returns:
+        The optimizer, and None for the scheduler: Trainer builds its own, by `training.lr_scheduler_type`.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    groups = [
+        {"params": matrices, "weight_decay": args.weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    lr = args.learning_rate * lr_scale
+    print(f"custom: Lion, lr {lr:g}, betas {betas}, {len(trained)} tensors, {len(matrices)} matrices", flush=True)
+    return Lion(groups, lr=lr, betas=betas), None
+
+
+class Lion(torch.optim.Optimizer):
+    """Chen et al., Symbolic Discovery of Optimization Algorithms, arXiv 2302.06675, algorithm 2."""
+
+    def __init__(self, params: Iterable[Any], *, lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Move every parameter by `lr`, up or down. What stands in `self.state` is saved and resumed by Trainer."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"]
+                direction = (beta1 * momentum + (1 - beta1) * parameter.grad).sign()
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"])
+                momentum.mul_(beta2).add_(parameter.grad, alpha=1 - beta2)

@@ -1,0 +1,17 @@
+"""A process reward model: a step that says again what an earlier one said is worth nothing."""
+
+from typing import Any
+
+from swiftplug.plugin import PRM, InferRequest
+
+
+class FreshSteps(PRM):
+    """Rewards each line of an answer: 1 if it is new, 0 if it repeats an earlier one, as small models do in circles."""
+
+    def __call__(self, infer_requests: list[InferRequest], **kwargs: Any) -> list[float | list[float]]:
+        """One list of rewards for each request, one reward for each line of its last message."""
+        return [self._rewards(request.messages[-1]["content"]) for request in infer_requests]
+
+    def _rewards(self, answer: str) -> list[float]:
+        steps = [" ".join(line.split()).lower() for line in answer.splitlines() if line.strip()]
+        return [float(step not in steps[:index]) for index, step in enumerate(steps)]
