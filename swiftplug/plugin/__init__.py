@@ -1,1 +1,64 @@
-"""The public API for plugin authors."""
+"""The public API for plugin authors: the contracts, the decorators, and the parts of a model by name."""
+
+from swiftplug.plugin.loss import TokenLoss
+from swiftplug.plugin.loss_scale import ContextType, LossScale
+from swiftplug.plugin.model_arch import MODEL_ARCH_MAPPING, ModelKeys, find_all_linears
+from swiftplug.plugin.register import (
+    register_callback,
+    register_dataset,
+    register_loss_func,
+    register_loss_scale,
+    register_metric,
+    register_model,
+    register_optimizer,
+    register_orm,
+    register_prm,
+    register_tools,
+    register_tuner,
+)
+from swiftplug.plugin.rewards import ORM, PRM, InferRequest
+from swiftplug.plugin.tables import (
+    LOSS_MAPPING,
+    METRIC_MAPPING,
+    extra_callbacks,
+    extra_tuners,
+    loss_scale_map,
+    optimizers_map,
+    orms,
+    prms,
+    tools_prompt,
+)
+from swiftplug.plugin.tuner import Tuner
+
+__all__ = [
+    "LOSS_MAPPING",
+    "METRIC_MAPPING",
+    "MODEL_ARCH_MAPPING",
+    "ORM",
+    "PRM",
+    "ContextType",
+    "InferRequest",
+    "LossScale",
+    "ModelKeys",
+    "TokenLoss",
+    "Tuner",
+    "extra_callbacks",
+    "extra_tuners",
+    "find_all_linears",
+    "loss_scale_map",
+    "optimizers_map",
+    "orms",
+    "prms",
+    "register_callback",
+    "register_dataset",
+    "register_loss_func",
+    "register_loss_scale",
+    "register_metric",
+    "register_model",
+    "register_optimizer",
+    "register_orm",
+    "register_prm",
+    "register_tools",
+    "register_tuner",
+    "tools_prompt",
+]
