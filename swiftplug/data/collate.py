@@ -8,6 +8,8 @@ import torch
 
 IGNORED = -100
 
+Rows = Sequence[Sequence[float] | np.ndarray]
+
 
 class Collator:
     """Pads examples on the right, to the longest of the batch and no further.
@@ -53,12 +55,12 @@ class Collator:
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def _padded(rows: Sequence[Sequence[float]], fill: float, dtype: type) -> np.ndarray:
-    array = np.full((len(rows), max(map(len, rows))), fill, dtype=dtype)
+def _padded(rows: Rows, fill: float, dtype: type) -> np.ndarray:
+    array: np.ndarray = np.full((len(rows), max(map(len, rows))), fill, dtype=dtype)
     for index, row in enumerate(rows):
         array[index, : len(row)] = row
     return array
 
 
-def _end_to_end(rows: Sequence[Sequence[float]], fill: float, dtype: type) -> np.ndarray:
+def _end_to_end(rows: Rows, fill: float, dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(row, dtype=dtype) for row in rows])[None]

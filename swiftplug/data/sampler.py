@@ -16,9 +16,9 @@ class EpochSampler(Sampler[int]):
     unbroken one would have. A data loader cuts the order into batches of `batch_size` from the front.
 
     With length grouping, stretches of a random order are sorted by length and cut into batches, and the batches are
-    shuffled: little padding, and the micro-batches of one accumulation step still differ in length, as the steps
-    of a plain random order do. The batch with the longest example comes first, so that what does not fit into memory fails
-    at once. Of several processes, which take batches in turn, all get one of about the same length at a time.
+    shuffled: little padding, and the micro-batches of one accumulation step still differ in length, as in a plain
+    random order. The batch with the longest example comes first, so that what does not fit into memory fails at once.
+    Several processes, which take batches in turn, all get one of about the same length at a time.
 
     Args:
         lengths: The number of tokens of each example.

@@ -1,0 +1,157 @@
+"""Messages as a row writes them become messages as a chat template reads them."""
+
+import json
+import math
+from typing import Any
+
+from swiftplug.errors import nearest
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+# Who may speak after whom; "" is the start, and a system message may only be there.
+FOLLOWS = {
+    "": {"system", "developer", "user"},
+    "system": {"user"},
+    "developer": {"user"},
+    "user": {"assistant"},
+    "assistant": {"user", "tool"},
+    "tool": {"tool", "assistant"},
+}
+
+
+class RowError(Exception):
+    """A row that cannot be used. It is counted and left out; the run goes on with the others.
+
+    Attributes:
+        reason: Why, in words that many rows may share: rows are counted by it.
+        detail: What was found in this row.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def parse_messages(value: Any, column: str) -> list[dict[str, Any]]:
+    """Check a list of messages (or its JSON text) and bring each into one form.
+
+    Args:
+        value: The list, as the row has it.
+        column: Its column, for errors.
+
+    Returns:
+        Messages with `role` and a text as `content`; what else they have is kept, unless it is null.
+
+    Raises:
+        RowError: It is no list of messages, or one of them has an unknown role, a content that is not text, or a
+            `loss` or `loss_scale` of the wrong type.
+    """
+    value = parse_json(value, column)
+    if not isinstance(value, list):
+        raise RowError(f"`{column}` is not a list of messages", f"it is {describe(value)}")
+    return [_parse_message(message, f"message {number}") for number, message in enumerate(value, 1)]
+
+
+def parse_json(value: Any, column: str) -> Any:
+    """What a column holds, read from its JSON text where a CSV or a Parquet file had to write it so."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise RowError(f"`{column}` is text that is not JSON", str(error)) from None
+
+
+def text_of(value: Any, where: str) -> str:
+    """The text of a content: a string, null (no text), or a list of text parts, which are joined."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return check_text(value, where)
+    if not isinstance(value, list):
+        raise RowError("a content is not text", f"{where} is {describe(value)}")
+    texts = []
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else describe(part)
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise RowError("a content is not text", f"{where} has a part of type {kind!r}; only text is supported")
+        texts.append(check_text(part["text"], where))
+    return "".join(texts)
+
+
+def check_text(value: str, where: str) -> str:
+    """The text itself, if UTF-8 can write it; JSON can spell half a surrogate pair, which no tokenizer takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RowError("a text holds half a character", f"{where} has {value[error.start]!a}") from None
+    return value
+
+
+def check_turns(messages: list[dict[str, Any]]) -> None:
+    """Check that roles take turns: one system message first at most, then user, assistant, and tool after assistant.
+
+    Raises:
+        RowError: They do not.
+    """
+    before = ""
+    for number, message in enumerate(messages, 1):
+        role = message["role"]
+        if role not in FOLLOWS[before]:
+            place = f"after {before!r}" if before else "first"
+            expected = " or ".join(repr(each) for each in sorted(FOLLOWS[before]))
+            raise RowError("roles out of order", f"message {number} is {role!r} {place}, expected {expected}")
+        before = role
+
+
+def describe(value: Any) -> str:
+    """What a JSON value is, in the words of JSON."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "null" if value is None else type(value).__name__)
+
+
+def parse_tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """Tool calls in the nested form that chat templates read, their arguments as an object.
+
+    Args:
+        value: A list (or its JSON text) of `{"function": {"name", "arguments"}}` or of `{"name", "arguments"}`; the
+            arguments may be JSON text, as in OpenAI's format.
+        where: Which message, for errors.
+
+    Raises:
+        RowError: A call has no name, or arguments that are no object.
+    """
+    value = parse_json(value, "tool_calls")
+    calls = []
+    for call in value if isinstance(value, list) else [value]:
+        call = parse_json(call, "tool_calls")
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RowError("a tool call has no name", where)
+        arguments = parse_json(function.get("arguments") or {}, "arguments")
+        if not isinstance(arguments, dict):
+            raise RowError("a tool call's arguments are not an object", f"{where} has {describe(arguments)}")
+        outer = {key: item for key, item in call.items() if key not in ("name", "arguments") and item is not None}
+        calls.append({"type": "function", **outer, "function": {"name": function["name"], "arguments": arguments}})
+    return calls
+
+
+def _parse_message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise RowError("a message is not an object", f"{where} is {describe(message)}")
+    role = message.get("role")
+    if role not in ROLES:
+        raise RowError("a message has an unknown role", f"{where} has {role!r}{nearest(str(role), ROLES)}")
+    parsed = {key: value for key, value in message.items() if value is not None}
+    parsed["content"] = text_of(message.get("content"), where)
+    if parsed.pop("tool_calls", None):
+        parsed["tool_calls"] = parse_tool_calls(message["tool_calls"], where)
+    if not isinstance(parsed.get("reasoning_content", ""), str):
+        raise RowError("`reasoning_content` is not text", f"{where} has {describe(parsed['reasoning_content'])}")
+    if not isinstance(parsed.get("loss", True), bool):
+        raise RowError("`loss` is not true or false", f"{where} has {parsed['loss']!r}")
+    scale = parsed.get("loss_scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise RowError("`loss_scale` is not a finite number", f"{where} has {scale!r}")
+    return parsed

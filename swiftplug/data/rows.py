@@ -1,0 +1,188 @@
+"""Any accepted row becomes a conversation."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from swiftplug.data.conversation import Conversation, Origin
+from swiftplug.data.messages import (
+    RowError,
+    check_text,
+    check_turns,
+    describe,
+    parse_json,
+    parse_messages,
+    parse_tool_calls,
+)
+
+Messages = list[dict[str, Any]]
+
+LABELLED = ("a label in place of an answer", "sft trains answers; a label is for classification")
+
+SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+}
+
+
+def to_conversation(
+    row: Any, origin: Origin, task: Literal["pt", "sft"], columns: Mapping[str, str] | None = None
+) -> Conversation:
+    """Bring a row of any accepted format into the one form that is rendered.
+
+    The format is told by the columns, the first that fits: `messages`; `conversations`; `prompt` with `completion`
+    or `chosen`; `chosen` and `rejected` alone; `instruction` or `output`; `text` (for `pt`, first of all). Of a
+    preference row the answer preferred is trained. `system`, `history` and `tools` go with any of them.
+
+    Args:
+        row: The row, as JSON has it.
+        origin: Where it was read.
+        task: What it is to be used for: `sft` needs an answer at the end.
+        columns: Columns to rename first, from the dataset's name to the one known here.
+
+    Returns:
+        The conversation; columns that were not understood are in its `columns`.
+
+    Raises:
+        RowError: The row cannot be used.
+    """
+    if not isinstance(row, dict):
+        raise RowError("a row is not an object", f"it is {describe(row)}")
+    rest = {name: value for name, value in row.items() if name not in (columns or {})}
+    rest |= {new: row[old] for old, new in (columns or {}).items() if old in row}
+
+    if rest.get("text") is not None and (task == "pt" or not _reader(rest)):
+        return _plain_text(rest, origin, task)
+    reader = _reader(rest)
+    if reader is None:
+        found = ", ".join(map(repr, row)) or "none"
+        raise RowError("no known columns", f"found {found}, expected e.g. 'messages' (data.columns renames)")
+    messages = reader(rest)
+    system = rest.pop("system", None)
+    if isinstance(system, str) and system and messages and messages[0]["role"] not in ("system", "developer"):
+        messages.insert(0, {"role": "system", "content": system})
+    tools = _tools(rest.pop("tools", None))
+    if not messages:
+        raise RowError("no messages")
+    if task == "sft":
+        _check_answer(messages, rest)
+    check_turns(messages)
+    return Conversation(messages=messages, origin=origin, tools=tools, columns=rest)
+
+
+def _reader(row: dict[str, Any]) -> Callable[[dict[str, Any]], Messages] | None:
+    """What reads the messages of a row with these columns; it takes the columns it reads out of the row."""
+    has = {name for name, value in row.items() if value is not None}
+    if "messages" in has:
+        return lambda rest: parse_messages(rest.pop("messages"), "messages")
+    if "conversations" in has:
+        return _sharegpt
+    if "prompt" in has or {"chosen", "rejected"} <= has:
+        return _prompted
+    if "instruction" in has or "output" in has:
+        return _alpaca
+    return None
+
+
+def _plain_text(rest: dict[str, Any], origin: Origin, task: str) -> Conversation:
+    text = rest.pop("text")
+    if not isinstance(text, str):
+        raise RowError("`text` is not text", f"it is {describe(text)}")
+    if task == "sft" and rest.get("label") is not None:
+        raise RowError(*LABELLED)
+    if not check_text(text, "`text`").strip():
+        raise RowError("the text is empty")
+    return Conversation(messages=[], origin=origin, text=text, columns=rest)
+
+
+def _sharegpt(rest: dict[str, Any]) -> Messages:
+    """`from` and `value`; turns that already have `role` and `content` are taken as they are."""
+    turns = parse_json(rest.pop("conversations"), "conversations")
+    if isinstance(turns, list):
+        turns = [_sharegpt_turn(turn, f"turn {number}") for number, turn in enumerate(turns, 1)]
+    return parse_messages(turns, "conversations")
+
+
+def _sharegpt_turn(turn: Any, where: str) -> Any:
+    if not isinstance(turn, dict) or "from" not in turn:
+        return turn
+    speaker = turn["from"]
+    other = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    if speaker == "function_call":
+        return {"role": "assistant", "content": "", "tool_calls": parse_tool_calls(turn.get("value"), where), **other}
+    if speaker not in SHAREGPT_ROLES:
+        known = ", ".join([*SHAREGPT_ROLES, "function_call"])
+        raise RowError("a message has an unknown role", f"{where} is from {speaker!r}; choose from: {known}")
+    return {"role": SHAREGPT_ROLES[speaker], "content": turn.get("value"), **other}
+
+
+def _prompted(rest: dict[str, Any]) -> Messages:
+    """A prompt and its completion, or the chosen one of two; each a text or a list of messages."""
+    prompt = _as_messages(rest.pop("prompt", None), "user", "prompt")
+    key = "completion" if rest.get("completion") is not None else "chosen"
+    answer = _as_messages(rest.pop(key, None), "assistant", key)
+    if answer and answer[0]["role"] != "assistant":
+        return answer  # the whole conversation, the prompt once more among it
+    return _history(rest) + prompt + answer
+
+
+def _alpaca(rest: dict[str, Any]) -> Messages:
+    """`instruction` and `input`, joined by a line break, and `output`."""
+    asked = [part for part in (rest.pop("instruction", None), rest.pop("input", None)) if part not in (None, "")]
+    for part in asked:
+        if not isinstance(part, str):
+            raise RowError("`instruction` or `input` is not text", f"it is {describe(part)}")
+    question = [{"role": "user", "content": "\n".join(asked)}] if asked else []
+    return _history(rest) + question + _as_messages(rest.pop("output", None), "assistant", "output")
+
+
+def _history(rest: dict[str, Any]) -> Messages:
+    """Earlier rounds: a list of pairs of a question and its answer."""
+    messages: Messages = []
+    for pair in parse_json(rest.pop("history", None) or [], "history"):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(each, str) for each in pair)):
+            raise RowError("`history` is not a list of pairs of texts", f"it has {json.dumps(pair, default=str)[:60]}")
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return messages
+
+
+def _as_messages(value: Any, role: str, column: str) -> Messages:
+    if value is None:
+        return []
+    return parse_messages(value if isinstance(value, list) else [{"role": role, "content": value}], column)
+
+
+def _tools(value: Any) -> list[Any] | None:
+    value = parse_json(value or None, "tools")
+    if not value:
+        return None
+    if not isinstance(value, list):
+        raise RowError("`tools` is not a list", f"it is {describe(value)}")
+    tools = [
+        parse_json(tool, "tools") if isinstance(tool, str) and tool.lstrip()[:1] == "{" else tool for tool in value
+    ]
+    for tool in tools:
+        if not isinstance(tool, dict | str):
+            raise RowError("a tool is neither text nor an object", f"it is {describe(tool)}")
+    return tools
+
+
+def _check_answer(messages: Messages, rest: dict[str, Any]) -> None:
+    last = messages[-1]
+    if last["role"] != "assistant":
+        if rest.get("label") is not None:
+            raise RowError(
+                "a label in place of an answer", "sft trains answers; tasks that train labels read such rows"
+            )
+        raise RowError("no answer", f"the last message is {last['role']!r}, expected 'assistant'")
+    if isinstance(rest.get("label"), bool):
+        raise RowError(
+            "an answer labelled good or bad", "a row with a true or false `label` is for alignment, not for sft"
+        )
+    if not (last["content"].strip() or last.get("tool_calls") or last.get("reasoning_content")):
+        raise RowError("the answer is empty")
