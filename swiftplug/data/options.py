@@ -22,7 +22,7 @@ class DataOptions(BaseModel):
         cache_dir: Where encoded datasets are kept. None: `$SWIFTPLUG_CACHE`, else `~/.cache/swiftplug/data`.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     max_length: int = Field(default=2048, ge=2)
     too_long: Literal["drop", "truncate", "split"] | None = None
