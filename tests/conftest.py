@@ -1,6 +1,8 @@
 """What many tests share: a random tiny chat model on disk, made once a session."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,11 @@ def write_jsonl(tmp_path: Path) -> Any:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir() -> Path:
+    """A real pretrained chat model of 135M parameters, for tests marked `real`; `smollm2.py` lays it out once."""
+    script = Path(__file__).with_name("smollm2.py")
+    laid = subprocess.run([sys.executable, script], check=True, stdout=subprocess.PIPE, text=True)
+    return Path(laid.stdout.strip())
