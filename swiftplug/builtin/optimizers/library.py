@@ -1,0 +1,109 @@
+"""All optimizers of the pytorch_optimizer library, by name."""
+
+import inspect
+from collections import deque
+from typing import Any
+
+import pytorch_optimizer as library
+import torch
+from pytorch_optimizer.optimizer.scion import LMONorm
+from transformers import get_constant_schedule
+
+from swiftplug.builtin.optimizers.groups import Made, decay_groups, hidden_matrices, trainable
+from swiftplug.errors import UserError, nearest
+
+_WHOLE_MODEL = "it takes the place of the backward pass"
+_CLOSURE = "it calls the model by itself, which Trainer does not allow"
+_SECOND = "it needs second derivatives, which Trainer does not compute"
+_STATE = "its state does not survive a checkpoint"
+_LOW_RANK = "it would act as AdamW, for want of a rank by parameter group"
+_REFUSED = {
+    "adahessian": _SECOND,
+    "adalomo": _WHOLE_MODEL,
+    "adammini": "it builds its groups by names of its own",
+    "alig": _CLOSURE,
+    "apollo": _LOW_RANK,
+    "bsam": _CLOSURE,
+    "conda": _STATE,
+    "distributedmuon": "the optimizer muon does the same",
+    "fira": _LOW_RANK,
+    "galore": "take the optimizer galore",
+    "lbfgs": _CLOSURE,
+    "lomo": _WHOLE_MODEL,
+    "magma": "it wraps another optimizer",
+    "scalableshampoo": _STATE,
+    "sophiah": _SECOND,
+}
+
+
+def pytorch_optimizer(args: Any, model: torch.nn.Module, dataset: Any, *, algorithm: str, **parameters: Any) -> Made:
+    """An optimizer of pytorch_optimizer: `{name: pytorch_optimizer, algorithm: lion, betas: [0.95, 0.98]}`.
+
+    The learning rate is `training.learning_rate` unless `lr` is given (some, like prodigy, want 1.0), weight decay is
+    `training.weight_decay`; all other defaults are the library's. Those of Muon's family get the matrices inside the
+    network, and their own AdamW the rest. Schedule-free ones keep a constant learning rate.
+
+    Args:
+        args: The run's arguments.
+        model: The model to train.
+        dataset: The training set.
+        algorithm: The name of the class, in any case.
+        **parameters: Its parameters.
+
+    Raises:
+        UserError: If the library has no such algorithm, it cannot run in Trainer, or does not take a parameter.
+    """
+    optimizer_class, known = _find(algorithm, parameters)
+    if "lr" in known:
+        parameters = {"lr": args.learning_rate, **parameters}
+    weight_decay = parameters.pop("weight_decay", args.weight_decay)
+    if "adamw_lr" in known:  # the family of Muon
+        parameters = {"adamw_lr": parameters["lr"], **parameters}
+        matrices = hidden_matrices(model)
+        rest = {name: parameter for name, parameter in trainable(model).items() if name not in matrices}
+        groups = [
+            *decay_groups(model, matrices, weight_decay, use_muon=True),
+            *decay_groups(model, rest, weight_decay, use_muon=False),
+        ]
+    else:
+        groups = decay_groups(model, trainable(model), weight_decay)
+    try:
+        optimizer: torch.optim.Optimizer = optimizer_class(groups, **parameters)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer pytorch_optimizer: {algorithm}: {' '.join(str(error).split())}") from error
+    # Plain data that a few of them keep in their state, and that a safe load of a checkpoint must know.
+    torch.serialization.add_safe_globals([deque, LMONorm])
+    return optimizer, get_constant_schedule(optimizer) if algorithm.lower().startswith("schedulefree") else None
+
+
+def check_options(*, algorithm: str, **parameters: Any) -> None:
+    """Refuse, before a model is loaded, an algorithm or a parameter that the library does not have."""
+    _find(algorithm, parameters)
+
+
+pytorch_optimizer.check_options = check_options  # type: ignore[attr-defined]
+
+
+def _find(algorithm: str, parameters: dict[str, Any]) -> tuple[type[torch.optim.Optimizer], set[str]]:
+    """The class of an algorithm and the names of its parameters, checked against those given."""
+    names = library.get_supported_optimizers()
+    name = algorithm.lower()
+    if name in _REFUSED:
+        raise UserError(f"optimizer pytorch_optimizer: {algorithm!r} cannot be used here: {_REFUSED[name]}")
+    if name not in names:
+        raise UserError(
+            f"optimizer pytorch_optimizer: the library has no algorithm {algorithm!r}"
+            f"{nearest(name, set(names) - set(_REFUSED))}"
+        )
+    optimizer_class = library.load_optimizer(name)
+    signature = list(inspect.signature(optimizer_class).parameters.values())[1:]
+    known = {parameter.name for parameter in signature if parameter.kind is not parameter.VAR_KEYWORD}
+    for given in parameters:
+        if given not in known:
+            raise UserError(
+                f"optimizer pytorch_optimizer: {algorithm} has no parameter {given!r}{nearest(given, known)}"
+            )
+    required = {it.name for it in signature if it.default is it.empty and it.kind is it.POSITIONAL_OR_KEYWORD}
+    for missing in sorted(required - set(parameters)):
+        raise UserError(f"optimizer pytorch_optimizer: {algorithm} needs the parameter {missing!r}")
+    return optimizer_class, known

@@ -1,0 +1,38 @@
+"""LoRA+: a higher learning rate for LoRA's B matrices than for its A matrices (arXiv 2402.12354)."""
+
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+
+from swiftplug.builtin.optimizers.groups import Made, trainable
+from swiftplug.errors import UserError
+
+
+def lorap(args: Any, model: torch.nn.Module, dataset: Any, *, lr_ratio: float = 16, lr_embedding: float = 1e-6) -> Made:
+    """AdamW whose learning rate is `lr_ratio` times `training.learning_rate` on B matrices and on vectors.
+
+    Args:
+        args: The run's arguments.
+        model: A model with LoRA.
+        dataset: The training set.
+        lr_ratio: The ratio of the two learning rates.
+        lr_embedding: The learning rate of LoRA on embeddings.
+
+    Raises:
+        UserError: If no B matrix trains.
+    """
+    if not any("lora_B" in name or "lora_embedding_B" in name for name in trainable(model)):
+        raise UserError("optimizer lorap: the model has no LoRA matrices to train; it goes with the tuner lora")
+    optimizer = create_loraplus_optimizer(
+        cast(PeftModel, model),
+        torch.optim.AdamW,
+        lr=args.learning_rate,
+        loraplus_lr_ratio=lr_ratio,
+        loraplus_lr_embedding=lr_embedding,
+        loraplus_weight_decay=args.weight_decay,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+    )
+    return optimizer, None
