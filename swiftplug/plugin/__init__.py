@@ -28,6 +28,7 @@ from swiftplug.plugin.tables import (
     prms,
     tools_prompt,
 )
+from swiftplug.plugin.tools_format import ToolsFormat, ToolTurns
 from swiftplug.plugin.tuner import Tuner
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "LossScale",
     "ModelKeys",
     "TokenLoss",
+    "ToolTurns",
+    "ToolsFormat",
     "Tuner",
     "extra_callbacks",
     "extra_tuners",

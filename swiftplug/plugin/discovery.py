@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import importlib_metadata
@@ -78,12 +79,13 @@ def find_installed() -> list[FoundPlugin]:
         for distribution in importlib_metadata.distributions()
         if "[swiftplug." in (distribution.read_text("entry_points.txt") or "")
     }
-    found = (plugin for name in names for plugin in _declared_by(importlib_metadata.distribution(name)))
+    found = (plugin for name in names for plugin in _declared_by(name))
     kinds = list(KINDS)
     return sorted(found, key=lambda it: (kinds.index(it.kind), it.name, normalized(it.distribution), it.value))
 
 
-def _declared_by(distribution: importlib_metadata.Distribution) -> list[FoundPlugin]:
+def _declared_by(normalized_name: str) -> list[FoundPlugin]:
+    distribution = importlib_metadata.distribution(normalized_name)
     points = [point for point in distribution.entry_points if point.group in _GROUPS]
     if not points:
         return []
@@ -125,7 +127,7 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def allowed_distributions(allow: list[str] | None) -> set[str] | None:
+def allowed_distributions(allow: Sequence[str] | None) -> set[str] | None:
     """The distributions that may load plugins, normalized; None where nothing limits them.
 
     Args:

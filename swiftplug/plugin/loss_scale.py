@@ -1,10 +1,10 @@
 """The contract of loss scales: how much each part of a conversation weighs in the loss."""
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 
-class ContextType(str, Enum):
+class ContextType(StrEnum):
     """What a stretch of the rendered conversation is."""
 
     SYSTEM = "system"

@@ -42,7 +42,7 @@ def _summary_in(source: Path, module: str, name: str, hops: int) -> str | None:
             case ast.ImportFrom() if hops and (original := _imported_as(node, name)):
                 origin = _absolute(node, module, is_package=source.name == "__init__.py")
                 target = _source_file(origin)
-                summary = target and _summary_in(target, origin, original, hops - 1)
+                summary = _summary_in(target, origin, original, hops - 1) if target else None
     return _first_line(summary or ast.get_docstring(tree))
 
 

@@ -1,0 +1,213 @@
+"""One registry for all plugins: installed or from a file, found by name, imported when used."""
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from swiftplug.errors import UserError, nearest
+from swiftplug.plugin.binding import bind, option_source
+from swiftplug.plugin.causes import cause_of
+from swiftplug.plugin.choice import PluginChoice
+from swiftplug.plugin.contracts import ContractError, check_contract
+from swiftplug.plugin.discovery import (
+    BUILT_IN,
+    FoundPlugin,
+    allowed_distributions,
+    find_installed,
+    missing_requirements,
+    normalized,
+)
+from swiftplug.plugin.files import FilePlugin, load_file
+from swiftplug.plugin.options import check_options
+
+
+@dataclass(frozen=True)
+class LoadedPlugin:
+    """A plugin in use.
+
+    Attributes:
+        found: What it was found as.
+        options: Its options, checked and of the annotated types.
+        bound: What the run calls, options applied (see `bind`).
+        source_file: The file that defines it; None where there is none (a module written in C).
+        source_hash: SHA-256 of that file and of the entry point's module, in hexadecimal.
+    """
+
+    found: FoundPlugin
+    options: dict[str, Any]
+    bound: Any
+    source_file: str | None
+    source_hash: str
+
+
+class Check(NamedTuple):
+    """What `list-plugins --check` says of a plugin.
+
+    Attributes:
+        status: Whether it can be used.
+        cause: Why not, in one line; empty if it can.
+    """
+
+    status: Literal["fits", "broken", "needs an extra"]
+    cause: str = ""
+
+
+class _MissingExtraError(Exception):
+    """The extra that a plugin declares is not installed; the message says what to do."""
+
+
+class Registry:
+    """All plugins that this process can see.
+
+    Example:
+        >>> registry = Registry.discover(files=["my_plugins.py"])
+        >>> registry.resolve("loss", PluginChoice(name="focal", options={"gamma": 3}), "--loss").bound
+    """
+
+    def __init__(self, installed: Sequence[FoundPlugin], from_files: Sequence[FilePlugin], allowed: set[str] | None):
+        self._plugins = [*installed, *(it.found for it in from_files)]
+        self._from_files = {it.found: it for it in from_files}
+        self._allowed = allowed
+
+    @classmethod
+    def discover(cls, files: Sequence[str | Path] = (), allow: Sequence[str] | None = None) -> "Registry":
+        """Find every installed plugin, and run the given files for theirs.
+
+        Args:
+            files: Files of plugins.
+            allow: The distributions that may load plugins; None for all. `SWIFTPLUG_PLUGINS` limits as well; built-ins
+                and files may always.
+
+        Raises:
+            UserError: If a file fails.
+        """
+        installed = find_installed()
+        unique = {Path(file).resolve(): file for file in files}
+        return cls(installed, [it for file in unique.values() for it in load_file(file)], allowed_distributions(allow))
+
+    def found(self, kind: str | None = None) -> list[FoundPlugin]:
+        """The plugins that may be used, of one kind or of all."""
+        return [it for it in self._plugins if kind in (None, it.kind) and self._may_load(it)]
+
+    def refused(self, kind: str | None = None) -> list[FoundPlugin]:
+        """The plugins that the allow-list keeps out, of one kind or of all."""
+        return [it for it in self._plugins if kind in (None, it.kind) and not self._may_load(it)]
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether a plugin, allowed or not, answers to a name or a qualified name. Imports nothing."""
+        return bool(self._named(kind, name))
+
+    def resolve(self, kind: str, choice: PluginChoice, where: str) -> LoadedPlugin:
+        """Import a plugin, check its contract and its options, and make it ready for use.
+
+        Args:
+            kind: A key of `KINDS`.
+            choice: Its name or qualified name, and its options.
+            where: What named it, for messages: `--loss`, `train.yaml: loss`.
+
+        Raises:
+            UserError: If it is unknown, ambiguous, not allowed, broken, or does not take the options.
+        """
+        found = self._choose(kind, choice.name, where)
+        return self._use(found, choice.options, f"{where}: {found}")
+
+    @property
+    def active_callbacks(self) -> list[LoadedPlugin]:
+        """The callbacks that act because a file that has them was given.
+
+        Raises:
+            UserError: If one does not fit its contract.
+        """
+        active = [it.found for it in self._from_files.values() if it.active]
+        return [self._use(found, {}, f"extra_callbacks: {found}") for found in active]
+
+    def check(self, found: FoundPlugin) -> Check:
+        """Import a plugin and check its contract."""
+        try:
+            check_contract(found.kind, self._load(found))
+        except _MissingExtraError as error:
+            return Check("needs an extra", str(error))
+        except ContractError as error:
+            return Check("broken", str(error))
+        except (Exception, SystemExit) as error:
+            return Check("broken", cause_of(error))
+        return Check("fits")
+
+    def _use(self, found: FoundPlugin, options: dict[str, Any], of: str) -> LoadedPlugin:
+        try:
+            plugin = self._load(found)
+            check_contract(found.kind, plugin)
+            source = option_source(found.kind, plugin)
+            checked = check_options(options, source.parameters, source.function, of)
+            bound = bind(found.kind, found.name, plugin, checked)
+        except UserError:
+            raise
+        except (_MissingExtraError, ContractError) as error:
+            raise UserError(f"{of} {error}") from error
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{of} is broken: {cause_of(error)}") from error
+        file, digest = _source_of(found, plugin)
+        return LoadedPlugin(found, checked, bound, file, digest)
+
+    def _load(self, found: FoundPlugin) -> Any:
+        if found in self._from_files:
+            return self._from_files[found].plugin
+        missing = missing_requirements(found)
+        if missing:
+            extras = f"{found.distribution}[{','.join(found.extras)}]"
+            raise _MissingExtraError(f"needs {', '.join(missing)}: pip install '{extras}'")
+        module, _, attribute = found.value.partition(":")
+        return reduce(getattr, attribute.split(".") if attribute else [], importlib.import_module(module))
+
+    def _choose(self, kind: str, name: str, where: str) -> FoundPlugin:
+        named = self._named(kind, name)
+        allowed = [it for it in named if self._may_load(it)]
+        if len(allowed) == 1:
+            return allowed[0]
+        label = kind.replace("_", " ")
+        if not named:
+            known = [it.qualified_name if ":" in name else it.name for it in self.found(kind)]
+            raise UserError(f"{where}: there is no {label} {name!r}{nearest(name, known)}")
+        if not allowed:
+            raise UserError(
+                f"{where}: {named[0]} is not allowed: add {named[0].distribution!r} to plugins.allow and, where it is "
+                "set, to SWIFTPLUG_PLUGINS"
+            )
+        names = " and ".join(f"{it.qualified_name} ({it.source})" for it in allowed)
+        if len({it.qualified_name for it in allowed}) < len(allowed):
+            raise UserError(f"{where}: {label} {name!r} is ambiguous: {names}; rename one")
+        raise UserError(f"{where}: {label} {name!r} is ambiguous: {names}; give the qualified name")
+
+    def _named(self, kind: str, name: str) -> list[FoundPlugin]:
+        distribution, _, bare = name.partition(":")
+        return [
+            it
+            for it in self._plugins
+            if it.kind == kind
+            and (it.name == name or (it.name == bare and normalized(it.distribution) == normalized(distribution)))
+        ]
+
+    def _may_load(self, found: FoundPlugin) -> bool:
+        distribution = normalized(found.distribution)
+        return self._allowed is None or found.from_file or distribution == BUILT_IN or distribution in self._allowed
+
+
+def _source_of(found: FoundPlugin, plugin: Any) -> tuple[str | None, str]:
+    """The file that defines a plugin, and the hash of its source."""
+    origin = plugin[0] if isinstance(plugin, tuple) else plugin
+    origin = origin.func if isinstance(origin, partial) else origin
+    origin = origin if inspect.isclass(origin) or inspect.isroutine(origin) else type(origin)
+    place = found.value.rpartition(":")[0]
+    modules = [inspect.getmodule(origin), None if found.from_file else importlib.import_module(place)]
+    files = [Path(it.__file__) for it in modules if it is not None and it.__file__]
+    if found.from_file:
+        files.append(Path(place))
+    digest = hashlib.sha256()
+    for file in dict.fromkeys(files):
+        digest.update(file.read_bytes())
+    return (str(files[0]) if files else None), digest.hexdigest()
