@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features
+
 from swiftplug.data.conversation import Origin
 from swiftplug.errors import UserError
 
-PARQUET_BATCH = 1024
+PARQUET_BATCH = 256
 LONGEST_CELL = 2**31 - 1  # csv refuses cells above 128 KiB unless told otherwise
 BOM = b"\xef\xbb\xbf"
 
@@ -78,16 +82,14 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
     Raises:
         UserError: The file is not Parquet.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(path) as file:
+            features = Features.from_arrow_schema(file.schema_arrow)
             number = 0
             for batch in file.iter_batches(PARQUET_BATCH):
                 for row in batch.to_pylist():
                     number += 1
-                    yield RawRow(without_nulls(row), Origin(str(path), number))
+                    yield RawRow(without_nulls(features.decode_example(row)), Origin(str(path), number))
     except pa.ArrowException as error:
         raise UserError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
 

@@ -112,15 +112,15 @@ def describe(value: Any) -> str:
 
 
 def parse_tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Tool calls in the nested form that chat templates read, their arguments as an object.
+    """Tool calls in the nested form that chat templates read.
 
     Args:
         value: A list (or its JSON text) of `{"function": {"name", "arguments"}}` or of `{"name", "arguments"}`; the
-            arguments may be JSON text, as in OpenAI's format.
+            arguments may be the JSON text of an object, as in OpenAI's format, and become that object.
         where: Which message, for errors.
 
     Raises:
-        RowError: A call has no name, or arguments that are no object.
+        RowError: A call has no name, or arguments that are neither an object nor text.
     """
     value = parse_json(value, "tool_calls")
     calls = []
@@ -129,12 +129,22 @@ def parse_tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else {}
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RowError("a tool call has no name", where)
-        arguments = parse_json(function.get("arguments") or {}, "arguments")
-        if not isinstance(arguments, dict):
-            raise RowError("a tool call's arguments are not an object", f"{where} has {describe(arguments)}")
+        arguments = _arguments(function.get("arguments") or {}, where)
         outer = {key: item for key, item in call.items() if key not in ("name", "arguments") and item is not None}
         calls.append({"type": "function", **outer, "function": {"name": function["name"], "arguments": arguments}})
     return calls
+
+
+def _arguments(value: Any, where: str) -> dict[str, Any] | str:
+    if isinstance(value, str):
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            return value
+        return parsed if isinstance(parsed, dict) else value
+    if not isinstance(value, dict):
+        raise RowError("a tool call's arguments are neither an object nor text", f"{where} has {describe(value)}")
+    return value
 
 
 def _parse_message(message: Any, where: str) -> dict[str, Any]:

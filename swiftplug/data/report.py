@@ -1,0 +1,134 @@
+"""What became of the rows of a run: how many were read, kept, cut and left out, and why."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+EXAMPLES = 3
+
+
+@dataclass
+class Dropped:
+    """Rows left out for one reason.
+
+    Attributes:
+        count: How many.
+        examples: The first of them, as `file:line` and what was found there.
+    """
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, other: "Dropped") -> None:
+        """Count more of them."""
+        self.count += other.count
+        self.examples = (self.examples + other.examples)[:EXAMPLES]
+
+
+@dataclass
+class SplitReport:
+    """The counts of one split, as encoded.
+
+    Attributes:
+        rows: Rows read.
+        kept: Rows that at least one example was made of.
+        examples: Examples made of them; more than the rows kept where long rows were split.
+        truncated: Rows whose end was cut off.
+        split: Rows that were split.
+        dropped: Rows left out, by reason.
+        tokens: Tokens of all examples.
+        trained_tokens: Tokens among them with a weight other than 0.
+        longest: Tokens of the longest example.
+        shortest_too_long: Tokens of the shortest row that was dropped for its length; None if none was.
+        weighted: Whether any weight is neither 0 nor 1.
+        template_drops: How often the chat template left something out of a row, by what it was.
+        packed_rows: Rows of the packed dataset; None where it is not packed.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    examples: int = 0
+    truncated: int = 0
+    split: int = 0
+    dropped: dict[str, Dropped] = field(default_factory=dict)
+    tokens: int = 0
+    trained_tokens: int = 0
+    longest: int = 0
+    shortest_too_long: int | None = None
+    weighted: bool = False
+    template_drops: dict[str, int] = field(default_factory=dict)
+    packed_rows: int | None = None
+
+    def drop(self, reason: str, example: str) -> None:
+        """Count a row that is left out."""
+        self.dropped.setdefault(reason, Dropped()).add(Dropped(1, [example]))
+
+    def add(self, other: "SplitReport") -> None:
+        """Count what another part of the same split counted."""
+        for name in ("rows", "kept", "examples", "truncated", "split", "tokens", "trained_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, dropped in other.dropped.items():
+            self.dropped.setdefault(reason, Dropped()).add(dropped)
+        for what, count in other.template_drops.items():
+            self.template_drops[what] = self.template_drops.get(what, 0) + count
+        self.longest = max(self.longest, other.longest)
+        lengths = [each for each in (self.shortest_too_long, other.shortest_too_long) if each is not None]
+        self.shortest_too_long = min(lengths, default=None)
+        self.weighted |= other.weighted
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts, of JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> "SplitReport":
+        """The counts that `to_json` told."""
+        dropped = {reason: Dropped(**each) for reason, each in told["dropped"].items()}
+        return cls(**{**told, "dropped": dropped})
+
+    def lines(self, name: str) -> list[str]:
+        """The counts as a few lines for people.
+
+        Args:
+            name: What the split is called.
+        """
+        trained = 100 * self.trained_tokens / max(self.tokens, 1)
+        made = "" if self.examples == self.kept else f" as {_counted(self.examples, 'example')}"
+        lines = [
+            f"{name}: {self.kept:,} of {_counted(self.rows, 'row')}{made}, {self.tokens:,} tokens, "
+            f"{self.trained_tokens:,} trained ({trained:.0f} %), longest {self.longest:,}"
+        ]
+        if self.packed_rows is not None:
+            lines.append(f"  packed into {_counted(self.packed_rows, 'row')}")
+        if self.truncated:
+            lines.append(f"  {_counted(self.truncated, 'row')} truncated")
+        if self.split:
+            lines.append(f"  {_counted(self.split, 'row')} split")
+        for reason, dropped in sorted(self.dropped.items(), key=lambda item: -item[1].count):
+            more = ", ..." if dropped.count > len(dropped.examples) else ""
+            lines.append(f"  {_counted(dropped.count, 'row')} left out: {reason}: {'; '.join(dropped.examples)}{more}")
+        lines += [f"  the chat template left out: {what} ({n:,})" for what, n in self.template_drops.items()]
+        return lines
+
+
+@dataclass
+class DataReport:
+    """The counts of a run's data.
+
+    Attributes:
+        train: Of the training examples.
+        eval: Of the evaluation examples, if there are any.
+        notes: What else the user should know.
+    """
+
+    train: SplitReport
+    eval: SplitReport | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The counts as a few lines for people."""
+        evaluation = self.eval.lines("eval") if self.eval else []
+        return [*self.train.lines("train"), *evaluation, *self.notes]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,137 @@
+"""What a config calls a dataset: a file, a folder, a hub id or a plugin, opened as a source of rows."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import datasets
+from datasets import Dataset
+
+from swiftplug.data.conversation import Origin
+from swiftplug.data.files import READERS, RawRow, without_nulls
+from swiftplug.errors import UserError, nearest
+from swiftplug.plugin.choice import PluginChoice
+from swiftplug.plugin.registry import Registry
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset that is there, not read yet.
+
+    Attributes:
+        name: As the config names it.
+        fingerprint: Changes whenever the rows may.
+        read: Starts over at the first row each time it is called.
+    """
+
+    name: str
+    fingerprint: str
+    read: Callable[[], Iterator[RawRow]]
+
+
+def open_source(choice: PluginChoice, registry: Registry, where: str = "dataset") -> Source:
+    """Find a dataset by its name.
+
+    Tried in this order: a dataset plugin; a file, or a folder laid out as a hub repository is; a hub id.
+    `#N` at the end takes the first N rows, `:SUBSET/SPLIT` after a folder or a hub id one part of it (by default
+    the split `train` of the only subset).
+
+    Args:
+        choice: The name, and options where it is a plugin.
+        registry: Knows the plugins.
+        where: The key or option that chose it, for errors.
+
+    Returns:
+        The source. A file's fingerprint is a hash of its content.
+
+    Raises:
+        UserError: There is no such dataset, or it cannot be read.
+    """
+    name, limit = _split_limit(choice.name, where)
+    source = _open(choice.model_copy(update={"name": name}), registry, where)
+    if limit is None:
+        return source
+    return Source(choice.name, f"{source.fingerprint}#{limit}", lambda: islice(source.read(), limit))
+
+
+def _split_limit(name: str, where: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(.+)#([^#/\\]*)", name)
+    if match is None or Path(name).exists():
+        return name, None
+    if not match[2].isdecimal() or int(match[2]) == 0:
+        raise UserError(f"{where}: {name!r}: expected a number of rows, 1 or more, after '#', found {match[2]!r}")
+    return match[1], int(match[2])
+
+
+def _open(choice: PluginChoice, registry: Registry, where: str) -> Source:
+    name = choice.name
+    if registry.has("dataset", name):
+        return _open_plugin(choice, registry, where)
+    if choice.options:
+        option = next(iter(choice.options))
+        raise UserError(f"{where}: {name!r} is no dataset plugin and takes no options, found {option!r}")
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _open_file(path, where)
+    location, _, part = name.rpartition(":") if ":" in name else (name, "", "")
+    folder = Path(location).expanduser()
+    if folder.is_dir():
+        return _open_repository(name, str(folder), part, where)
+    if HUB_ID.fullmatch(location) and path.suffix not in READERS:
+        return _open_repository(name, location, part, where)
+    raise UserError(f"{where}: no such file, folder, hub id or dataset plugin: {name!r}{_near_name(path, registry)}")
+
+
+def _near_name(path: Path, registry: Registry) -> str:
+    files = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    if not path.parent.is_dir():
+        return f" (there is no folder {str(path.parent)!r})"
+    plugins = [found.name for found in registry.found("dataset")]
+    hint = nearest(path.name, [*files, *plugins])
+    return hint if "did you mean" in hint else ""
+
+
+def _open_file(path: Path, where: str) -> Source:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{where}: {path}: unknown kind of file {path.suffix!r}; expected one of {', '.join(READERS)}")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{where}: cannot read {path}: {error.strerror}") from None
+    # The name is part of it: reports of the cache say where a row was.
+    return Source(str(path), f"{path}:{digest}", lambda: reader(path))
+
+
+def _open_repository(name: str, location: str, part: str, where: str) -> Source:
+    subset, _, split = part.partition("/")
+    try:
+        loaded = datasets.load_dataset(location, name=subset or None, split=split or "train")
+    except Exception as error:  # whatever a file format, a network or the hub may raise: it is about this dataset
+        cause = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{where}: cannot load {name!r}: {cause}") from error
+    return _open_dataset(name, loaded)
+
+
+def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source:
+    plugin = registry.resolve("dataset", choice, where)
+    loaded = plugin.bound()
+    if not isinstance(loaded, Dataset):
+        raise UserError(
+            f"{where}: dataset plugin {choice.name!r} returned {type(loaded).__name__}, expected datasets.Dataset"
+        )
+    return _open_dataset(choice.name, loaded)
+
+
+def _open_dataset(name: str, loaded: Dataset) -> Source:
+    def read() -> Iterator[RawRow]:
+        for number, row in enumerate(loaded.with_format(None), 1):
+            yield RawRow(without_nulls(row), Origin(name, number))
+
+    return Source(name, f"{name}:{loaded._fingerprint}", read)
