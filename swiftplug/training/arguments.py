@@ -1,0 +1,168 @@
+"""The arguments of a run: a config's `training:` section as `TrainingArguments`, and what plugins see as `args`."""
+
+import dataclasses
+from typing import Any, get_type_hints
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from transformers import TrainingArguments
+
+from swiftplug.config.schema import TrainConfig
+from swiftplug.errors import UserError, nearest
+
+# Fields of TrainingArguments that something of ours decides, and what to set instead.
+DECIDED_ELSEWHERE = {
+    "output_dir": "the key output_dir",
+    "seed": "the key seed",
+    "data_seed": "the key seed",
+    "resume_from_checkpoint": "the option --resume",
+    "label_smoothing_factor": "loss: {name: label_smoothing}",
+    "train_sampling_strategy": "data.group_by_length",
+    "length_column_name": "data.group_by_length",
+    "hub_token": "the environment variable HF_TOKEN",
+    "do_train": "nothing: `swiftplug train` trains",
+    "do_eval": "eval_dataset",
+    "do_predict": "eval_dataset",
+    "local_rank": "torchrun, or the option --nproc",
+    **dict.fromkeys(
+        (
+            "remove_unused_columns",
+            "label_names",
+            "include_num_input_tokens_seen",
+            "logging_nan_inf_filter",
+            "batch_eval_metrics",
+            "prediction_loss_only",
+            "restore_callback_states_from_checkpoint",
+            "ignore_data_skip",
+            "disable_tqdm",
+        ),
+        "nothing: it is fixed, and runs rely on it",
+    ),
+}
+
+
+class RunArguments:
+    """What plugins get as `args`: every field of the config, and by attribute every one of `TrainingArguments`.
+
+    Attributes:
+        config: The whole config.
+        training_args: The `TrainingArguments` of the run.
+        num_training_steps: The optimizer steps of the whole run; known when the optimizer is made, 0 before.
+    """
+
+    def __init__(self, config: TrainConfig, training_args: TrainingArguments) -> None:
+        self.config = config
+        self.training_args = training_args
+        self.num_training_steps = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        source = self.config if name in type(self.config).model_fields else self.training_args
+        return getattr(source, name)
+
+
+def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> TrainingArguments:
+    """Check the `training:` section and build the `TrainingArguments` of the run.
+
+    Args:
+        config: The run's config.
+        output_dir: The run's folder.
+        has_eval: Whether there is an evaluation dataset.
+
+    Raises:
+        UserError: A field is unknown, of the wrong type, decided by another key, or at odds with one.
+    """
+    given = check_training_section(config.training)
+    _check_agreement(config, given, has_eval)
+    values = {
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "eval_strategy": _eval_strategy(given, has_eval),
+        **given,
+        **_precision(config, given),
+        "output_dir": output_dir,
+        "seed": config.seed,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "restore_callback_states_from_checkpoint": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": given.get("dataloader_pin_memory", torch.cuda.is_available()),
+        # Every trained parameter has a gradient in every step, and the head runs outside the wrapped forward.
+        "ddp_find_unused_parameters": given.get("ddp_find_unused_parameters", False),
+        "log_level": given.get("log_level", "error"),
+    }
+    if given.get("use_liger_kernel"):
+        # Our loss computes logits in chunks by itself, for every loss plugin.
+        own = {"fused_linear_cross_entropy": False, "cross_entropy": False}
+        values["liger_kernel_config"] = own | (given.get("liger_kernel_config") or {})
+    try:
+        arguments = TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"training: {' '.join(str(error).split())}") from error
+    # One process drives one device; several devices are several processes (--nproc), never DataParallel.
+    _ = arguments.device
+    arguments._n_gpu = min(arguments._n_gpu, 1)
+    return arguments
+
+
+def check_training_section(section: dict[str, Any]) -> dict[str, Any]:
+    """The `training:` section with its values in the types that `TrainingArguments` declares.
+
+    Raises:
+        UserError: A field is unknown, decided elsewhere, or of the wrong type.
+    """
+    names = [field.name for field in dataclasses.fields(TrainingArguments)]
+    hints = get_type_hints(TrainingArguments)
+    checked = {}
+    for name, value in section.items():
+        if name in DECIDED_ELSEWHERE:
+            raise UserError(f"training.{name}: not set here; set {DECIDED_ELSEWHERE[name]}")
+        if name not in names:
+            suggestion = nearest(name, set(names) - set(DECIDED_ELSEWHERE))
+            near = (
+                suggestion if "did you mean" in suggestion else "; expected a field of transformers.TrainingArguments"
+            )
+            raise UserError(f"training.{name}: unknown field{near}")
+        adapter: TypeAdapter[Any] = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
+        try:
+            checked[name] = adapter.validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise UserError(f"training.{name}: found {value!r}; {reason[0].lower()}{reason[1:]}") from error
+    return checked
+
+
+def _check_agreement(config: TrainConfig, given: dict[str, Any], has_eval: bool) -> None:
+    """Refuse what contradicts: of two answers to one question neither is taken in silence."""
+    if "optim" in given and config.optimizer.name not in ("default", "swiftplug:default"):
+        raise UserError(
+            f"training.optim: {given['optim']!r} is for the default optimizer, and optimizer is "
+            f"{config.optimizer.name!r}; drop one of them"
+        )
+    for name in ("bf16", "fp16"):
+        if given.get(name) and config.dtype != "auto":
+            raise UserError(f"training.{name}: excludes dtype: {config.dtype}; set only one of them")
+    strategy = given.get("eval_strategy")
+    if strategy not in (None, "no") and not has_eval:
+        raise UserError(f"training.eval_strategy: {strategy!r} needs eval_dataset or data.val_size")
+    if (given.get("load_best_model_at_end") or given.get("save_strategy") == "best") and not has_eval:
+        raise UserError("training.load_best_model_at_end: needs eval_dataset or data.val_size")
+
+
+def _eval_strategy(given: dict[str, Any], has_eval: bool) -> str:
+    if not has_eval:
+        return "no"
+    return "steps" if "eval_steps" in given else "epoch"
+
+
+def _precision(config: TrainConfig, given: dict[str, Any]) -> dict[str, bool]:
+    """Autocast's type, by `dtype` or, where that is `auto`, by `training.bf16`, `training.fp16` or the device."""
+    if config.dtype != "auto":
+        return {"bf16": config.dtype == "bfloat16", "fp16": config.dtype == "float16"}
+    if given.get("bf16") or given.get("fp16"):
+        return {"bf16": bool(given.get("bf16")), "fp16": bool(given.get("fp16"))}
+    on_gpu = torch.cuda.is_available() and not given.get("use_cpu")
+    return {"bf16": on_gpu and "bf16" not in given and torch.cuda.is_bf16_supported(), "fp16": False}

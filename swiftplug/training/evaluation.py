@@ -1,0 +1,145 @@
+"""Metrics at evaluation: several at once, on predicted tokens or on generated answers."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers import EvalPrediction, GenerationConfig, TrainingArguments
+
+from swiftplug.errors import UserError
+from swiftplug.plugin.registry import BoundMetric, LoadedPlugin
+
+
+class Answers(NamedTuple):
+    """Generated answers and what they are compared with, in the order of the dataset."""
+
+    predictions: list[str]
+    references: list[str]
+
+
+class Metrics:
+    """All metric plugins of a run behind the one `compute_metrics` and `preprocess_logits_for_metrics` of Trainer.
+
+    Args:
+        plugins: The metric plugins.
+
+    Attributes:
+        of_tokens: Those that read logits.
+        of_texts: Those that read generated answers.
+    """
+
+    def __init__(self, plugins: list[LoadedPlugin]) -> None:
+        bound: list[BoundMetric] = [plugin.bound for plugin in plugins]
+        self.of_tokens = [metric for metric in bound if not metric.generate]
+        self.of_texts = [metric for metric in bound if metric.generate]
+        # Metrics that read the same thing share one copy of it.
+        self._preprocessors = list(dict.fromkeys(metric.preprocess or _argmax for metric in self.of_tokens))
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The longest answer that a metric asked for."""
+        return max(metric.max_new_tokens for metric in self.of_texts)
+
+    def preprocess(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the metrics keep of a batch's logits `(B, T, V)`; the logits themselves are let go."""
+        return tuple(preprocess(logits, labels) for preprocess in self._preprocessors)
+
+    def compute(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The metrics of the whole evaluation set, from what `preprocess` kept of it."""
+        kept = dict(zip(self._preprocessors, prediction.predictions, strict=True))
+        return _merged(
+            self.of_tokens,
+            lambda metric: metric.compute(
+                EvalPrediction(predictions=kept[metric.preprocess or _argmax], label_ids=prediction.label_ids)
+            ),
+        )
+
+    def compute_on_texts(self, answers: Answers) -> dict[str, float]:
+        """The metrics that read generated answers."""
+        return _merged(self.of_texts, lambda metric: metric.compute(answers.predictions, answers.references))
+
+
+def generate_answers(
+    accelerator: Accelerator,
+    model: Any,
+    tokenizer: Any,
+    dataset: Any,
+    max_new_tokens: int,
+    args: TrainingArguments,
+) -> Answers:
+    """Answer every row of an evaluation set by greedy decoding.
+
+    Args:
+        accelerator: The trainer's; each process answers its share of the rows.
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        dataset: Rows with `prompt_ids` and `reference`.
+        max_new_tokens: Where an answer is cut off.
+        args: The run's `TrainingArguments`: `per_device_eval_batch_size` prompts are answered at once.
+    """
+    model = accelerator.unwrap_model(model)
+    prompts, references = dataset["prompt_ids"], dataset["reference"]
+    # Longest first: prompts of about one length share a batch, and what does not fit into memory fails at once.
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    mine = order[args.process_index :: args.world_size]
+    answered: list[tuple[int, str]] = []
+    for start in range(0, len(mine), args.eval_batch_size):
+        rows = mine[start : start + args.eval_batch_size]
+        texts = _generate(accelerator, model, tokenizer, [prompts[row] for row in rows], max_new_tokens)
+        answered += zip(rows, texts, strict=True)
+    by_row = dict(gather_object(answered))
+    return Answers([by_row[row] for row in range(len(prompts))], list(references))
+
+
+def _generate(
+    accelerator: Accelerator, model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int
+) -> list[str]:
+    """Greedy answers to left-padded prompts."""
+    width = max(map(len, prompts))
+    padded = [[tokenizer.pad_token_id] * (width - len(ids)) + list(ids) for ids in prompts]
+    masks = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+    end_ids = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(end_ids) or None,
+    )
+    with torch.no_grad(), accelerator.autocast():
+        output = model.generate(
+            input_ids=torch.tensor(padded, device=accelerator.device),
+            attention_mask=torch.tensor(masks, device=accelerator.device),
+            generation_config=greedy,
+        )
+    texts: list[str] = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+    return texts
+
+
+def _argmax(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(dim=-1)
+
+
+def _as_list(ids: int | list[int] | None) -> list[int | None]:
+    return list(ids) if isinstance(ids, list) else [ids]
+
+
+def _merged(metrics: list[BoundMetric], compute: Callable[[BoundMetric], Any]) -> dict[str, float]:
+    """The results of several metrics as one dictionary.
+
+    Raises:
+        UserError: One returned something other than named numbers, or two returned the same name.
+    """
+    merged: dict[str, float] = {}
+    owner: dict[str, str] = {}
+    for metric in metrics:
+        result = compute(metric)
+        if not isinstance(result, dict):
+            raise UserError(f"metric {metric.name!r}: returned a {type(result).__name__}; expected a dict of numbers")
+        for name, value in result.items():
+            if name in merged:
+                raise UserError(f"metrics {owner[name]!r} and {metric.name!r} both return {name!r}; use one of them")
+            merged[name], owner[name] = float(value), metric.name
+    return merged

@@ -1,0 +1,192 @@
+"""Token losses from hidden states, in chunks, so that the logits of a batch never exist at once.
+
+The output head of a causal language model is its widest layer: for a vocabulary of 128k, the float32 logits of one
+sequence of 4,096 tokens take 2 GB, and most of their rows have no label. Here the head is kept from running inside the
+model; it runs afterwards on the labelled positions only, a few hundred at a time, and the gradient of each chunk is
+taken at once (as Liger does for cross entropy, arXiv 2410.10989; here for any loss that is a sum over tokens).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+# 2**26 float32 logits are 256 MB, small beside a model whose vocabulary makes chunks matter.
+LOGITS_IN_CHUNK = 2**26
+
+
+class KnownHead(NamedTuple):
+    """An output head whose logits are `softcap * tanh(scale * module(h) / softcap)`.
+
+    Attributes:
+        module: The head; a linear layer, or one that a tuner wrapped.
+        vocab_size: The width of its logits.
+        scale: The factor on the logits (Cohere, Granite, Falcon-H1); 1 for most models.
+        softcap: The bound of the logits (Gemma); None for most models.
+    """
+
+    module: nn.Module
+    vocab_size: int
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def finish(self, logits: torch.Tensor) -> torch.Tensor:
+        """The model's logits from the head's output, of any shape."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+def find_known_head(model: nn.Module) -> KnownHead | None:
+    """A model's head, its form read from the config and proven on the model; None where it is of another form.
+
+    The proof: with the head made to answer known values, the model must return what the form makes of them.
+
+    Args:
+        model: A causal language model, wrapped by a tuner or not.
+    """
+    config = getattr(model, "config", None)
+    module = model.get_output_embeddings() if isinstance(config, PreTrainedConfig) else None
+    if module is None:
+        return None
+    config = config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+    if getattr(config, "logits_scaling", None):
+        scale = 1.0 / config.logits_scaling
+    head = KnownHead(module, config.vocab_size, float(scale), getattr(config, "final_logit_softcapping", None))
+
+    def known_values(hidden: torch.Tensor) -> torch.Tensor:
+        positions = hidden.shape[:-1]
+        return torch.linspace(-300, 300, positions.numel() * 8, device=hidden.device).reshape(*positions, 8)
+
+    ids = torch.arange(1, 7, device=next(model.parameters()).device).reshape(2, 3)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), replaced_forward(module, known_values):
+            logits = model(input_ids=ids).logits[:, -3:]
+    finally:
+        model.train(was_training)
+    expected = head.finish(known_values(ids.new_empty(2, logits.shape[1], 1)))
+    same = logits.shape == expected.shape and torch.allclose(logits.float(), expected, rtol=1e-2, atol=1e-2)
+    return head if same else None
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Let another function stand in for a module's `forward`."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+class Headless(NamedTuple):
+    """The output of a model that ran without its head.
+
+    Attributes:
+        outputs: What the model returned, without meaningful logits.
+        hidden: `(B, T, H)` states that the head would have been given.
+    """
+
+    outputs: Any
+    hidden: torch.Tensor
+
+
+def run_headless(model: nn.Module, head: KnownHead, inputs: dict[str, Any]) -> Headless:
+    """Run a model up to its head.
+
+    Args:
+        model: The model as the trainer calls it (a DDP wrapper, say).
+        head: Its output head.
+        inputs: Arguments of `forward`, without labels.
+    """
+    seen: list[torch.Tensor] = []
+
+    def capture(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden)
+        # One column keeps the graph in the outputs, where DistributedDataParallel looks for it.
+        return hidden[..., :1]
+
+    with replaced_forward(head.module, capture):
+        outputs = model(**inputs)
+    return Headless(outputs, seen[0])
+
+
+def token_loss_sum(
+    token_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    head: KnownHead,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor | None,
+    chunk_size: int | None = None,
+) -> torch.Tensor:
+    """The weighted sum of token losses, whose logits are computed a chunk at a time.
+
+    Args:
+        token_loss: `(logits (N, V), targets (N,)) -> losses (N,)`.
+        head: The model's output head.
+        hidden: `(N, H)` states of the positions that have a target.
+        targets: `(N,)` token ids.
+        weights: `(N,)` weights, or None for 1 everywhere.
+        chunk_size: Positions a chunk; None keeps a chunk's logits within 256 MB.
+
+    Returns:
+        A float32 scalar, with a gradient for `hidden` and the head's trainable parameters.
+    """
+    size = chunk_size or max(64, LOGITS_IN_CHUNK // head.vocab_size)
+    chunks = [slice(start, start + size) for start in range(0, len(targets), size)]
+
+    def chunk_sum(states: torch.Tensor, chunk: slice) -> torch.Tensor:
+        losses = token_loss(head.finish(head.module(states).float()), targets[chunk])
+        return (losses if weights is None else losses * weights[chunk]).sum()
+
+    if not torch.is_grad_enabled():
+        return sum((chunk_sum(hidden[chunk], chunk) for chunk in chunks), torch.zeros((), device=hidden.device))
+    trained = [parameter for parameter in head.module.parameters() if parameter.requires_grad]
+    total: torch.Tensor = _ChunkedSum.apply(chunk_sum, chunks, hidden, *trained)
+    return total
+
+
+class _ChunkedSum(torch.autograd.Function):
+    """Sums a function over chunks of rows; takes the gradient of each chunk before the next one's logits exist."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        chunk_sum: Callable[[torch.Tensor, slice], torch.Tensor],
+        chunks: list[slice],
+        hidden: torch.Tensor,
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:
+        wants_hidden = ctx.needs_input_grad[2]
+        hidden_grad = torch.zeros_like(hidden) if wants_hidden else None
+        parameter_grads = [torch.zeros_like(parameter) for parameter in parameters]
+        total = torch.zeros((), device=hidden.device)
+        for chunk in chunks:
+            with torch.enable_grad():
+                states = hidden[chunk].detach().requires_grad_(wants_hidden)
+                part = chunk_sum(states, chunk)
+            wanted = [*([states] if wants_hidden else []), *parameters]
+            grads = list(torch.autograd.grad(part, wanted))
+            if hidden_grad is not None:
+                hidden_grad[chunk] = grads.pop(0)
+            for total_grad, grad in zip(parameter_grads, grads, strict=True):
+                total_grad += grad
+            total += part.detach()
+        ctx.grads = [hidden_grad, *parameter_grads]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        return (None, None, *(None if part is None else part * grad.to(part.dtype) for part in ctx.grads))

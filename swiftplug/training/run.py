@@ -1,0 +1,211 @@
+"""A training run, from a config to a folder with a trained model.
+
+1. Plugins are found, imported and checked.            4. The base model is loaded, the tuner wraps it.
+2. The arguments are checked, the tokenizer loaded.    5. Transformers' Trainer trains, with the plugins.
+3. The data is read, encoded and counted.              6. The model, the log and its picture are left in the folder.
+
+All that can fail on bad input fails in the first three, and nothing is written to the run's folder before the fourth.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from transformers import PrinterCallback, set_seed
+from transformers.utils import logging as transformers_logging
+
+from swiftplug.config.schema import TrainConfig
+from swiftplug.data.collate import Collator
+from swiftplug.data.prepare import PreparedData
+from swiftplug.errors import UserError
+from swiftplug.report.curves import draw_curves
+from swiftplug.training.blame import blaming
+from swiftplug.training.checkpoint import disk_full_message, is_disk_full
+from swiftplug.training.folder import check_run_dir, open_run_dir, write_run_files
+from swiftplug.training.marker import Marker
+from swiftplug.training.model import place_of, set_precision
+from swiftplug.training.packing import check_packing
+from swiftplug.training.plan import print_data, print_plan
+from swiftplug.training.plugins import LossContract, RunPlugins
+from swiftplug.training.progress import ProgressLine, duration
+from swiftplug.training.run_log import RunLog
+from swiftplug.training.setup import RunSetup, set_up
+from swiftplug.training.trainer import PlugTrainer
+
+
+class TrainResult(NamedTuple):
+    """What a finished run left.
+
+    Attributes:
+        run_dir: Its folder.
+        metrics: The last values logged, by name: `train_loss`, `train_runtime`, and those of the last evaluation.
+    """
+
+    run_dir: Path
+    metrics: dict[str, float]
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, allow_changed_plugins: bool = False, dry_run: bool = False
+) -> TrainResult | None:
+    """Run a training, or with `dry_run` everything up to the model.
+
+    Args:
+        config: The run's config, with its `output_dir`.
+        resume: Whether to go on from the newest checkpoint in `output_dir`, or from the start if there is none yet.
+        allow_changed_plugins: Whether to resume although a plugin's source has changed.
+        dry_run: Whether to stop before the model and print the plan.
+
+    Returns:
+        What the run left; None of a dry run.
+
+    Raises:
+        UserError: Something is wrong with the input; what was on disk before is unharmed.
+
+    Example:
+        >>> train(load_train_config("configs/sft_lora.yaml", {}, []).config)
+    """
+    console = Console(quiet=int(os.environ.get("RANK", "0")) != 0)
+    transformers_logging.disable_progress_bar()
+    run_dir = Path(str(config.output_dir)).expanduser()
+    check_run_dir(run_dir, resume)
+    setup = set_up(config)
+    data = setup.data
+    _check_weights(setup.plugins, data)
+    print_data(console, config, data)
+    if dry_run:
+        print_plan(console, setup)
+        return None
+
+    every_plugin = setup.plugins.all()
+    checkpoint = open_run_dir(run_dir, config, every_plugin, resume, allow_changed_plugins)
+    with blaming(every_plugin), _explained_disk(run_dir):
+        model = _model_to_train(setup, checkpoint)
+        trainer = _trainer(setup, model, run_dir, console)
+        if config.data.packing:
+            check_packing(model, trainer.accelerator)
+        if trainer.is_world_process_zero():
+            write_run_files(run_dir, config, every_plugin)
+        _print_start(console, setup, model, checkpoint)
+        return _train_and_leave(trainer, run_dir, checkpoint, console)
+
+
+def _check_weights(plugins: RunPlugins, data: PreparedData) -> None:
+    """Weights that the loss would not look at are refused."""
+    weighted = "loss_scale" in data.train.column_names
+    if weighted and not LossContract(plugins.loss.bound).takes_scale:
+        raise UserError(
+            f"loss: {plugins.loss.found} takes no loss_scale, but tokens have weights other than 0 and 1 "
+            f"(loss_scale: {'+'.join(scale.found.name for scale in plugins.loss_scales)}); choose another of the two"
+        )
+
+
+def _model_to_train(setup: RunSetup, checkpoint: Path | None) -> torch.nn.Module:
+    """The base model, wrapped by the tuner anew or as a checkpoint has it."""
+    set_seed(setup.config.seed)
+    base = setup.source.make()
+    tuner = setup.plugins.tuner.bound
+    if checkpoint is None:
+        model = tuner.prepare_model(setup.args, base)
+    else:
+        model = tuner.from_pretrained(base, str(checkpoint), is_trainable=True)
+    if not isinstance(model, torch.nn.Module):
+        raise UserError(f"{setup.plugins.tuner.found} returned a {type(model).__name__}; expected a torch.nn.Module")
+    set_precision(model, setup.args)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"{setup.plugins.tuner.found} leaves no parameter to train")
+    return model
+
+
+def _trainer(setup: RunSetup, model: torch.nn.Module, run_dir: Path, console: Console) -> PlugTrainer:
+    config, tuner = setup.config, setup.plugins.tuner
+    marker = Marker(
+        base_model={
+            "name": place_of(str(config.model and config.model.name)),
+            "options": config.model.options if config.model else {},
+        },
+        model_options=config.model_options.model_dump(),
+        seed=config.seed,
+        tuner={"name": tuner.found.qualified_name, "options": tuner.options},
+        plugin_files=[str(Path(file).resolve()) for file in config.plugins.files],
+    )
+
+    def reload_best(checkpoint: str) -> torch.nn.Module:
+        return _model_to_train(setup, Path(checkpoint))
+
+    callbacks = [plugin.bound(setup.args) for plugin in setup.plugins.callbacks]
+    trainer = PlugTrainer(
+        model=model,
+        run_args=setup.args,
+        plugins=setup.plugins,
+        marker=marker,
+        tokenizer=setup.source.tokenizer,
+        reload_best=reload_best,
+        train_dataset=setup.data.train,
+        eval_dataset=setup.data.eval,
+        data_collator=Collator(setup.source.tokenizer.pad_token_id),
+        callbacks=[*callbacks, RunLog(run_dir), ProgressLine(console)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _train_and_leave(trainer: PlugTrainer, run_dir: Path, checkpoint: Path | None, console: Console) -> TrainResult:
+    """Train, then leave the weights and the curves in the run's folder."""
+    started = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressLine):
+                callback.stop()
+    trainer.save_final()
+    history = trainer.state.log_history
+    metrics = {name: value for entry in history for name, value in entry.items()}
+    if trainer.is_world_process_zero():
+        draw_curves(history, run_dir / "loss.png")
+        _print_end(console, run_dir, metrics, time.monotonic() - started)
+    return TrainResult(run_dir, metrics)
+
+
+def _print_start(console: Console, setup: RunSetup, model: torch.nn.Module, checkpoint: Path | None) -> None:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    total, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+    names = [
+        f"{plugin.found.kind} {plugin.found.name}" for plugin in setup.plugins.all() if plugin.found.kind != "model"
+    ]
+    console.print(f"model: {trained:,} of {total:,} parameters train ({trained / total:.2%})", highlight=False)
+    console.print(f"plugins: {', '.join(names)}", highlight=False)
+    if checkpoint is not None:
+        console.print(f"going on from {checkpoint}", highlight=False)
+
+
+def _print_end(console: Console, run_dir: Path, metrics: dict[str, Any], seconds: float) -> None:
+    told = [
+        f"{name} {metrics[name]:.4f}"
+        for name in ("train_loss", "eval_loss")
+        if math.isfinite(metrics.get(name, math.nan))
+    ]
+    hidden = ("runtime", "per_second", "preparation_time")
+    others = sorted(name for name in metrics if name.startswith("eval_") and not name.endswith(hidden))
+    told += [f"{name} {metrics[name]:.4f}" for name in others if name != "eval_loss"]
+    console.print(f"finished in {duration(seconds)}: {', '.join(told)}", style="bold", highlight=False)
+    console.print(f"the model, its log and its curves (loss.png) are in {run_dir}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _explained_disk(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise UserError(disk_full_message(run_dir)) from error
+        raise

@@ -1,0 +1,312 @@
+"""Transformers' Trainer, with what it leaves to others: weighted losses, exact resume, plugins at every step.
+
+What differs from the base class, and where:
+- the loss goes through the loss plugin, on labelled positions only where that gives the same (`compute_loss`);
+- `eval_loss` is the mean over the trained tokens of the whole set (`evaluation_loop`);
+- the order of the data is a function of seed and epoch (`_get_train_sampler`, `_run_epoch`);
+- saving and loading go through the tuner plugin, and a checkpoint appears whole or not at all (`_save_checkpoint`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import EvalLoopOutput
+
+from swiftplug.data.sampler import EpochSampler
+from swiftplug.errors import UserError
+from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.training.arguments import RunArguments
+from swiftplug.training.checkpoint import PREFIX, STAGING, rotate, staged, staged_into
+from swiftplug.training.evaluation import Metrics, generate_answers
+from swiftplug.training.loss import LossComputer
+from swiftplug.training.marker import MARKER, Marker, write_marker
+from swiftplug.training.plugins import RunPlugins
+
+IGNORED = -100
+
+
+class PlugTrainer(Trainer):
+    """Trains one model with the plugins of a run.
+
+    Args:
+        model: The model as the tuner prepared it.
+        run_args: The run's arguments.
+        plugins: The run's plugins.
+        marker: What is written beside all weights.
+        tokenizer: Saved beside them, and the source of the padding token.
+        reload_best: Loads the weights of a checkpoint onto a fresh base model.
+        **kwargs: `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, as `Trainer` takes them.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: torch.nn.Module,
+        run_args: RunArguments,
+        plugins: RunPlugins,
+        marker: Marker,
+        tokenizer: Any,
+        reload_best: Callable[[str], torch.nn.Module],
+        **kwargs: Any,
+    ) -> None:
+        self.run_args = run_args
+        self.plugins = plugins
+        self.marker = marker
+        self.reload_best = reload_best
+        self.metrics = Metrics(plugins.metrics)
+        self._already_ended = False
+        super().__init__(
+            model=model,
+            args=run_args.training_args,
+            processing_class=tokenizer,
+            compute_metrics=self.metrics.compute if self.metrics.of_tokens else None,
+            preprocess_logits_for_metrics=self.metrics.preprocess if self.metrics.of_tokens else None,
+            **kwargs,
+        )
+        self.loss_is_scaled_for_ga = True
+        self.loss_computer = LossComputer(plugins.loss, model, self.accelerator, self.args)
+
+    # Data
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        self._sampler = EpochSampler(
+            dataset["length"],
+            self._train_batch_size,
+            self.args.seed,
+            group_by_length=self.run_args.config.data.group_by_length,
+            num_processes=self.args.world_size,
+        )
+        return self._sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler[int]:
+        return torch.utils.data.SequentialSampler(eval_dataset)
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        # The base class reaches a sampler through accelerate's wrappers, of which there may be three when resuming.
+        self._sampler.set_epoch(kwargs["epoch"])
+        if self._already_ended or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        started = super()._init_training_state(*args, **kwargs)
+        # A run that a callback had stopped is not taken up again; the base class would train one step more.
+        self._already_ended = self.control.should_training_stop
+        return started
+
+    # Optimizer
+
+    def _prepare_for_training(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        self.run_args.num_training_steps = max_steps
+        return super()._prepare_for_training(max_steps, *args, **kwargs)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Ask the optimizer plugin for an optimizer and scheduler; what it leaves out is the base class's own."""
+        if self.optimizer is None:
+            made = self.plugins.optimizer.bound(self.run_args, model or self.model, self.train_dataset)
+            self.optimizer, self.lr_scheduler = _checked(made, self.plugins.optimizer)
+        return super().create_optimizer(model)
+
+    # Loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The plugin's loss of one micro-batch, scaled so that those of an accumulation step add up to the step's.
+
+        Args:
+            model: The model, wrapped for several processes or not.
+            inputs: A batch of the collator.
+            return_outputs: Whether the model's whole output is wanted too.
+            num_items_in_batch: Trained tokens of the accumulation step, over all processes.
+        """
+        result = self.loss_computer(model, dict(inputs), num_items_in_batch, need_logits=return_outputs)
+        loss = result.loss
+        if not self.loss_computer.contract.takes_num_items:
+            loss = loss / self.current_gradient_accumulation_steps
+        elif self.args.average_tokens_across_devices:
+            # Gradients are averaged over processes, but the tokens were counted over all of them.
+            loss = loss * self.accelerator.num_processes
+        self.loss_computer.check_finite(loss, self.state.global_step + 1)
+        return (loss, result.outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        if not batch_samples:
+            return None
+        count = sum((batch["labels"][:, 1:] != IGNORED).sum() for batch in batch_samples)
+        count = torch.as_tensor(count, device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        return count.clamp(min=1)
+
+    # Evaluation
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """The loss of an evaluation batch, added up by tokens, and its logits where a metric reads them."""
+        inputs = self._prepare_inputs(inputs)
+        labels = self._labels_of_real_rows(inputs["labels"])
+        count = (labels[:, 1:] != IGNORED).sum()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            batch = {**inputs, "labels": labels}
+            result = self.loss_computer(model, batch, count.clamp(min=1), need_logits=not prediction_loss_only)
+        loss = result.loss.detach()
+        self._eval_sums += np.array([loss.item() * count.item(), count.item()])
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, result.outputs.logits.detach(), inputs["labels"]
+
+    def _labels_of_real_rows(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels without the rows that accelerate repeats to give every process a last batch of the same size."""
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return labels
+        real = state.remainder - self.args.process_index * labels.shape[0]
+        labels = labels.clone()
+        labels[max(real, 0) :] = IGNORED
+        return labels
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Evaluate; the loss is the mean over all trained tokens, and metrics that generate are added."""
+        self._eval_sums = np.zeros(2)  # the loss over all trained tokens, and their number
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        total, count = np.sum(gather_object([self._eval_sums]), axis=0).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = total / count if count else float("nan")
+        if self.metrics.of_texts:
+            answers = generate_answers(
+                self.accelerator,
+                self.model,
+                self.processing_class,
+                self.eval_dataset,
+                self.metrics.max_new_tokens,
+                self.args,
+            )
+            for name, value in self.metrics.compute_on_texts(answers).items():
+                output.metrics[f"{metric_key_prefix}_{name}"] = value
+        return output
+
+    # Saving and loading
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.plugins.tuner.bound.save_pretrained(model, str(folder), state_dict=state_dict, safe_serialization=True)
+        self.processing_class.save_pretrained(folder)
+        write_marker(folder, self.marker)
+
+    def save_final(self) -> None:
+        """Write the trained weights to the root of the run's folder, all of them or none."""
+        run_dir = Path(self.args.output_dir)
+        self._optimizer_mode("eval")
+        if not self.args.should_save:
+            self.save_model(str(run_dir), _internal_call=True)  # sharded weights are gathered by all processes
+            return
+        with staged_into(run_dir, last=MARKER) as staging:
+            self.save_model(str(staging), _internal_call=True)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Save all that an exact resume needs, into a folder that takes its name when it is complete."""
+        self.store_flos()
+        run_dir = Path(self.args.output_dir)
+        final = run_dir / f"{PREFIX}{self.state.global_step}"
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(run_dir / f"{PREFIX}{self.state.best_global_step}")
+        # Averaging optimizers keep other weights for use than for training; both runs, broken or not, switch here.
+        self._optimizer_mode("eval")
+        if self.args.world_size > 1:
+            self._save_together(final)
+        else:
+            with staged(final) as staging:
+                self._write_checkpoint(staging)
+        if self.args.should_save:
+            rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def _save_together(self, final: Path) -> None:
+        """Every process writes its part of a checkpoint; the first of them names it when all have."""
+        staging = final.with_name(f"{STAGING}{final.name}")
+        staging.mkdir(parents=True, exist_ok=True)
+        self._write_checkpoint(staging)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            staging.rename(final)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        self.save_model(str(folder), _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+        if self.args.should_save:
+            self._collect_callback_states()
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+    def _collect_callback_states(self) -> None:
+        states: dict[str, Any] = {}
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                states.setdefault(type(callback).__name__, []).append(callback.state())
+        self.state.stateful_callbacks = states
+
+    def _load_callback_state(self) -> None:
+        """Give each callback its state back in place: the base class would make it anew, at the end of the order."""
+        states = {name: list(each) for name, each in self.state.stateful_callbacks.items()}
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState) and states.get(type(callback).__name__):
+                state = states[type(callback).__name__].pop(0)
+                for name, value in {**state["args"], **state["attributes"]}.items():
+                    setattr(callback, name, value)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing: the tuner plugin has loaded the weights, before this trainer was made."""
+
+    def _load_best_model(self) -> None:
+        self.model = self.model_wrapped = self.reload_best(self.state.best_model_checkpoint)
+        self._move_model_to_device(self.model, self.args.device)
+        self.loss_computer = LossComputer(self.plugins.loss, self.model, self.accelerator, self.args)
+
+    def _optimizer_mode(self, mode: str) -> None:
+        switch = getattr(self.optimizer, mode, None)
+        if callable(switch):
+            switch()
+
+
+def _checked(made: Any, plugin: LoadedPlugin) -> tuple[torch.optim.Optimizer | None, LRScheduler | None]:
+    """What an optimizer plugin returned, if it is what its contract says.
+
+    Raises:
+        UserError: It is not.
+    """
+    name = f"optimizer {plugin.found.qualified_name!r}"
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise UserError(f"{name}: returned a {type(made).__name__}; expected a pair (optimizer, scheduler)")
+    optimizer, scheduler = made
+    if optimizer is None and scheduler is not None:
+        raise UserError(f"{name}: returned a scheduler without its optimizer")
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(
+            f"{name}: returned a {type(optimizer).__name__} first; expected a torch.optim.Optimizer or None"
+        )
+    return optimizer, scheduler
