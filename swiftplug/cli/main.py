@@ -1,6 +1,90 @@
-"""The `swiftplug` command."""
+"""The `swiftplug` command: its subcommands, and what becomes of their errors."""
+
+import errno
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from swiftplug import __version__
+from swiftplug.cli.launch import is_first
+from swiftplug.cli.list_plugins import list_plugins
+from swiftplug.cli.preview import preview
+from swiftplug.cli.train import train
+from swiftplug.errors import UserError
+
+_INTERRUPTED = 130
+
+app = typer.Typer(name="swiftplug", add_completion=False, rich_markup_mode="rich")
+app.command("train")(train)
+app.command("preview")(preview)
+app.command("list-plugins")(list_plugins)
 
 
-def main() -> None:
-    """Run the command line."""
-    raise SystemExit("not wired yet")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"swiftplug {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _swiftplug(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune language models; every part is a plugin that pip installs.
+
+    Example: swiftplug train        (the embedded quickstart, about a minute)
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0, 2 for bad input, 130 when interrupted, 1 for anything else.
+
+    Whatever goes wrong is told in one line on stderr; `--debug` lets the traceback through.
+    """
+    try:
+        code = app(prog_name="swiftplug", standalone_mode=False) or 0
+    except Exception as error:
+        if "--debug" in sys.argv and not isinstance(error, typer.TyperException):
+            raise
+        code = _tell(error)
+    if code == _INTERRUPTED and is_first():
+        _print_error("interrupted")
+    sys.exit(code)
+
+
+def _tell(error: Exception) -> int:
+    """Print an error as one line, and say what the exit code is."""
+    if isinstance(error, typer.TyperException):
+        message = error.format_message()
+        _print_error(message[:1].lower() + message[1:])
+        return error.exit_code
+    if isinstance(error, UserError):
+        if is_first():  # the other processes of a run found the same
+            _print_error(str(error))
+        return 2
+    if _disk_is_full(error):
+        _print_error(f"the disk is full: {error}")
+    else:
+        _print_error(f"unexpected {type(error).__name__}: {error} (run again with --debug for the traceback)")
+    return 1
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether that is what lies behind an error; libraries wrap it, and some keep no more than its text."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _print_error(message: str) -> None:
+    rank = "" if is_first() else f" (process {os.environ['LOCAL_RANK']})"
+    print(f"error{rank}: {' '.join(message.split())}", file=sys.stderr)

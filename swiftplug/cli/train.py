@@ -1,0 +1,52 @@
+"""`swiftplug train`."""
+
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from swiftplug.cli.run_options import RunRequest, takes_run_options
+
+_RUN = "Run"
+
+
+@takes_run_options
+def train(
+    request: RunRequest,
+    resume: Annotated[
+        bool, Option("--resume", metavar="", help="Go on from the run folder's last checkpoint.", rich_help_panel=_RUN)
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        Option("--dry-run", metavar="", help="Check everything up to the model, print the plan.", rich_help_panel=_RUN),
+    ] = False,
+    nproc: Annotated[
+        int, Option(metavar="N", min=1, help="Processes of this machine to train in.", rich_help_panel=_RUN)
+    ] = 1,
+) -> None:
+    """Train a model. Options beat --set, which beats CONFIG, which beats the defaults.
+
+    With no model, no dataset and no config it runs the embedded quickstart, about a minute on a laptop.
+
+    Example: swiftplug train --model HuggingFaceTB/SmolLM2-135M-Instruct --dataset train.jsonl --tuner lora
+    """
+    from swiftplug.cli.allocator import keep_freed_memory
+    from swiftplug.cli.launch import is_first, run_in_processes
+    from swiftplug.cli.quiet import quiet_libraries, settle_tokenizer_threads
+    from swiftplug.config.load import load_train_config
+
+    loaded = load_train_config(request.path, request.options, request.sets, resume=resume)
+    config = loaded.config
+    if nproc > 1:
+        flags = [flag for flag, given in (("--resume", resume), ("--dry-run", dry_run)) if given]
+        arguments = [*request.arguments(), *flags, f"--output-dir={config.output_dir}"]
+        raise typer.Exit(run_in_processes(nproc, ["train", *arguments]))
+    if loaded.quickstart and is_first():
+        typer.echo("No model, dataset or config given: this is the embedded quickstart. Nothing is downloaded.")
+    keep_freed_memory()
+    settle_tokenizer_threads(config.data.num_proc)
+    if not request.debug:
+        quiet_libraries()
+    from swiftplug.training.run import train as run
+
+    run(config, resume=resume, dry_run=dry_run)
