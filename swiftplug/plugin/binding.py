@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.contracts import CALLS, ContractError, check_pair, is_function, is_metric_factory
+from swiftplug.plugin.contracts import CALLS, check_pair, is_function, is_metric_factory
 
 
 class BoundMetric(NamedTuple):

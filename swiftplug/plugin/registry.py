@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.binding import bind, option_source
+from swiftplug.plugin.binding import BoundMetric, BoundTuner, bind, option_source
 from swiftplug.plugin.causes import cause_of
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.contracts import ContractError, check_contract
 from swiftplug.plugin.discovery import (
     BUILT_IN,
@@ -24,6 +23,11 @@ from swiftplug.plugin.discovery import (
 )
 from swiftplug.plugin.files import FilePlugin, load_file
 from swiftplug.plugin.options import check_options
+
+if TYPE_CHECKING:
+    from swiftplug.plugin.choice import PluginChoice
+
+__all__ = ["BoundMetric", "BoundTuner", "Check", "LoadedPlugin", "Registry"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Registry:
         """Whether a plugin, allowed or not, answers to a name or a qualified name. Imports nothing."""
         return bool(self._named(kind, name))
 
-    def resolve(self, kind: str, choice: PluginChoice, where: str) -> LoadedPlugin:
+    def resolve(self, kind: str, choice: "PluginChoice", where: str) -> LoadedPlugin:
         """Import a plugin, check its contract and its options, and make it ready for use.
 
         Args:
