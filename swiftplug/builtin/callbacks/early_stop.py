@@ -1,0 +1,85 @@
+"""Ends training when a metric of the evaluations no longer improves."""
+
+import logging
+from typing import Any
+
+from pydantic import NonNegativeFloat, PositiveInt
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from swiftplug.errors import UserError, nearest
+
+logger = logging.getLogger(__name__)
+
+
+class EarlyStop(TrainerCallback, ExportableState):
+    """Stops after `patience` evaluations in a row without a new best; what it has seen is kept over a resume.
+
+    A metric is better when it is smaller if its name ends in `loss` or `perplexity`, and else when it is greater; for
+    `training.metric_for_best_model`, `training.greater_is_better` decides.
+
+    Args:
+        patience: How many evaluations without a new best end the run.
+        threshold: By how much a new best must be better than the last.
+        metric: The metric, with or without `eval_`. None is `training.metric_for_best_model`, else `eval_loss`.
+    """
+
+    def __init__(self, patience: PositiveInt = 3, threshold: NonNegativeFloat = 0.0, metric: str | None = None) -> None:
+        self.patience = patience
+        self.threshold = threshold
+        self.metric = metric
+        self.best: float | None = None
+        self.waited = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse a run without evaluations."""
+        if args.eval_strategy == "no":
+            raise UserError(
+                "callback early_stop: there are no evaluations; give eval_dataset and training.eval_strategy"
+            )
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take note of an evaluation, and stop the run where it was the last to wait for.
+
+        Raises:
+            UserError: If it did not give the metric.
+        """
+        metrics: dict[str, float] = kwargs["metrics"]
+        chosen = self.metric or args.metric_for_best_model or "loss"
+        name = f"eval_{chosen.removeprefix('eval_')}"
+        if name not in metrics:
+            raise UserError(f"callback early_stop: no evaluation gives {name!r}{nearest(name, metrics)}")
+        value = metrics[name]
+        gain = 0.0 if self.best is None else value - self.best
+        if not _greater_is_better(args, name):
+            gain = -gain
+        # A NaN is neither a first best nor better than one.
+        if (self.best is None and value == value) or gain > self.threshold:
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            control.should_training_stop = True
+            logger.warning(
+                "early_stop: %s has not been better than %s for %d evaluations; stopping at step %d",
+                name,
+                self.best,
+                self.waited,
+                state.global_step,
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the options, and what was seen."""
+        return {
+            "args": {"patience": self.patience, "threshold": self.threshold, "metric": self.metric},
+            "attributes": {"best": self.best, "waited": self.waited},
+        }
+
+
+def _greater_is_better(args: TrainingArguments, name: str) -> bool:
+    for_best = args.metric_for_best_model
+    if for_best is not None and args.greater_is_better is not None and f"eval_{for_best.removeprefix('eval_')}" == name:
+        return args.greater_is_better
+    return not name.endswith(("loss", "perplexity"))
