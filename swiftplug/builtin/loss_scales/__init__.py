@@ -1,0 +1,1 @@
+"""The loss scales that ship."""
