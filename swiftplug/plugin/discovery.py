@@ -74,11 +74,12 @@ def find_installed() -> list[FoundPlugin]:
     Returns:
         The plugins, in order of kind, name and distribution.
     """
-    names = {
-        normalized(distribution.name)
-        for distribution in importlib_metadata.distributions()
-        if "[swiftplug." in (distribution.read_text("entry_points.txt") or "")
-    }
+    names = set()
+    for distribution in importlib_metadata.distributions():
+        declares = "[swiftplug." in (distribution.read_text("entry_points.txt") or "")
+        # An uninstall that was cut short leaves a folder without a name in it.
+        if declares and (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO")):
+            names.add(normalized(distribution.name))
     found = (plugin for name in names for plugin in _declared_by(name))
     kinds = list(KINDS)
     return sorted(found, key=lambda it: (kinds.index(it.kind), it.name, normalized(it.distribution), it.value))

@@ -1,7 +1,7 @@
 """The parts of a model by name, found from its modules, so that any decoder model has them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +58,12 @@ MODEL_ARCH_MAPPING: dict[str, ModelKeys] = {}
 
 _ATTENTION = re.compile("attn|attention", re.IGNORECASE)
 _FEED_FORWARD = re.compile("mlp|ffn|feed_?forward|moe|expert", re.IGNORECASE)
-_QKV = re.compile("qkv|c_attn|query_key_value", re.IGNORECASE)
-_PROJECTIONS = {
-    "q_proj": re.compile("w?q(uery)?(_?proj|_lin)?"),
-    "k_proj": re.compile("w?k(ey)?(_?proj|_lin)?"),
-    "v_proj": re.compile("w?v(alue)?(_?proj|_lin)?"),
+_GATE = re.compile("(gate|router)$")
+_INPUTS = {
+    "q_proj": re.compile("w?q(uery)?(_proj)?"),
+    "k_proj": re.compile("w?k(ey)?(_proj)?"),
+    "v_proj": re.compile("w?v(alue)?(_proj)?"),
+    "qkv_proj": re.compile("w?qkv(_proj)?|c_attn|query_key_value|in_proj_qkvz?", re.IGNORECASE),
 }
 
 
@@ -82,7 +83,8 @@ def find_model_keys(model: Any) -> ModelKeys:
     """The parts of a model, from its modules.
 
     The layers are the outermost module list with the most parameters. In a layer, attention and feed-forward part are
-    told by the names and classes of its children; a part that other layers only have (hybrid models) counts too.
+    told by the names and classes of its children. Where layers differ (hybrid models), the first with the most parts
+    stands for all.
 
     Args:
         model: A Transformers model, not wrapped by a tuner.
@@ -91,24 +93,21 @@ def find_model_keys(model: Any) -> ModelKeys:
         The paths; those that the model has no module for are None.
     """
     layers_name, layers = _layers(model)
-    parts: dict[str, str] = {}
-    for layer in layers:
-        for key, path in _parts_of_layer(layer).items():
-            parts.setdefault(key, f"{layers_name}.{{}}.{path}")
+    parts = max((_parts_of_layer(layer) for layer in layers), key=len, default={})
     return ModelKeys(
         arch_name=model.config.model_type,
         embedding=_name_of(model, model.get_input_embeddings()),
         module_list=layers_name,
         lm_head=_name_of(model, model.get_output_embeddings()),
-        **parts,
+        **{key: f"{layers_name}.{{}}.{path}" for key, path in parts.items()},
     )
 
 
-def _layers(model: "nn.Module") -> tuple[str, "nn.ModuleList"]:
+def _layers(model: "nn.Module") -> tuple[str | None, Iterable["nn.Module"]]:
     from torch.nn import ModuleList
 
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, ModuleList)]
-    return max(lists, key=lambda named: sum(parameter.numel() for parameter in named[1].parameters()))
+    return max(lists, key=lambda named: sum(it.numel() for it in named[1].parameters()), default=(None, []))
 
 
 def _parts_of_layer(layer: "nn.Module") -> dict[str, str]:
@@ -116,23 +115,18 @@ def _parts_of_layer(layer: "nn.Module") -> dict[str, str]:
     parts: dict[str, str] = {}
     attention = _first_child(layer, _ATTENTION)
     if attention:
-        linears = list(_linear_names(layer.get_submodule(attention)))
         parts["attention"] = attention
-        for linear in linears:
+        for linear in _linear_names(layer.get_submodule(attention)):
             leaf = linear.rpartition(".")[2]
-            for key, pattern in _PROJECTIONS.items():
-                if pattern.fullmatch(leaf):
-                    parts.setdefault(key, f"{attention}.{linear}")
-            if _QKV.search(leaf):
-                parts.setdefault("qkv_proj", f"{attention}.{linear}")
-        if linears:
-            parts["o_proj"] = f"{attention}.{linears[-1]}"
+            # What is no input projection comes last in the end: the output projection.
+            key = next((key for key, pattern in _INPUTS.items() if pattern.fullmatch(leaf)), "o_proj")
+            parts[key] = f"{attention}.{linear}"
     mlp = _first_child(layer, _FEED_FORWARD)
     if mlp:
         parts["mlp"] = mlp
-        linears = list(_linear_names(layer.get_submodule(mlp)))
-        if linears:
-            parts["down_proj"] = f"{mlp}.{linears[-1]}"
+        for linear in _linear_names(layer.get_submodule(mlp)):
+            if not _GATE.search(linear):
+                parts["down_proj"] = f"{mlp}.{linear}"
     else:
         # Some layers (OPT's) hold the two matrices of the feed-forward part themselves.
         own = [name for name in _linear_names(layer) if "." not in name]
