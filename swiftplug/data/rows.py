@@ -163,26 +163,21 @@ def _tools(value: Any) -> list[Any] | None:
         return None
     if not isinstance(value, list):
         raise RowError("`tools` is not a list", f"it is {describe(value)}")
-    tools = [
-        parse_json(tool, "tools") if isinstance(tool, str) and tool.lstrip()[:1] == "{" else tool for tool in value
-    ]
-    for tool in tools:
+    for tool in value:
         if not isinstance(tool, dict | str):
             raise RowError("a tool is neither text nor an object", f"it is {describe(tool)}")
-    return tools
+    return [
+        parse_json(tool, "tools") if isinstance(tool, str) and tool.lstrip()[:1] == "{" else tool for tool in value
+    ]
 
 
 def _check_answer(messages: Messages, rest: dict[str, Any]) -> None:
     last = messages[-1]
     if last["role"] != "assistant":
         if rest.get("label") is not None:
-            raise RowError(
-                "a label in place of an answer", "sft trains answers; tasks that train labels read such rows"
-            )
+            raise RowError(*LABELLED)
         raise RowError("no answer", f"the last message is {last['role']!r}, expected 'assistant'")
     if isinstance(rest.get("label"), bool):
-        raise RowError(
-            "an answer labelled good or bad", "a row with a true or false `label` is for alignment, not for sft"
-        )
+        raise RowError("an answer labelled good or bad", "a true or false `label` is for alignment, not for sft")
     if not (last["content"].strip() or last.get("tool_calls") or last.get("reasoning_content")):
         raise RowError("the answer is empty")

@@ -1,0 +1,205 @@
+"""Every accepted format of rows comes to the same conversation, and what cannot be used says why."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from swiftplug.data.conversation import Conversation, Origin
+from swiftplug.data.messages import RowError
+from swiftplug.data.rows import to_conversation
+
+ORIGIN = Origin("data.jsonl", 7)
+USER = {"role": "user", "content": "你好 👋"}
+ANSWER = {"role": "assistant", "content": "Hello."}
+SYSTEM = {"role": "system", "content": "Be kind."}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+
+
+def converted(row: Any, task: Any = "sft", columns: dict[str, str] | None = None) -> Conversation:
+    before = copy.deepcopy(row)
+    conversation = to_conversation(row, ORIGIN, task, columns)
+    assert row == before, "the row was changed"
+    return conversation
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, ANSWER]},
+        {"messages": json.dumps([USER, ANSWER])},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "你好"}, {"type": "text", "text": " 👋"}]},
+                ANSWER,
+            ]
+        },
+        {"messages": [{**USER, "name": None}, {**ANSWER, "tool_calls": None}]},
+        {"prompt": "你好 👋", "completion": "Hello."},
+        {"prompt": [USER], "completion": [ANSWER]},
+        {"prompt": [USER], "completion": "Hello."},
+        {"instruction": "你好 👋", "output": "Hello."},
+        {"instruction": "你好 👋", "input": "", "output": "Hello.", "history": [], "system": ""},
+        {"conversations": [{"from": "human", "value": "你好 👋"}, {"from": "gpt", "value": "Hello."}]},
+        {"conversations": [USER, ANSWER]},
+        {"prompt": "你好 👋", "chosen": "Hello.", "rejected": "Go away."},
+        {"prompt": "你好 👋", "chosen": [USER, ANSWER], "rejected": [USER, USER]},
+        {"chosen": [USER, ANSWER], "rejected": [USER, USER]},
+        {"messages": [USER, ANSWER], "rejected_response": "Go away."},
+        {"messages": [USER, ANSWER], "text": "not this", "prompt": "nor this"},
+    ],
+)
+def test_all_formats_of_one_conversation(row: dict[str, Any]) -> None:
+    assert converted(row).messages == [USER, ANSWER]
+
+
+def test_instruction_and_input_history_and_system() -> None:
+    row = {
+        "instruction": "Translate.",
+        "input": "good day",
+        "output": "Guten Tag",
+        "history": [["Hi", "Ja?"]],
+        "system": "You translate.",
+    }
+    assert [(m["role"], m["content"]) for m in converted(row).messages] == [
+        ("system", "You translate."),
+        ("user", "Hi"),
+        ("assistant", "Ja?"),
+        ("user", "Translate.\ngood day"),
+        ("assistant", "Guten Tag"),
+    ]
+
+
+def test_system_column_yields_to_a_system_message() -> None:
+    assert converted({"messages": [SYSTEM, USER, ANSWER], "system": "other"}).messages[0] == SYSTEM
+    assert converted({"messages": [USER, ANSWER], "system": "Be kind."}).messages[0] == SYSTEM
+
+
+def test_sharegpt_tools() -> None:
+    row = {
+        "conversations": [
+            {"from": "system", "value": "Be kind."},
+            {"from": "human", "value": "你好 👋"},
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+            {"from": "observation", "value": "3"},
+            {"from": "gpt", "value": "Hello."},
+        ],
+        "tools": '[{"name": "add", "parameters": {"default": null}}]',
+    }
+    conversation = converted(row)
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert conversation.messages == [SYSTEM, USER, called, {"role": "tool", "content": "3"}, ANSWER]
+    assert conversation.tools == [{"name": "add", "parameters": {"default": None}}]
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [CALL],
+        json.dumps([CALL]),
+        [{"name": "add", "arguments": {"a": 1}}],
+        [{"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}],
+    ],
+)
+def test_tool_calls_take_one_form(calls: Any) -> None:
+    messages = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "1"},
+        ANSWER,
+    ]
+    assert converted({"messages": messages}).messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+
+
+def test_tool_call_whose_arguments_are_no_object_keeps_its_text() -> None:
+    call = {"id": "c1", "function": {"name": "run", "arguments": "print(1)"}}
+    message = converted({"messages": [USER, {"role": "assistant", "tool_calls": [call]}]}).messages[1]
+    expected = {"type": "function", "id": "c1", "function": {"name": "run", "arguments": "print(1)"}}
+    assert message["tool_calls"] == [expected]
+
+
+def test_what_messages_carry_is_kept() -> None:
+    answer = {**ANSWER, "reasoning_content": "hm", "loss": False, "loss_scale": 0.5}
+    assert converted({"messages": [USER, answer]}).messages[1] == answer
+
+
+def test_other_columns_pass_through() -> None:
+    row = {"messages": [USER, ANSWER], "id": 3, "solution": "x", "tools": ["search"], "rejected_response": "no"}
+    conversation = converted(row)
+    assert conversation.columns == {"id": 3, "solution": "x", "rejected_response": "no"}
+    assert conversation.tools == ["search"]
+    assert conversation.origin == ORIGIN
+
+
+def test_columns_are_renamed() -> None:
+    row = {"question": "你好 👋", "answer": "Hello.", "prompt": "other"}
+    assert converted(row, columns={"question": "prompt", "answer": "completion"}).messages == [USER, ANSWER]
+
+
+def test_text_rows() -> None:
+    assert converted({"text": "長い話"}, task="pt").text == "長い話"
+    assert converted({"text": "長い話", "label": 1}, task="pt").messages == []
+    assert converted({"text": "長い話"}, task="sft").text == "長い話"
+    assert converted({"messages": [USER, ANSWER], "text": "長い話"}, task="pt").text == "長い話"
+
+
+def test_pt_needs_no_answer() -> None:
+    assert converted({"messages": [SYSTEM, USER]}, task="pt").messages == [SYSTEM, USER]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        ([1, 2], "a row is not an object", "a list"),
+        ({"question": "q"}, "no known columns", "'question'"),
+        ({}, "no known columns", "none"),
+        ({"messages": "not json"}, "`messages` is text that is not JSON", ""),
+        ({"messages": {"role": "user"}}, "`messages` is not a list of messages", "an object"),
+        ({"messages": []}, "no messages", ""),
+        ({"messages": ["hi"]}, "a message is not an object", "message 1 is text"),
+        ({"messages": [{"role": "asistant", "content": ""}]}, "unknown role", "did you mean 'assistant'?"),
+        ({"messages": [{"role": ["user"], "content": ""}]}, "unknown role", "['user']"),
+        ({"messages": [{"role": "user", "content": 3}, ANSWER]}, "a content is not text", "message 1 is a number"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, "not text", "'image_url'"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}, ANSWER]}, "half a character", "message 1 has '\\ud83d'"),
+        ({"messages": [USER]}, "no answer", "'user'"),
+        ({"prompt": "q"}, "no answer", "'user'"),
+        ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "the answer is empty", ""),
+        (
+            {"messages": [USER, USER, ANSWER]},
+            "roles out of order",
+            "message 2 is 'user' after 'user', expected 'assistant'",
+        ),
+        ({"messages": [ANSWER]}, "roles out of order", "first"),
+        ({"messages": [USER, SYSTEM, ANSWER]}, "roles out of order", "message 2 is 'system'"),
+        ({"messages": [SYSTEM, ANSWER]}, "roles out of order", "expected 'user'"),
+        ({"messages": [USER, {"role": "tool", "content": "x"}, ANSWER]}, "roles out of order", "'tool' after 'user'"),
+        ({"messages": [USER, {**ANSWER, "loss": 1}]}, "`loss` is not true or false", "message 2 has 1"),
+        ({"messages": [USER, {**ANSWER, "loss_scale": True}]}, "`loss_scale` is not a finite number", "True"),
+        ({"messages": [USER, {**ANSWER, "loss_scale": float("nan")}]}, "`loss_scale` is not a finite number", "nan"),
+        ({"messages": [USER, {**ANSWER, "reasoning_content": 3}]}, "`reasoning_content` is not text", "a number"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [{"x": 1}]}]}, "a tool call has no name", "message 2"),
+        (
+            {"messages": [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": [1]}]}]},
+            "neither an object nor",
+            "a list",
+        ),
+        ({"messages": [USER, ANSWER], "tools": "[1"}, "`tools` is text that is not JSON", ""),
+        ({"messages": [USER, ANSWER], "tools": {"a": 1}}, "`tools` is not a list", "an object"),
+        ({"messages": [USER, ANSWER], "tools": [1]}, "neither text nor an object", "a number"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, "unknown role", "'bot'"),
+        ({"instruction": 5, "output": "x"}, "`instruction` or `input` is not text", "a number"),
+        ({"instruction": "a", "output": "x", "history": ["q"]}, "`history` is not a list of pairs", '"q"'),
+        ({"text": 5}, "`text` is not text", "a number"),
+        ({"text": "  "}, "the text is empty", ""),
+        ({"messages": [USER], "label": 1}, "a label in place of an answer", "classification"),
+        ({"text": "fine film", "label": 1}, "a label in place of an answer", "classification"),
+        ({"prompt": "q", "completion": "a", "label": False}, "an answer labelled good or bad", "alignment"),
+    ],
+)
+def test_rows_that_cannot_be_used(row: Any, reason: str, detail: str) -> None:
+    with pytest.raises(RowError) as caught:
+        converted(row)
+    assert reason in caught.value.reason
+    assert detail in caught.value.detail
