@@ -5,11 +5,14 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
+import yaml
 
 from swiftplug.builtin.loss_scales.keywords import Keywords
 from swiftplug.builtin.loss_scales.table import WeightTable
 from swiftplug.errors import UserError
+from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.loss_scale import ContextType, LossScale
+from swiftplug.plugin.registry import Registry
 
 TABLES = ["react", "alpha_umi", "agentflan", "hermes", "qwen", "ignore_empty_think", "ignore_think_prefix"]
 RESPONSE = ContextType.RESPONSE
@@ -195,6 +198,19 @@ class TestKeywords:
         parts, weights = loss_scale.get_loss_scale("学习好数学是重要的", RESPONSE, True, query="")
         assert parts == ["学习", "好", "数学", "是", "重要", "的"]
         assert weights == [1.0, 0.5, 2.0, 0.5, 2.0, 0.1]
+
+    def test_is_written_in_yaml_and_resolved_as_any_plugin(self) -> None:
+        written = r"""
+            name: keywords
+            words: {学习: 1.0, 好: 0.5, 数学: 2, 是: 5e-1, 重要: 2.0, 的: 0.1, "Answer:": [2, 3]}
+            patterns: {'\d+': 4}
+            default: 0
+        """
+        choice = PluginChoice.model_validate(yaml.safe_load(written))
+        loss_scale = Registry.discover().resolve("loss_scale", choice, "train.yaml: loss_scale").bound
+        parts = [("学习", 1), ("好", 0.5), ("数学", 2), ("是", 0.5), ("重要", 2), ("的", 0.1), ("吗", 0)]
+        parts += [("Answer:", 2), ("是", 0.5), (" ", 3), ("18", 4), ("。", 3)]
+        assert weigh(loss_scale, "学习好数学是重要的吗Answer:是 18。") == parts
 
     def test_a_pair_weighs_what_follows_up_to_the_next_pair(self) -> None:
         loss_scale = Keywords({"A:": (2, 3), "B:": (0, 0), "好": 0.5}, default=7)
