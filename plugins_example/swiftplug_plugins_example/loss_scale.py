@@ -22,5 +22,5 @@ class Digits(LossScale):
         """Cut a response at its numbers. The parts, joined, must be the context again."""
         if context_type is not ContextType.RESPONSE:
             return super().get_loss_scale(context, context_type, is_last_round, **kwargs)
-        parts = [part for part in re.split(r"([0-9]+)", context) if part] or [context]
-        return parts, [self.weight if part[0] in "0123456789" else 1.0 for part in parts]
+        parts = re.findall(r"\d+|\D+", context) or [context]
+        return parts, [self.weight if part.isdecimal() else 1.0 for part in parts]
