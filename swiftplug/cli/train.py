@@ -16,6 +16,15 @@ def train(
     resume: Annotated[
         bool, Option("--resume", metavar="", help="Go on from the run folder's last checkpoint.", rich_help_panel=_RUN)
     ] = False,
+    allow_changed_plugins: Annotated[
+        bool,
+        Option(
+            "--allow-changed-plugins",
+            metavar="",
+            help="Resume although the source of a plugin has changed.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         Option("--dry-run", metavar="", help="Check everything up to the model, print the plan.", rich_help_panel=_RUN),
@@ -38,8 +47,9 @@ def train(
     loaded = load_train_config(request.path, request.options, request.sets, resume=resume)
     config = loaded.config
     if nproc > 1:
-        flags = [flag for flag, given in (("--resume", resume), ("--dry-run", dry_run)) if given]
-        arguments = [*request.arguments(), *flags, f"--output-dir={config.output_dir}"]
+        flags = {"--resume": resume, "--allow-changed-plugins": allow_changed_plugins, "--dry-run": dry_run}
+        given = [flag for flag, is_given in flags.items() if is_given]
+        arguments = [*request.arguments(), *given, f"--output-dir={config.output_dir}"]
         raise typer.Exit(run_in_processes(nproc, ["train", *arguments]))
     if loaded.quickstart and is_first():
         typer.echo("No model, dataset or config given: this is the embedded quickstart. Nothing is downloaded.")
@@ -49,4 +59,4 @@ def train(
         quiet_libraries()
     from swiftplug.training.run import train as run
 
-    run(config, resume=resume, dry_run=dry_run)
+    run(config, resume=resume, allow_changed_plugins=allow_changed_plugins, dry_run=dry_run)

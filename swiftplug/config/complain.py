@@ -53,7 +53,7 @@ def explain(error: ValidationError, tree: Tree, model: type[BaseModel]) -> UserE
         words = [word.strip("'") for word in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         close = nearest(found, words)
         hint = close if "did you mean" in close else ""
-    return UserError(f"{where}: found {_shown(found)}, expected {' or '.join(expected)}{hint}")
+    return UserError(f"{where}: found {shown(found)}, expected {' or '.join(expected)}{hint}")
 
 
 def _unknown_key(loc: Path, tree: Tree, model: type[BaseModel]) -> UserError:
@@ -102,7 +102,8 @@ def _expected(detail: ErrorDetails) -> str:
     return _EXPECTED.get(detail["type"]) or detail["msg"].removeprefix("Input should be ")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as an error says what it found."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:

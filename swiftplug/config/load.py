@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from swiftplug.config.complain import explain
+from swiftplug.config.complain import explain, shown
 from swiftplug.config.output_dir import default_output_dir
 from swiftplug.config.overrides import Override, apply_overrides
 from swiftplug.config.schema import TrainConfig
@@ -97,7 +97,7 @@ def _read(path: str) -> Tree:
     if value is None:
         raise UserError(f"{path}: is empty, expected keys such as model and dataset")
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a mapping of keys such as model and dataset, found {type(value).__name__}")
+        raise UserError(f"{path}: expected a mapping of keys such as model and dataset, found {shown(value)}")
     return Tree(value, Origins({key: Origin(f"{path}:{line}", in_file=True) for key, line in lines.items()}))
 
 

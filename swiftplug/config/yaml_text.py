@@ -12,7 +12,7 @@ from swiftplug.errors import UserError
 _FLOAT = "tag:yaml.org,2002:float"
 _MERGE = "tag:yaml.org,2002:merge"
 _DROPPED = {_FLOAT, "tag:yaml.org,2002:timestamp"}
-_COLLECTIONS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
+_PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}
 _YAML_1_2_FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
 )
@@ -58,8 +58,8 @@ def read_yaml(text: str, place: Callable[[int], str]) -> YamlText:
     Raises:
         UserError: It is not YAML, has a key twice, or a tag or a key that is not plain.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         builder = _Builder(loader, place)
         return YamlText(builder.build(node, ()) if node else None, builder.lines)
@@ -68,11 +68,9 @@ def read_yaml(text: str, place: Callable[[int], str]) -> YamlText:
         raise UserError(f"{place(mark.line + 1 if mark else 1)}: not YAML: {error.problem or error.context}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise UserError(f"{place(line)}: not YAML: the character {error.character!r} cannot stand in it") from error
-    except ValueError as error:
-        raise UserError(f"{place(1)}: not YAML: {error}") from error
-    finally:
-        loader.dispose()
+        raise UserError(
+            f"{place(line)}: not YAML: the character {text[error.position]!r} has no place in it"
+        ) from error
 
 
 def read_value(text: str, place: str) -> Any:
@@ -104,10 +102,10 @@ class _Builder:
 
     def build(self, node: yaml.Node, path: Path) -> Any:
         """The value of a node; an alias is built anew, so that no two parts of a config share an object."""
-        if isinstance(node, yaml.ScalarNode):
-            return self._loader.construct_object(node)
-        if node.tag not in _COLLECTIONS:
+        if node.tag not in _PLAIN:
             raise self._error(node, f"unknown tag {node.tag!r}; a config has plain values only")
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
         if node in self._open:
             raise self._error(node, "an alias that holds itself")
         self._open.append(node)
@@ -148,8 +146,14 @@ class _Builder:
                         raise self._error(source, "expected a mapping to merge with '<<'")
                     yield source
 
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        try:
+            return self._loader.construct_object(node)
+        except (KeyError, ValueError):
+            raise self._error(node, f"{node.value!r} is no {node.tag.rpartition(':')[2]}") from None
+
     def _key(self, node: yaml.Node) -> str:
-        key = self._loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else None
+        key = self._scalar(node) if isinstance(node, yaml.ScalarNode) else None
         if not isinstance(key, str):
             found = f"{node.value} " if isinstance(node, yaml.ScalarNode) else ""
             raise self._error(node, f"key {found}is not text; put it in quotes")
