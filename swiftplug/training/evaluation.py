@@ -80,7 +80,7 @@ def generate_answers(
         args: The run's `TrainingArguments`: `per_device_eval_batch_size` prompts are answered at once.
     """
     model = accelerator.unwrap_model(model)
-    prompts, references = dataset["prompt_ids"], dataset["reference"]
+    prompts = [list(map(int, ids)) for ids in dataset["prompt_ids"]]
     # Longest first: prompts of about one length share a batch, and what does not fit into memory fails at once.
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     mine = order[args.process_index :: args.world_size]
@@ -90,7 +90,7 @@ def generate_answers(
         texts = _generate(accelerator, model, tokenizer, [prompts[row] for row in rows], max_new_tokens)
         answered += zip(rows, texts, strict=True)
     by_row = dict(gather_object(answered))
-    return Answers([by_row[row] for row in range(len(prompts))], list(references))
+    return Answers([by_row[row] for row in range(len(prompts))], [str(text) for text in dataset["reference"]])
 
 
 def _generate(
@@ -98,7 +98,7 @@ def _generate(
 ) -> list[str]:
     """Greedy answers to left-padded prompts."""
     width = max(map(len, prompts))
-    padded = [[tokenizer.pad_token_id] * (width - len(ids)) + list(ids) for ids in prompts]
+    padded = [[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompts]
     masks = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
     end_ids = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
     greedy = GenerationConfig(

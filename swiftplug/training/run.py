@@ -78,7 +78,7 @@ def train(
     setup = set_up(config)
     data = setup.data
     _check_weights(setup.plugins, data)
-    print_data(console, config, data)
+    print_data(console, setup)
     if dry_run:
         print_plan(console, setup)
         return None

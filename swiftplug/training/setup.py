@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.prepare import PreparedData, prepare_data
+from swiftplug.data.tokenizer import check_offsets, set_chat_template
 from swiftplug.errors import UserError
 from swiftplug.training.arguments import RunArguments, training_arguments
 from swiftplug.training.model import ModelSource, open_model
@@ -20,6 +21,7 @@ class RunSetup:
         args: Its arguments, as plugins see them.
         source: Its tokenizer, and how its base model is loaded.
         data: Its encoded datasets.
+        notes: What the user should know of the tokenizer.
     """
 
     config: TrainConfig
@@ -27,6 +29,7 @@ class RunSetup:
     args: RunArguments
     source: ModelSource
     data: PreparedData
+    notes: list[str]
 
 
 def set_up(config: TrainConfig) -> RunSetup:
@@ -41,5 +44,18 @@ def set_up(config: TrainConfig) -> RunSetup:
         raise UserError("metrics: need eval_dataset or data.val_size")
     args = RunArguments(config, training_arguments(config, str(config.output_dir), has_eval))
     source = open_model(config, plugins, args)
-    data = prepare_data(config, plugins, source.tokenizer)
-    return RunSetup(config, plugins, args, source, data)
+    check_offsets(source.tokenizer)
+    notes = set_chat_template(source.tokenizer, config.data.template)
+    data = prepare_data(
+        dataset=config.dataset,
+        eval_dataset=config.eval_dataset,
+        registry=plugins.registry,
+        tokenizer=source.tokenizer,
+        tools=plugins.tools,
+        loss_scales=plugins.loss_scales,
+        task=config.task,
+        options=config.data,
+        seed=config.seed,
+        generation=any(metric.bound.generate for metric in plugins.metrics),
+    )
+    return RunSetup(config, plugins, args, source, data, notes)
