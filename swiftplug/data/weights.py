@@ -1,0 +1,170 @@
+"""From segments to the weight of each token: a loss scale weighs characters, offsets carry the weights to tokens."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from swiftplug.data.segments import Rendered
+from swiftplug.errors import UserError
+from swiftplug.plugin.loss_scale import ContextType, LossScale
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class WeightedSpan(NamedTuple):
+    """A stretch of the text, and the weight of its characters."""
+
+    start: int
+    end: int
+    weight: float
+
+
+class CombinedLossScale(LossScale):
+    """`a+b+c`: the first is asked for every context, the others for responses only, and the weights multiply.
+
+    Args:
+        scales: The loss scales, in the order of the name.
+
+    Example:
+        >>> CombinedLossScale([LossScale(), LossScale()]).get_loss_scale("hi", ContextType.RESPONSE, True, query="")
+        (['hi'], [1.0])
+    """
+
+    def __init__(self, scales: Sequence[LossScale]) -> None:
+        self._scales = list(scales)
+
+    def get_loss_scale(
+        self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
+    ) -> tuple[list[str], list[float]]:
+        """Cut the context wherever one of the loss scales does."""
+        scales = self._scales if context_type is ContextType.RESPONSE else self._scales[:1]
+        cuts = [cut_context(scale, context, context_type, is_last_round, **kwargs) for scale in scales]
+        edges = sorted({0, *(span.end for spans in cuts for span in spans)})
+        if len(edges) == 1:
+            return [context], [math.prod(spans[-1].weight if spans else 0.0 for spans in cuts)]
+        parts, weights = [], []
+        following = [0] * len(cuts)
+        for start, end in pairwise(edges):
+            for number, spans in enumerate(cuts):
+                while spans[following[number]].end <= start:
+                    following[number] += 1
+            parts.append(context[start:end])
+            weights.append(math.prod(spans[place].weight for spans, place in zip(cuts, following, strict=True)))
+        return parts, weights
+
+
+def cut_context(
+    scale: LossScale, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
+) -> list[WeightedSpan]:
+    """Ask a loss scale for one context, and check its answer.
+
+    Args:
+        scale: The loss scale.
+        context: The text of the context.
+        context_type: What the context is.
+        is_last_round: Whether it belongs to the last round.
+        **kwargs: `query`, the text of the round's query.
+
+    Returns:
+        Spans that cover the context, positions counted from its start.
+
+    Raises:
+        UserError: If the parts do not join to the context, or are not weighed by one finite number each.
+    """
+    parts, weights = scale.get_loss_scale(context, context_type, is_last_round, **kwargs)
+    name = f"loss scale {type(scale).__name__}"
+    if "".join(parts) != context:
+        joined = "".join(parts)
+        at = next(
+            (i for i, (a, b) in enumerate(zip(joined, context, strict=False)) if a != b), min(len(joined), len(context))
+        )
+        raise UserError(
+            f"{name}: its parts do not join to the {context_type.value} they were cut from: "
+            f"at character {at} found {joined[at : at + 20]!r}, expected {context[at : at + 20]!r}"
+        )
+    if len(parts) != len(weights):
+        raise UserError(f"{name}: found {len(parts)} parts and {len(weights)} weights, expected one weight a part")
+    spans = []
+    position = 0
+    for part, weight in zip(parts, weights, strict=True):
+        if not isinstance(weight, (int, float)) or not math.isfinite(weight):
+            raise UserError(f"{name}: found the weight {weight!r}, expected a finite number")
+        spans.append(WeightedSpan(position, position + len(part), float(weight)))
+        position += len(part)
+    return spans
+
+
+def lay_weights(
+    rendered: Rendered, loss_scale: LossScale, messages: Sequence[dict[str, Any]] = ()
+) -> list[WeightedSpan]:
+    """The weight of every character of a rendering.
+
+    A message's `loss: false` leaves its turn out, `loss: true` trains it (with the loss scale's weights, or with 1
+    where those leave it out whole), and `loss_scale` multiplies the weights of its turn.
+
+    Args:
+        rendered: The text and its segments.
+        loss_scale: The loss scale; it is asked for every segment but suffixes.
+        messages: The row's messages, that the segments' `message_index` counts.
+
+    Returns:
+        Spans that cover the text, in order.
+
+    Raises:
+        UserError: If the loss scale's parts do not join to the context, or a weight is not a number.
+    """
+    spans: list[WeightedSpan] = []
+    of_response = 0.0
+    for segment in rendered.segments:
+        start, end, kind, is_last_round, query, message = segment
+        if kind is ContextType.SUFFIX:
+            spans.append(WeightedSpan(start, end, of_response))
+            continue
+        cut = cut_context(loss_scale, rendered.text[start:end], kind, is_last_round, query=query)
+        if 0 <= message < len(messages):
+            cut = _overridden(cut, messages[message])
+        if kind is ContextType.RESPONSE:
+            of_response = next((span.weight for span in reversed(cut) if span.start < span.end), _last(cut))
+        spans.extend(WeightedSpan(start + span.start, start + span.end, span.weight) for span in cut)
+    return spans
+
+
+def _last(cut: Sequence[WeightedSpan]) -> float:
+    return cut[-1].weight if cut else 0.0
+
+
+def _overridden(cut: list[WeightedSpan], message: dict[str, Any]) -> list[WeightedSpan]:
+    """The weights of a turn, with what its message says of training."""
+    factor = message.get("loss_scale")
+    factor = 1.0 if factor is None else float(factor)
+    loss = message.get("loss")
+    if loss is False:
+        factor = 0.0
+    if loss and not any(span.weight for span in cut):
+        return [span._replace(weight=factor) for span in cut]
+    if factor == 1:
+        return cut
+    return [span._replace(weight=span.weight * factor) for span in cut]
+
+
+def token_weights(starts: "np.ndarray[Any, Any]", spans: Sequence[WeightedSpan]) -> "np.ndarray[Any, Any]":
+    """Carry weights from characters to tokens: a token has the weight of its first character.
+
+    Args:
+        starts: `(N,)` the position of each token's first character.
+        spans: Spans that cover the text, in order.
+
+    Returns:
+        `(N,)` float32 weights.
+    """
+    import numpy as np
+
+    filled = [span for span in spans if span.start < span.end]
+    if not filled:
+        return np.zeros(len(starts), dtype=np.float32)
+    ends = np.array([span.end for span in filled])
+    weights = np.array([span.weight for span in filled], dtype=np.float32)
+    place = np.searchsorted(ends, starts, side="right")
+    return weights[np.minimum(place, len(filled) - 1)]
