@@ -33,11 +33,13 @@ class Drop(NamedTuple):
         origin: Where it was read.
         reason: The reason, the same words for all rows of one sort.
         detail: What is particular about this row, or an empty text.
+        length: Its tokens, where it was left out for being too long.
     """
 
     origin: Origin
     reason: str
     detail: str
+    length: int | None = None
 
 
 class EncodedBatch(NamedTuple):
@@ -48,12 +50,14 @@ class EncodedBatch(NamedTuple):
             `length`; for evaluation also `prompt_ids` (int32 array) and `reference`.
         rows: For each example the index of the conversation it was made of.
         drops: The rows that were left out.
+        cut: The origins of the rows that were truncated or split.
         shortened: The origins of the rows from which the chat template dropped something, earlier thinking say.
     """
 
     examples: list[Example]
     rows: list[int]
     drops: list[Drop]
+    cut: list[Origin]
     shortened: list[Origin]
 
 
@@ -87,7 +91,7 @@ def encode_batch(
     """
     check_offsets(tokenizer)
     renderer = ChatRenderer(tokenizer, tools_format)
-    batch = EncodedBatch([], [], [], [])
+    batch = EncodedBatch([], [], [], [], [])
     rendered: list[tuple[int, Rendered]] = []
     for row, conversation in enumerate(conversations):
         try:
@@ -109,8 +113,10 @@ def encode_batch(
         if not kept:
             reason = UNTRAINED if cut else TOO_LONG
             detail = f"{example['length']} tokens, max_length is {max_length}" if example["length"] > max_length else ""
-            batch.drops.append(Drop(conversation.origin, reason, detail))
+            batch.drops.append(Drop(conversation.origin, reason, detail, None if cut else example["length"]))
             continue
+        if example["length"] > max_length:
+            batch.cut.append(conversation.origin)
         if whole.dropped:
             batch.shortened.append(conversation.origin)
         if generation:
