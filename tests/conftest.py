@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,45 @@ def smollm2_dir() -> Path:
     script = Path(__file__).with_name("smollm2.py")
     laid = subprocess.run([sys.executable, script], check=True, stdout=subprocess.PIPE, text=True)
     return Path(laid.stdout.strip())
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Lay a distribution of plugins on `sys.path`, as pip would, and return the folder it is in.
+
+    `install("acme", {"losses": {"x": "acme:f"}}, {"acme.py": "def f(outputs, labels): ..."})`. What its modules leave in
+    `sys.modules` goes with the test.
+    """
+    before = set(sys.modules)
+
+    def lay(
+        name: str,
+        groups: dict[str, dict[str, str]],
+        modules: dict[str, str],
+        *,
+        version: str = "1.0",
+        requires: Sequence[str] = (),
+        folder: str | None = None,
+    ) -> Path:
+        site = tmp_path / (folder or f"site-{name}-{version}")
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        metadata = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        metadata += [f"Requires-Dist: {line}" for line in requires]
+        (info / "METADATA").write_text("\n".join(metadata) + "\n")
+        sections = [
+            f"[swiftplug.{group}]\n" + "".join(f"{key} = {value}\n" for key, value in points.items())
+            for group, points in groups.items()
+        ]
+        (info / "entry_points.txt").write_text("\n".join(sections))
+        for path, text in modules.items():
+            (site / path).parent.mkdir(parents=True, exist_ok=True)
+            (site / path).write_text(text)
+        monkeypatch.syspath_prepend(str(site))
+        return site
+
+    yield lay
+    for module in set(sys.modules) - before:
+        file = getattr(sys.modules[module], "__file__", None) or ""
+        if file.startswith(str(tmp_path)):
+            del sys.modules[module]
