@@ -1,0 +1,64 @@
+"""Every config of `configs/` loads, and runs to its end on a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from swiftplug.config.load import load_train_config
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.yaml"))
+RUNS_ANYWHERE = {"quickstart", "every_kind"}  # these bring a model of their own
+
+
+def train(config: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    """Run a config from the root of the repository, as its comment says."""
+    line = [sys.executable, "-m", "swiftplug", "train", str(config), *map(str, more)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_there_is_one_for_each_thing_that_the_readme_names() -> None:
+    assert {path.stem for path in CONFIGS} == {
+        *RUNS_ANYWHERE,
+        *("sft_lora", "sft_full", "pretrain_packed", "agent_tools"),
+    }
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_runs_to_its_end(config: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = [] if config.stem in RUNS_ANYWHERE else ["--model", tiny_model_dir]
+    done = train(config, *model, "--output-dir", tmp_path / "run", "--set", "training.max_steps=3")
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert any("train_runtime" in entry for entry in log)
+    if load_train_config(str(ROOT / config), {}, []).config.metrics:
+        names = {name for entry in log for name in entry}
+        assert names & {"eval_acc", "eval_token_acc", "eval_perplexity", "eval_exact_match"}
+
+
+@pytest.mark.parametrize("config", [path for path in CONFIGS if path.stem in RUNS_ANYWHERE], ids=lambda path: path.stem)
+def test_the_whole_of_it_can_be_planned_without_a_model(config: Path, tmp_path: Path) -> None:
+    done = train(config, "--output-dir", tmp_path / "run", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_quickstart_is_the_embedded_one() -> None:
+    shown = load_train_config(str(ROOT / "configs" / "quickstart.yaml"), {}, []).config
+    embedded = load_train_config(None, {}, []).config
+    assert shown.model_dump(exclude={"output_dir"}) == embedded.model_dump(exclude={"output_dir"})
+
+
+def test_every_kind_gives_options_to_every_kind() -> None:
+    config = load_train_config(str(ROOT / "configs" / "every_kind.yaml"), {}, []).config
+    one_each = [config.model, config.tuner, config.optimizer, config.loss, config.loss_scale]
+    assert all(choice is not None and choice.options for choice in one_each)
+    assert any(choice.options for choice in config.dataset)
+    assert any(choice.options for choice in config.metrics)
+    assert any(choice.options for choice in config.callbacks)
+    assert config.tools.name != "swiftplug:template"

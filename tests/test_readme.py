@@ -1,0 +1,60 @@
+"""What README tells can be done as it stands."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swiftplug.config.load import load_train_config
+from swiftplug.plugin.kinds import KINDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", "plugins_example/README.md"]
+
+
+def block(language: str, holding: str) -> str:
+    (found,) = (it for it in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if holding in it)
+    return str(found)
+
+
+def test_the_plugin_trains_with_the_command_behind_it(tmp_path: Path, tiny_model_dir: Path, write_jsonl: Any) -> None:
+    (tmp_path / "my_plugins.py").write_text(block("python", "register_loss_func"))
+    command = block("bash", "--plugin my_plugins.py").split()
+    rows = [{"prompt": "1 + 1 =", "completion": " 2"}, {"prompt": "2 + 2 =", "completion": " 4"}]
+    settings = ["--dataset", write_jsonl(rows), "--output-dir", "run", "--set", "training.max_steps=1"]
+    line = [sys.executable, "-m", *command, "--model", tiny_model_dir, *settings]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    used = {it["name"]: it["options"] for it in json.loads((tmp_path / "run" / "run.json").read_text())["plugins"]}
+    assert used["file:poly"] == {"epsilon": 2.0}
+    assert used["file:nesterov"] == {}
+
+
+def test_the_config_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(block("yaml", "output_dir"))
+    config = load_train_config(str(path), {}, []).config
+    assert config.training == {"learning_rate": 1e-4, "num_train_epochs": 1}
+    assert [metric.name for metric in config.metrics] == ["acc", "nlg"]
+
+
+def test_the_table_has_every_kind_that_a_training_run_takes() -> None:
+    sampling = {"prm", "orm"}
+    assert set(re.findall(r"^\| [a-z ]+ \| `(--[a-z-]+)` \|", README, re.MULTILINE)) == {
+        kind.option for name, kind in KINDS.items() if name not in sampling
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    folder = (ROOT / page).parent
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text())
+    assert links
+    assert [link for link in links if not (folder / link).exists()] == []
