@@ -16,7 +16,7 @@ from swiftplug.errors import UserError
 
 _INTERRUPTED = 130
 
-app = typer.Typer(name="swiftplug", add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(name="swiftplug", add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.command("train")(train)
 app.command("preview")(preview)
 app.command("list-plugins")(list_plugins)
