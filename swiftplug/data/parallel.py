@@ -18,9 +18,7 @@ Row = TypeVar("Row")
 Encoded = TypeVar("Encoded")
 
 
-def map_chunks(
-    function: Callable[[list[Row]], Encoded], rows: Iterator[Row], num_proc: int
-) -> Iterator[Encoded]:
+def map_chunks(function: Callable[[list[Row]], Encoded], rows: Iterator[Row], num_proc: int) -> Iterator[Encoded]:
     """Apply a function to chunks of rows.
 
     Args:
@@ -62,7 +60,7 @@ _function: Callable[[list[Any]], Any]
 def _start_worker(function: Callable[[list[Any]], Any]) -> None:
     global _function
     _function = function
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism, and threads do not survive a fork
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism; threads do not survive a fork
 
 
 def _work(chunk: list[Any]) -> Any:

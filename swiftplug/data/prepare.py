@@ -1,8 +1,8 @@
 """From the datasets that a config names to the examples that a trainer batches.
 
 1. The datasets are found, and if asked, rows to evaluate on are drawn from them.
-2. Each row is brought into one form, rendered, tokenized and weighed, in parallel, and kept on disk by a key of all that
-   changes the outcome: the next run with the same data begins here.
+2. Each row is brought into one form, rendered, tokenized and weighed, in parallel, and kept on disk by a key of all
+   that changes the outcome: the next run with the same data begins here.
 3. The training examples are packed, if asked.
 
 Nothing is dropped in silence: what became of every row is in the report.
@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,12 +24,14 @@ from transformers import PreTrainedTokenizerFast
 
 import swiftplug
 from swiftplug.data.cache import Cache, write_rows
+from swiftplug.data.encoder import RowEncoder
 from swiftplug.data.options import DataOptions
 from swiftplug.data.packing import packed_batches
-from swiftplug.data.parallel import RowEncoder, encoded_chunks
+from swiftplug.data.parallel import map_chunks
 from swiftplug.data.report import DataReport, SplitReport
 from swiftplug.data.sources import Source, open_source
 from swiftplug.data.split import hold_out, joined
+from swiftplug.data.weights import CombinedLossScale
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import LoadedPlugin, Registry
@@ -93,12 +96,22 @@ def prepare_data(
         train_source, eval_source = hold_out(train_source, options.val_size, seed)
 
     store = Cache(options.cache_dir)
-    facts = _facts(tokenizer, [tools, *loss_scales], task, options)
+    too_long = options.too_long or ("split" if task == "pt" else "drop")
+    facts = _facts(tokenizer, [tools, *loss_scales], [task, options.max_length, too_long, options.columns])
 
     def encode(source: Source, generation: bool) -> _Split:
         key = _key(source.fingerprint, facts, generation)
-        encoder = RowEncoder(tokenizer, tools.bound, [each.bound for each in loss_scales], task, options, generation)
-        cached = store.get(key, lambda path: _write_encoded(path, source, encoder).to_json())
+        encoder = RowEncoder(
+            tokenizer,
+            tools.bound,
+            CombinedLossScale([each.bound for each in loss_scales]),
+            task,
+            options.max_length,
+            too_long,
+            options.columns,
+            generation,
+        )
+        cached = store.get(key, lambda path: _write_encoded(path, source, encoder, options.num_proc).to_json())
         return _Split(key, cached.rows, SplitReport.from_json(cached.facts))
 
     train = encode(train_source, False)
@@ -120,17 +133,16 @@ def prepare_data(
     )
 
 
-def _write_encoded(path: Path, source: Source, encoder: RowEncoder) -> SplitReport:
+def _write_encoded(path: Path, source: Source, encoder: RowEncoder, num_proc: int) -> SplitReport:
     report = SplitReport()
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for batch, counts in encoded_chunks(source.read(), encoder, encoder.options.num_proc):
-            report.add(counts)
-            if batch.num_rows:
-                yield batch
+        for chunk in map_chunks(encoder, source.read(), num_proc):
+            report.add(chunk.report)
+            yield chunk.examples
 
     write_rows(path, batches())
-    _check_usable(source.name, report, encoder.options.max_length)
+    _check_usable(source.name, report, encoder.max_length)
     return report
 
 
@@ -144,10 +156,8 @@ def _with_weights(rows: Dataset, weighted: bool) -> Dataset:
 
 
 def _check_usable(name: str, report: SplitReport, max_length: int) -> None:
-    if report.examples and report.trained_tokens:
-        return
     if report.examples:
-        raise UserError(f"{name}: the loss scale leaves no token of its {report.rows} rows to train")
+        return
     if report.shortest_too_long is not None:
         raise UserError(
             f"data.max_length: {max_length} is shorter than every row of {name}; the shortest has "
@@ -161,16 +171,14 @@ def _check_usable(name: str, report: SplitReport, max_length: int) -> None:
 
 def _check_columns(columns: dict[str, str], sources: Sequence[Source]) -> None:
     """Refuse to rename a column that no dataset has, by their first rows."""
-    firsts = [row.row for source in sources for row in [next(source.read(), None)] if row is not None] if columns else []
+    firsts = [row.row for source in sources if columns for row in islice(source.read(), 1)]
     known = {name for row in firsts if isinstance(row, dict) for name in row}
     for old in columns:
         if firsts and old not in known:
             raise UserError(f"data.columns: no dataset has a column {old!r}{nearest(old, known)}")
 
 
-def _facts(
-    tokenizer: PreTrainedTokenizerFast, plugins: Sequence[LoadedPlugin], task: str, options: DataOptions
-) -> dict[str, Any]:
+def _facts(tokenizer: PreTrainedTokenizerFast, plugins: Sequence[LoadedPlugin], settings: list[Any]) -> dict[str, Any]:
     """All that changes what a row is encoded to, the row aside."""
     used = [
         [plugin.found.qualified_name, plugin.found.version, plugin.source_hash, repr(sorted(plugin.options.items()))]
@@ -183,8 +191,7 @@ def _facts(
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "chat template": tokenizer.chat_template,
         "plugins": used,
-        "task": task,
-        "options": [options.max_length, options.too_long, sorted(options.columns.items())],
+        "settings": settings,
     }
 
 

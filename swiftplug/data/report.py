@@ -40,7 +40,7 @@ class SplitReport:
         longest: Tokens of the longest example.
         shortest_too_long: Tokens of the shortest row that was dropped for its length; None if none was.
         weighted: Whether any weight is neither 0 nor 1.
-        template_drops: How often the chat template left something out of a row, by what it was.
+        shortened: Rows from which the chat template left something out, earlier thinking say.
         packed_rows: Rows of the packed dataset; None where it is not packed.
     """
 
@@ -55,7 +55,7 @@ class SplitReport:
     longest: int = 0
     shortest_too_long: int | None = None
     weighted: bool = False
-    template_drops: dict[str, int] = field(default_factory=dict)
+    shortened: int = 0
     packed_rows: int | None = None
 
     def drop(self, reason: str, example: str) -> None:
@@ -64,12 +64,10 @@ class SplitReport:
 
     def add(self, other: "SplitReport") -> None:
         """Count what another part of the same split counted."""
-        for name in ("rows", "kept", "examples", "truncated", "split", "tokens", "trained_tokens"):
+        for name in ("rows", "kept", "examples", "truncated", "split", "shortened", "tokens", "trained_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, dropped in other.dropped.items():
             self.dropped.setdefault(reason, Dropped()).add(dropped)
-        for what, count in other.template_drops.items():
-            self.template_drops[what] = self.template_drops.get(what, 0) + count
         self.longest = max(self.longest, other.longest)
         lengths = [each for each in (self.shortest_too_long, other.shortest_too_long) if each is not None]
         self.shortest_too_long = min(lengths, default=None)
@@ -106,7 +104,8 @@ class SplitReport:
         for reason, dropped in sorted(self.dropped.items(), key=lambda item: -item[1].count):
             more = ", ..." if dropped.count > len(dropped.examples) else ""
             lines.append(f"  {_counted(dropped.count, 'row')} left out: {reason}: {'; '.join(dropped.examples)}{more}")
-        lines += [f"  the chat template left out: {what} ({n:,})" for what, n in self.template_drops.items()]
+        if self.shortened:
+            lines.append(f"  the chat template left out parts of {_counted(self.shortened, 'row')}")
         return lines
 
 

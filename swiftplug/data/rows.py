@@ -166,9 +166,7 @@ def _tools(value: Any) -> list[Any] | None:
     for tool in value:
         if not isinstance(tool, dict | str):
             raise RowError("a tool is neither text nor an object", f"it is {describe(tool)}")
-    return [
-        parse_json(tool, "tools") if isinstance(tool, str) and tool.lstrip()[:1] == "{" else tool for tool in value
-    ]
+    return [parse_json(tool, "tools") if isinstance(tool, str) and tool.lstrip()[:1] == "{" else tool for tool in value]
 
 
 def _check_answer(messages: Messages, rest: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ class EpochSampler(Sampler[int]):
         group_by_length: bool = True,
         num_processes: int = 1,
     ) -> None:
-        self.lengths = np.asarray(lengths)
+        self.lengths = np.asarray(lengths[:])  # a column of a dataset is read whole, not one by one
         self.batch_size = batch_size
         self.seed = seed
         self.group_by_length = group_by_length

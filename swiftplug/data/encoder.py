@@ -1,0 +1,114 @@
+"""Raw rows in, a batch of examples and its counts out: the work that is done in parallel."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from swiftplug.data.conversation import Conversation
+from swiftplug.data.encode import EncodedBatch, TooLong, encode_batch
+from swiftplug.data.files import RawRow
+from swiftplug.data.messages import RowError
+from swiftplug.data.report import SplitReport
+from swiftplug.data.rows import to_conversation
+from swiftplug.plugin.loss_scale import LossScale
+from swiftplug.plugin.tools_format import ToolsFormat
+
+INTEGERS = pa.list_(pa.int32())
+SCHEMA = pa.schema(
+    {"input_ids": INTEGERS, "labels": INTEGERS, "loss_scale": pa.list_(pa.float32()), "length": pa.int32()}
+)
+GENERATION = [pa.field("prompt_ids", INTEGERS), pa.field("reference", pa.string())]
+
+
+class EncodedChunk(NamedTuple):
+    """What became of some rows.
+
+    Attributes:
+        examples: With the columns of `SCHEMA`, and to generate from also those of `GENERATION`.
+        report: The counts.
+    """
+
+    examples: pa.RecordBatch
+    report: SplitReport
+
+
+@dataclass(frozen=True)
+class RowEncoder:
+    """Makes examples of raw rows; the attributes are those of `encode_batch` and `to_conversation`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    tools_format: ToolsFormat
+    loss_scale: LossScale
+    task: Literal["pt", "sft"]
+    max_length: int
+    too_long: TooLong
+    columns: dict[str, str]
+    generation: bool
+
+    def __call__(self, rows: Sequence[RawRow]) -> EncodedChunk:
+        """Encode some rows.
+
+        Raises:
+            UserError: The loss scale breaks its contract.
+        """
+        report = SplitReport(rows=len(rows))
+        conversations: list[Conversation] = []
+        for row, origin in rows:
+            try:
+                conversations.append(to_conversation(row, origin, self.task, self.columns))
+            except RowError as error:
+                report.drop(error.reason, _example(str(origin), error.detail))
+        batch = encode_batch(
+            conversations,
+            self.tokenizer,
+            self.tools_format,
+            self.loss_scale,
+            self.task,
+            self.max_length,
+            self.too_long,
+            self.generation,
+        )
+        self._count(batch, report)
+        return EncodedChunk(self._table(batch.examples), report)
+
+    def _count(self, batch: EncodedBatch, report: SplitReport) -> None:
+        for drop in batch.drops:
+            report.drop(drop.reason, _example(str(drop.origin), drop.detail))
+        report.kept = len(set(batch.rows))
+        report.examples = len(batch.examples)
+        report.truncated = len(batch.cut) if self.too_long == "truncate" else 0
+        report.split = len(batch.cut) if self.too_long == "split" else 0
+        report.shortened = len(batch.shortened)
+        report.shortest_too_long = min((drop.length for drop in batch.drops if drop.length is not None), default=None)
+        for example in batch.examples:
+            weights = example["loss_scale"]
+            trained = weights != 0
+            report.tokens += example["length"]
+            report.trained_tokens += int(np.count_nonzero(trained[1:]))
+            report.longest = max(report.longest, example["length"])
+            report.weighted |= bool((weights[trained] != 1).any())
+
+    def _table(self, examples: list[dict[str, Any]]) -> pa.RecordBatch:
+        schema = pa.schema([*SCHEMA, *GENERATION]) if self.generation else SCHEMA
+        columns = [
+            _lists([example[field.name] for example in examples], field.type)
+            if pa.types.is_list(field.type)
+            else pa.array([example[field.name] for example in examples], field.type)
+            for field in schema
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _lists(arrays: list[np.ndarray], kind: pa.ListType) -> pa.ListArray:
+    """A column of lists, made at once of their arrays."""
+    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays], dtype=np.int64)])
+    values = np.concatenate(arrays) if arrays else np.zeros(0)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind.value_type))
+
+
+def _example(place: str, detail: str) -> str:
+    return f"{place} ({detail})" if detail else place

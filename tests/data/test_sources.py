@@ -1,0 +1,253 @@
+"""Datasets are found by name and read as they are; what is wrong is told with its place."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from swiftplug.data.sources import Source, open_source
+from swiftplug.errors import UserError
+from swiftplug.plugin.choice import PluginChoice
+from swiftplug.plugin.registry import Registry
+
+# Rows whose columns change their type, which Arrow could not hold in one column.
+MIXED: list[Any] = [
+    {"messages": [{"role": "user", "content": "你好 👋"}, {"role": "assistant", "content": None, "tool_calls": []}]},
+    {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "a\u2028b"}]}],
+        "tools": [{"a": {"b": [None]}}],
+    },
+    {"messages": "text", "tools": "[]", "extra": 1},
+    [1, "two"],
+]
+
+
+def opened(name: str | Path, **options: Any) -> Source:
+    return open_source(PluginChoice(name=str(name), options=options), Registry.discover())
+
+
+def rows(name: str | Path) -> list[Any]:
+    return [row.row for row in opened(name).read()]
+
+
+def origins(name: str | Path) -> list[str]:
+    return [str(row.origin) for row in opened(name).read()]
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_jsonl_rows_are_read_as_they_are(tmp_path: Path) -> None:
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in MIXED)
+    path = written(tmp_path / "a.jsonl", text)
+    assert rows(path) == MIXED
+    assert origins(path) == [f"{path}:{line}" for line in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "A.JSONL"])
+def test_bom_crlf_and_blank_lines(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name, b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"a": "\xe5\xa5\xbd"}\r\n\n\n')
+    assert rows(path) == [{"a": 1}, {"a": "好"}]
+    assert origins(path) == [f"{path}:1", f"{path}:4"]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_list_of_rows(tmp_path: Path, indent: int | None) -> None:
+    path = written(tmp_path / "a.json", " \n" + json.dumps(MIXED, ensure_ascii=False, indent=indent))
+    assert rows(path) == MIXED
+    assert origins(path)[-1] == f"{path}:4"
+
+
+def test_csv(tmp_path: Path) -> None:
+    long = "长" * 100_000
+    content = f'\ufeffprompt,completion\r\n"a ""b"",\nc",好\r\n\r\nx,{long}\r\nshort\r\n1,2,3\r\n'
+    path = written(tmp_path / "a.csv", content)
+    assert rows(path) == [
+        {"prompt": 'a "b",\nc', "completion": "好"},
+        {"prompt": "x", "completion": long},
+        ["short"],
+        ["1", "2", "3"],
+    ]
+    assert origins(path) == [f"{path}:{line}" for line in (2, 5, 6, 7)]
+
+
+def test_parquet_without_the_nulls_that_arrow_fills_in(tmp_path: Path) -> None:
+    first = {
+        "messages": [
+            {"role": "user", "content": "q", "loss": None},
+            {"role": "assistant", "content": "a", "loss": True},
+        ],
+        "note": None,
+    }
+    second = {"messages": [{"role": "user", "content": "q"}], "note": "x"}
+    path = tmp_path / "a.parquet"
+    Dataset.from_list([first, second]).to_parquet(path)
+    assert rows(path) == [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": True}]},
+        second,
+    ]
+    assert origins(path) == [f"{path}:1", f"{path}:2"]
+
+
+def test_parquet_of_mixed_types(tmp_path: Path) -> None:
+    json_type = pytest.importorskip("datasets", minversion="5").Json
+    from datasets import Features, Value
+
+    features = Features({"messages": [{"role": Value("string"), "content": json_type()}]})
+    mixed = [
+        {"messages": [{"role": "user", "content": "q"}]},
+        {"messages": [{"role": "user", "content": [{"text": "q"}]}]},
+    ]
+    path = tmp_path / "a.parquet"
+    Dataset.from_list(mixed, features=features).to_parquet(path)
+    assert rows(path) == mixed
+
+
+def test_folder_as_a_hub_repository(tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    for subset in ("maths", "words"):
+        (folder / subset).mkdir(parents=True)
+        for split, count in (("train", 4), ("test", 2)):
+            Dataset.from_list([{"prompt": f"{subset} {split} {i}"} for i in range(count)]).to_parquet(
+                folder / subset / f"{split}-00000-of-00001.parquet"
+            )
+    card = ["---", "configs:"]
+    for subset in ("maths", "words"):
+        card += [f"- config_name: {subset}", f"  data_dir: {subset}"]
+    (folder / "README.md").write_text("\n".join([*card, "---", ""]))
+    assert [row["prompt"] for row in rows(f"{folder}:maths/test")] == ["maths test 0", "maths test 1"]
+    assert len(rows(f"{folder}:words")) == 4
+    assert origins(f"{folder}:words#2") == [f"{folder}:words:1", f"{folder}:words:2"]
+    with pytest.raises(UserError, match=r"^dataset: cannot load '.*:maths/tets': .*tets.*test"):
+        opened(f"{folder}:maths/tets")
+    with pytest.raises(UserError, match=r"^dataset: cannot load '.*:logic': .*logic.*maths"):
+        opened(f"{folder}:logic")
+
+
+def test_first_rows(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", '{"a": 1}\n\n{"a": 2}\nnot json\n')
+    assert rows(f"{path}#2") == [{"a": 1}, {"a": 2}]
+    assert rows(f"{written(tmp_path / 'b.jsonl', '{}')}#5") == [{}]
+    strange = written(tmp_path / "c#1.jsonl", '{"a": 1}\n{"a": 2}\n')
+    assert len(rows(strange)) == 2
+    assert len(rows(f"{strange}#1")) == 1
+    assert opened(path).fingerprint != opened(f"{path}#2").fingerprint != opened(f"{path}#1").fingerprint
+
+
+@pytest.mark.parametrize("limit", ["0", "x", "-3", ""])
+def test_a_limit_that_is_no_count(tmp_path: Path, limit: str) -> None:
+    path = written(tmp_path / "a.jsonl", "{}")
+    with pytest.raises(UserError, match="expected a number of rows, 1 or more, after '#'"):
+        opened(f"{path}#{limit}")
+
+
+def test_dataset_plugins(tmp_path: Path) -> None:
+    plugins = written(
+        tmp_path / "plugins.py",
+        """
+from datasets import Dataset
+from swiftplug.plugin import register_dataset
+
+@register_dataset("squares")
+def squares(*, rows: int = 3):
+    return Dataset.from_list([{"prompt": str(i), "completion": str(i * i)} for i in range(rows)])
+
+@register_dataset("wrong")
+def wrong():
+    return [1]
+""",
+    )
+    registry = Registry.discover(files=[plugins])
+    source = open_source(PluginChoice(name="squares#2", options={"rows": 5}), registry)
+    assert [(row.row["completion"], str(row.origin)) for row in source.read()] == [
+        ("0", "squares:1"),
+        ("1", "squares:2"),
+    ]
+    whole = open_source(PluginChoice(name="squares", options={"rows": 5}), registry)
+    assert len(list(whole.read())) == len(list(whole.read())) == 5
+    assert whole.fingerprint == open_source(PluginChoice(name="squares", options={"rows": 5}), registry).fingerprint
+    assert whole.fingerprint != open_source(PluginChoice(name="squares", options={"rows": 6}), registry).fingerprint
+    with pytest.raises(UserError, match=r"dataset plugin 'wrong' returned list, expected datasets\.Dataset"):
+        open_source(PluginChoice(name="wrong"), registry)
+
+
+def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", '{"a": 1}')
+    stat = path.stat()
+    before = opened(path).fingerprint
+    assert opened(path).fingerprint == before
+    written(path, '{"a": 2}')
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert opened(path).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}\n{"a": 2,}\n', "a.jsonl:2: not JSON: "),
+        (b'{"a": 1}\n\n{"a": "cut of', "a.jsonl:3: not JSON: Unterminated string"),
+        (b'{"a": 1}\nprompt,completion\n', "'prompt,completion'; expected one object a line"),
+        (b'{"a": 1}\n{"a": "\xe9t\xe9"}\n', "a.jsonl:2: not UTF-8 text: byte 0xe9 at 8"),
+        ('{"a": 1}\n'.encode("utf-16"), "a.jsonl:1: not UTF-8 text: byte 0xff at 1"),
+        (b'[{"a": 1},\n {"a": }]', "a.jsonl:2: not JSON: Expecting value (column 8)"),
+    ],
+)
+def test_broken_json(tmp_path: Path, content: bytes, message: str) -> None:
+    path = written(tmp_path / "a.jsonl", content)
+    with pytest.raises(UserError) as caught:
+        rows(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_csv_and_parquet(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.csv:1: a column is named twice: x, y, x"):
+        rows(written(tmp_path / "a.csv", "x,y,x\n1,2,3\n"))
+    with pytest.raises(UserError, match=r"b\.csv:3: not CSV: "):
+        rows(written(tmp_path / "b.csv", 'x,y\n1,2\n"open,3\n'))
+    with pytest.raises(UserError, match=r"c\.csv:2: not UTF-8 text"):
+        rows(written(tmp_path / "c.csv", b"x,y\n\xff,2\n"))
+    with pytest.raises(UserError, match=r"d\.parquet: not a Parquet file: "):
+        rows(written(tmp_path / "d.parquet", "PAR1 not really"))
+
+
+def test_missing_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    written(tmp_path / "data" / "train.jsonl", "{}")
+    with pytest.raises(UserError, match=r"^dataset: no such .*'data/trian.jsonl'; did you mean 'train.jsonl'\?$"):
+        opened("data/trian.jsonl")
+    with pytest.raises(UserError, match=r"'dta/train.jsonl' \(there is no folder 'dta'\)$"):
+        opened("dta/train.jsonl")
+    with pytest.raises(UserError, match=r"'arithmetik'; did you mean 'arithmetic'\?$"):
+        opened("arithmetik")
+    with pytest.raises(UserError, match=r"notes\.txt: unknown kind of file '\.txt'; expected one of \.jsonl"):
+        opened(written(tmp_path / "notes.txt", "x"))
+    with pytest.raises(UserError, match="is no dataset plugin and takes no options, found 'rows'"):
+        opened("data/train.jsonl", rows=3)
+
+
+def test_large_files_are_streamed(tmp_path: Path) -> None:
+    path = tmp_path / "large.jsonl"
+    line = json.dumps({"text": "x" * 1000}) + "\n"
+    with path.open("w") as file:
+        for _ in range(100):
+            file.write(line * 1000)
+    code = f"""
+from swiftplug.data.sources import open_source
+from swiftplug.plugin.choice import PluginChoice
+from swiftplug.plugin.registry import Registry
+source = open_source(PluginChoice(name={str(path)!r}), Registry.discover())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert sum(1 for _ in source.read()) == 100_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20_000, "kilobytes, of a file of 100 MB"
