@@ -1,11 +1,10 @@
 """One registry for all plugins: installed or from a file, found by name, imported when used."""
 
-import hashlib
 import importlib
-import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from swiftplug.plugin.discovery import (
 )
 from swiftplug.plugin.files import FilePlugin, load_file
 from swiftplug.plugin.options import check_options
+from swiftplug.plugin.sources import source_of
 
 if TYPE_CHECKING:
     from swiftplug.plugin.choice import PluginChoice
@@ -148,6 +148,8 @@ class Registry:
             check_contract(found.kind, plugin)
             source = option_source(found.kind, plugin)
             checked = check_options(options, source.parameters, source.function, of)
+            if further := getattr(plugin, "check_options", None):
+                further(**checked)  # what a signature cannot say, such as the fields of a class that an option names
             bound = bind(found.kind, found.name, plugin, checked)
         except UserError:
             raise
@@ -155,8 +157,11 @@ class Registry:
             raise UserError(f"{of} {error}") from error
         except (Exception, SystemExit) as error:
             raise UserError(f"{of} is broken: {cause_of(error)}") from error
-        file, digest = _source_of(found, plugin)
-        return LoadedPlugin(found, checked, bound, file, digest)
+        if found.from_file:
+            named_in = found.source
+        else:
+            named_in = getattr(sys.modules[found.value.partition(":")[0]], "__file__", None)
+        return LoadedPlugin(found, checked, bound, *source_of(plugin, named_in))
 
     def _load(self, found: FoundPlugin) -> Any:
         if found in self._from_files:
@@ -199,19 +204,3 @@ class Registry:
     def _may_load(self, found: FoundPlugin) -> bool:
         distribution = normalized(found.distribution)
         return self._allowed is None or found.from_file or distribution == BUILT_IN or distribution in self._allowed
-
-
-def _source_of(found: FoundPlugin, plugin: Any) -> tuple[str | None, str]:
-    """The file that defines a plugin, and the hash of its source."""
-    origin = plugin[0] if isinstance(plugin, tuple) else plugin
-    origin = origin.func if isinstance(origin, partial) else origin
-    origin = origin if inspect.isclass(origin) or inspect.isroutine(origin) else type(origin)
-    place = found.value.rpartition(":")[0]
-    modules = [inspect.getmodule(origin), None if found.from_file else importlib.import_module(place)]
-    files = [Path(it.__file__) for it in modules if it is not None and it.__file__]
-    if found.from_file:
-        files.append(Path(place))
-    digest = hashlib.sha256()
-    for file in dict.fromkeys(files):
-        digest.update(file.read_bytes())
-    return (str(files[0]) if files else None), digest.hexdigest()

@@ -1,7 +1,6 @@
 """All optimizers of the pytorch_optimizer library, by name."""
 
 import inspect
-from collections import deque
 from typing import Any
 
 import pytorch_optimizer as library
@@ -18,9 +17,11 @@ _SECOND = "it needs second derivatives, which Trainer does not compute"
 _STATE = "its state does not survive a checkpoint"
 _LOW_RANK = "it would act as AdamW, for want of a rank by parameter group"
 _REFUSED = {
+    "a2grad": "it has no learning rate for a schedule to change",
     "adahessian": _SECOND,
     "adalomo": _WHOLE_MODEL,
     "adammini": "it builds its groups by names of its own",
+    "adashift": _STATE,
     "alig": _CLOSURE,
     "apollo": _LOW_RANK,
     "bsam": _CLOSURE,
@@ -33,7 +34,9 @@ _REFUSED = {
     "magma": "it wraps another optimizer",
     "scalableshampoo": _STATE,
     "sophiah": _SECOND,
+    "spectralsphere": "it takes matrices only",
 }
+_DIVIDES_BY_RATE = {"asgd", "ftrl", "gravity"}
 
 
 def pytorch_optimizer(args: Any, model: torch.nn.Module, dataset: Any, *, algorithm: str, **parameters: Any) -> Made:
@@ -54,8 +57,12 @@ def pytorch_optimizer(args: Any, model: torch.nn.Module, dataset: Any, *, algori
         UserError: If the library has no such algorithm, it cannot run in Trainer, or does not take a parameter.
     """
     optimizer_class, known = _find(algorithm, parameters)
-    if "lr" in known:
-        parameters = {"lr": args.learning_rate, **parameters}
+    if algorithm.lower() in _DIVIDES_BY_RATE and args.training_args.get_warmup_steps(args.num_training_steps):
+        raise UserError(
+            f"optimizer pytorch_optimizer: {algorithm} divides by the learning rate, and a warmup begins with 0: set "
+            "training.warmup_steps to 0"
+        )
+    parameters = {"lr": args.learning_rate, **parameters}
     weight_decay = parameters.pop("weight_decay", args.weight_decay)
     if "adamw_lr" in known:  # the family of Muon
         parameters = {"adamw_lr": parameters["lr"], **parameters}
@@ -69,10 +76,10 @@ def pytorch_optimizer(args: Any, model: torch.nn.Module, dataset: Any, *, algori
         groups = decay_groups(model, trainable(model), weight_decay)
     try:
         optimizer: torch.optim.Optimizer = optimizer_class(groups, **parameters)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"optimizer pytorch_optimizer: {algorithm}: {' '.join(str(error).split())}") from error
-    # Plain data that a few of them keep in their state, and that a safe load of a checkpoint must know.
-    torch.serialization.add_safe_globals([deque, LMONorm])
+    # An enumeration that two of them keep in their groups, and that a safe load of a checkpoint must know.
+    torch.serialization.add_safe_globals([LMONorm])
     return optimizer, get_constant_schedule(optimizer) if algorithm.lower().startswith("schedulefree") else None
 
 
