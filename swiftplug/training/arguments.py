@@ -121,11 +121,11 @@ def check_training_section(section: dict[str, Any]) -> dict[str, Any]:
         if name in DECIDED_ELSEWHERE:
             raise UserError(f"training.{name}: not set here; set {DECIDED_ELSEWHERE[name]}")
         if name not in names:
-            suggestion = nearest(name, set(names) - set(DECIDED_ELSEWHERE))
-            near = (
-                suggestion if "did you mean" in suggestion else "; expected a field of transformers.TrainingArguments"
-            )
-            raise UserError(f"training.{name}: unknown field{near}")
+            close = nearest(name, set(names) - set(DECIDED_ELSEWHERE))
+            known = close if "did you mean" in close else "; expected one of transformers.TrainingArguments"
+            raise UserError(f"training.{name}: unknown field{known}")
+        if name.endswith("_strategy") and value is False:
+            value = "no"  # what YAML makes of a bare `no`
         adapter: TypeAdapter[Any] = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
         try:
             checked[name] = adapter.validate_python(value)

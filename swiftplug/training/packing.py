@@ -25,8 +25,8 @@ def check_packing(model: torch.nn.Module, accelerator: Accelerator) -> None:
     tolerance = 1e-3 if accelerator.mixed_precision == "no" else 0.1
     if difference > tolerance:
         raise UserError(
-            f"data.packing: {type(model).__name__} does not keep packed examples apart (a second example's logits differ "
-            f"by {difference:.2g} standard deviations from what it gives alone); set packing: false"
+            f"data.packing: {type(model).__name__} does not keep packed examples apart (the second of two differs by "
+            f"{difference:.2g} standard deviations from what it gives alone); set packing: false"
         )
 
 

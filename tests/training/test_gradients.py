@@ -1,0 +1,103 @@
+"""The gradient of a step depends on its examples, not on how they are cut, packed or chunked."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+# An optimizer that writes the gradients of its first step to a file, and changes nothing.
+RECORDER = """
+import os
+import torch
+from safetensors.torch import save_file
+from swiftplug.plugin import register_optimizer, register_loss_func, register_loss_scale, LossScale
+
+class Recorder(torch.optim.SGD):
+    def step(self, closure=None):
+        path = os.environ["GRADIENTS"]
+        if not os.path.exists(path):
+            save_file({str(i): p.grad.clone() for i, p in enumerate(self.param_groups[0]["params"])}, path)
+
+@register_optimizer("recorder")
+def recorder(args, model, dataset):
+    return Recorder(model.parameters(), lr=0.0), None
+
+@register_loss_func("plain")
+def plain(outputs, labels, loss_scale=None, num_items_in_batch=None):
+    # The textbook form, on whole logits, by torch's own cross entropy.
+    losses = torch.nn.functional.cross_entropy(
+        outputs.logits[:, :-1].float().transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100
+    )
+    if loss_scale is not None:
+        losses = losses * loss_scale[:, 1:]
+    return losses.sum() / num_items_in_batch
+
+@register_loss_func("mean_only")
+def mean_only(outputs, labels):
+    return torch.nn.functional.cross_entropy(outputs.logits[:, :-1].float().transpose(1, 2), labels[:, 1:])
+
+@register_loss_scale("uneven")
+class Uneven(LossScale):
+    def get_loss_scale(self, context, context_type, is_last_round, **kwargs):
+        parts, weights = super().get_loss_scale(context, context_type, is_last_round, **kwargs)
+        if weights == [1.0] and len(context) > 4:
+            return [context[:4], context[4:]], [0.25, 1.5]
+        return parts, weights
+"""
+
+WHOLE = ["training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=1"]
+SINGLE = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=8"]
+
+
+@pytest.fixture
+def gradients(run: Any, chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The gradients of the first step of a run over eight examples."""
+
+    def of(name: str, sets: list[str], **options: Any) -> dict[str, torch.Tensor]:
+        file = tmp_path / f"{name}.safetensors"
+        monkeypatch.setenv("GRADIENTS", str(file))
+        sets = ["training.max_steps=1", *sets]
+        run(name, sets, plugins=RECORDER, optimizer="recorder", dataset=[f"{chat_file}#8"], **options)
+        return load_file(file)
+
+    return of
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert max(float(tensor.abs().max()) for tensor in expected.values()) > 1e-3
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss_scale", ["default", "uneven"])
+@pytest.mark.parametrize(
+    "sets",
+    [WHOLE, SINGLE, [*SINGLE, "data.group_by_length=false"], ["data.packing=true", "data.max_length=400", *WHOLE]],
+    ids=["whole", "single", "random", "packed"],
+)
+def test_cut_and_packing_leave_the_gradient_alone(gradients: Any, sets: list[str], loss_scale: str) -> None:
+    expected = gradients("textbook", WHOLE, loss="plain", loss_scale=loss_scale)
+    assert_same(gradients("ours", sets, loss_scale=loss_scale), expected)
+
+
+def test_chunks_leave_the_gradient_alone(gradients: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = gradients("textbook", WHOLE, loss="plain", loss_scale="uneven")
+    monkeypatch.setattr("swiftplug.training.head.LOGITS_IN_CHUNK", 1)  # 64 positions, the fewest
+    assert_same(gradients("chunked", WHOLE, loss_scale="uneven"), expected)
+
+
+def test_a_mean_is_divided_by_the_accumulation_steps(gradients: Any) -> None:
+    halves = ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=2"]
+    accumulated = gradients("mean", [*halves, "data.group_by_length=false"], loss="mean_only")
+    exact = gradients("exact", [*halves, "data.group_by_length=false"])
+    # Means of unequal batches are not the mean of all: near it, and not twice it.
+    ratio = sum(float(t.norm()) for t in accumulated.values()) / sum(float(t.norm()) for t in exact.values())
+    assert 0.8 < ratio < 1.25
+
+
+def test_gradient_checkpointing_leaves_the_gradient_alone(gradients: Any) -> None:
+    expected = gradients("textbook", WHOLE, loss="plain")
+    assert_same(gradients("checkpointed", [*WHOLE, "training.gradient_checkpointing=true"]), expected)
