@@ -8,6 +8,7 @@ from swiftplug.data.messages import RowError
 from swiftplug.data.turns import Apply, TurnFormat, end_of_turn, without_thinking
 
 ANSWER_NOT_LOCATED = "where an answer stands in the rendering cannot be told"
+LEFT_OUT = "the chat template leaves out all of an answer"
 
 
 class Answer(NamedTuple):
@@ -61,7 +62,7 @@ class AnswerFinder:
     ) -> None:
         self._messages = messages
         self._fields = fields
-        self._pieces = pieces
+        self._pieces = _telling(pieces, fields, messages)
         self._text = text
         self._apply = apply
         self._turn = turn or TurnFormat("", "", "", "")
@@ -84,6 +85,8 @@ class AnswerFinder:
     def _find(self, index: int, after: int) -> Answer | None:
         own = [place for place, piece in enumerate(self._pieces) if self._fields[piece.field].message == index]
         if not own:
+            if any(field.message == index and field.text.strip() for field in self._fields):
+                raise RowError(LEFT_OUT, f"message {index + 1}")
             return self._find_empty(index, after)
         if own != list(range(own[0], own[-1] + 1)) or len({self._pieces[place].field for place in own}) != len(own):
             raise RowError(ANSWER_NOT_LOCATED, f"the template scatters message {index + 1}")
@@ -181,9 +184,11 @@ class AnswerFinder:
         messages = self._messages[:length]
         try:
             text = self._apply(messages, True)
-            pieces = locate(messages, text_fields(messages), text, lambda marked: self._apply(marked, True))
+            fields = text_fields(messages)
+            pieces = locate(messages, fields, text, lambda marked: self._apply(marked, True))
         except RowError:
             return None
+        pieces = _telling(pieces, fields, messages)
         last = max(pieces, key=lambda piece: piece.end, default=None)
         tail = text[last.end :] if last else text
         generation_prompt = self._turn.generation_prompt
@@ -197,3 +202,23 @@ class AnswerFinder:
             return self._apply(self._messages[:index] + self._messages[index + 1 :], False) == self._text
         except RowError:
             return False
+
+
+def _telling(pieces: Sequence[Piece], fields: Sequence[Field], messages: Messages) -> list[Piece]:
+    """The pieces without those that say nothing of where a turn is.
+
+    An empty content beside calls may stand away from them, behind the results; and a template may write the name of a
+    call again where it writes the result.
+    """
+    telling = []
+    named = set()
+    for piece in pieces:
+        field = fields[piece.field]
+        if not field.text and messages[field.message].get("tool_calls"):
+            continue
+        if field.is_name:
+            if piece.field in named:
+                continue
+            named.add(piece.field)
+        telling.append(piece)
+    return telling

@@ -36,6 +36,11 @@ class Field(NamedTuple):
     path: tuple[str | int, ...]
     text: str
 
+    @property
+    def is_name(self) -> bool:
+        """Whether it is the name of a call."""
+        return self.path[0] == "tool_calls" and self.path[-1] == "name" and "arguments" not in self.path
+
 
 class Piece(NamedTuple):
     """A text as it stands in the rendering.
@@ -75,7 +80,10 @@ class Placement(Enum):
 
 
 def text_fields(messages: Messages) -> list[Field]:
-    """The texts of messages that a template may write: contents, reasoning, and the strings in calls' arguments."""
+    """The texts of messages that a template may write: contents, reasoning, and the strings in calls' arguments.
+
+    A call without such a string has its name.
+    """
     fields = []
     for index, message in enumerate(messages):
         for key in _REASONING:
@@ -96,11 +104,10 @@ def text_fields(messages: Messages) -> list[Field]:
             function = call
             if isinstance(call.get("function"), dict):
                 where, function = (*where, "function"), call["function"]
-            fields.extend(
-                Field(index, path, text)
-                for path, text in _strings(function.get("arguments"), (*where, "arguments"))
-                if text
-            )
+            strings = [found for found in _strings(function.get("arguments"), (*where, "arguments")) if found[1]]
+            if not strings and isinstance(function.get("name"), str):
+                strings = [((*where, "name"), function["name"])]
+            fields.extend(Field(index, path, text) for path, text in strings)
     return fields
 
 

@@ -118,9 +118,8 @@ class ChatRenderer:
             lambda messages, prompt: self._apply(turns, messages, prompt),
             self._turn_format(turns),
         ).find()
-        rendered = Rendered(
-            text, _segments(turns, fields, pieces, answers, text), _dropped(fields, pieces, answers, text)
-        )
+        dropped = _dropped(turns, fields, pieces, answers, text)
+        rendered = Rendered(text, _segments(turns, fields, pieces, answers, text), dropped)
         contents = _plain_contents(turns)
         if contents and not rendered.dropped:
             layout = Layout.of(contents, pieces, rendered)
@@ -204,8 +203,10 @@ def _queries(turns: Turns) -> list[str]:
     return queries
 
 
-def _dropped(fields: Sequence[Field], pieces: Sequence[Piece], answers: Sequence[Answer], text: str) -> list[int]:
-    """The messages of which something that is not white space is missing in the text."""
+def _dropped(
+    turns: Turns, fields: Sequence[Field], pieces: Sequence[Piece], answers: Sequence[Answer], text: str
+) -> list[int]:
+    """The messages of which something that is not white space is missing in the text: a content, thinking, a call."""
     whole = {piece.field for piece in pieces if piece.whole}
     written = {answer.message: "".join(text[answer.start : answer.end].split()) for answer in answers}
     dropped = set()
@@ -213,4 +214,9 @@ def _dropped(fields: Sequence[Field], pieces: Sequence[Piece], answers: Sequence
         core = "".join(field.text.split())
         if core and k not in whole and core not in written.get(field.message, ""):
             dropped.add(field.message)
-    return sorted(dropped)
+    for index, message in enumerate(turns.messages):
+        for call in message.get("tool_calls") or []:
+            name = call.get("function", call).get("name", "")
+            if name not in written.get(index, ""):
+                dropped.add(index)
+    return sorted({turns.sources[index] for index in dropped} - {-1})

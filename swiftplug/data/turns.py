@@ -92,12 +92,14 @@ def end_of_turn(written: str, closing: str) -> int:
 
     Args:
         written: That text, up to and including the end-of-turn token.
-        closing: What closes a plain answer's turn, if it is known.
+        closing: What closes a plain answer's turn; empty where the template writes no such token, or it is unknown.
 
     Returns:
         A position in `written`; its length where no token ends the turn.
     """
-    if closing and written.endswith(closing):
+    if not closing:
+        return len(written)
+    if written.endswith(closing):
         return len(written) - len(closing)
     markers = list(_MARKER.finditer(written))
     return markers[-1].start() if markers and markers[-1].end() == len(written) else len(written)

@@ -10,9 +10,9 @@ class ToolsFormat(Protocol):
     The text follows the row's own system message after a blank line, or is the system message. None instead of a text
     leaves the tools, their calls and their results to the chat template.
 
-    Calls and results then become plain turns: a call is text at the end of the assistant's answer, a result is a turn of
-    the user's. A format that writes them in a way of its own also has the attributes of `ToolTurns`; for one that has
-    none, a call is written as a JSON object with `name` and `arguments`, a line each, and a result as it is.
+    Calls and results then become plain turns: a call is text at the end of the assistant's answer, a result is a turn
+    of the user's. A format that writes them in a way of its own also has the attributes of `ToolTurns`; for one that
+    has none, a call is written as a JSON object with `name` and `arguments`, a line each, and a result as it is.
 
     Example:
         >>> def plain(tool_names, tool_descs):
