@@ -81,8 +81,8 @@ def smollm2_dir() -> Path:
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Lay a distribution of plugins on `sys.path`, as pip would, and return the folder it is in.
 
-    `install("acme", {"losses": {"x": "acme:f"}}, {"acme.py": "def f(outputs, labels): ..."})`. What its modules leave in
-    `sys.modules` goes with the test.
+    `install("acme", {"losses": {"x": "acme:f"}}, {"acme.py": "def f(outputs, labels): ..."})`. What its modules leave
+    in `sys.modules` goes with the test.
     """
     before = set(sys.modules)
 

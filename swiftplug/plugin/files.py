@@ -3,10 +3,11 @@
 import hashlib
 import importlib.util
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from swiftplug.plugin import register, tables
 from swiftplug.plugin.causes import cause_in
 from swiftplug.plugin.discovery import FROM_FILE, FoundPlugin
 from swiftplug.plugin.register import Registered
+from swiftplug.plugin.sources import origin_of
 
 
 class FilePlugin(NamedTuple):
@@ -59,6 +61,8 @@ def load_file(path: str | Path) -> list[FilePlugin]:
         if own is not None and own is not common:
             _check_table(own, type(common), f"{shown}:{_line_of(table, path)}: {table}")
             entries += _added(own, type(common)())
+        if kind == "tools":
+            entries = [(name, _given_texts(plugin)) for name, plugin in entries]
         brought += [(Registered(kind, name, plugin), kind == "callback") for name, plugin in entries]
     if not brought:
         raise UserError(f"--plugin {shown}: it registers no plugin and has no table of plugins")
@@ -94,10 +98,23 @@ def _added(table: Any, before: Any) -> list[tuple[str, Any]]:
             (name, it["loss_func"] if isinstance(it, dict) and "loss_func" in it else it) for name, it in new.items()
         ]
     callbacks = [it for it in table if not any(it is old for old in before)]
-    names = [_origin(it).__name__ for it in callbacks]
+    names = [origin_of(it).__name__ for it in callbacks]
     # Two of one class: the second and later ones are numbered.
     counts = [names[:index].count(name) for index, name in enumerate(names)]
     return [(f"{name}_{n + 1}" if n else name, it) for name, n, it in zip(names, counts, callbacks, strict=True)]
+
+
+def _given_texts(plugin: Any) -> Any:
+    """A tools format of the older style, which joins descriptions as texts: objects become JSON before it is called."""
+    if not inspect.isroutine(plugin):
+        return plugin
+
+    @wraps(plugin)
+    def format_texts(tool_names: list[str], tool_descs: list[Any], **options: Any) -> Any:
+        texts = [it if isinstance(it, str) else json.dumps(it, ensure_ascii=False) for it in tool_descs]
+        return plugin(tool_names, texts, **options)
+
+    return format_texts
 
 
 def _check_table(table: Any, expected: type, where: str) -> None:
@@ -118,17 +135,8 @@ def _check_names(entries: Iterable[Registered], shown: str) -> None:
 
 
 def _file_plugin(entry: Registered, shown: str, active: bool) -> FilePlugin:
-    value = f"{shown}:{_origin(entry.plugin).__qualname__}"
+    value = f"{shown}:{origin_of(entry.plugin).__qualname__}"
     return FilePlugin(FoundPlugin(entry.kind, entry.name, FROM_FILE, "", value), entry.plugin, active)
-
-
-def _origin(plugin: Any) -> Any:
-    """The class or function that a plugin is, is made of, or is an instance of."""
-    if isinstance(plugin, tuple) and plugin:
-        plugin = plugin[0]
-    if isinstance(plugin, partial):
-        plugin = plugin.func
-    return plugin if inspect.isclass(plugin) or inspect.isroutine(plugin) else type(plugin)
 
 
 def _line_of(table: str, path: Path) -> int:

@@ -157,10 +157,8 @@ class Registry:
             raise UserError(f"{of} {error}") from error
         except (Exception, SystemExit) as error:
             raise UserError(f"{of} is broken: {cause_of(error)}") from error
-        if found.from_file:
-            named_in = found.source
-        else:
-            named_in = getattr(sys.modules[found.value.partition(":")[0]], "__file__", None)
+        module = None if found.from_file else sys.modules[found.value.partition(":")[0]]
+        named_in = getattr(module, "__file__", None) if module else found.source
         return LoadedPlugin(found, checked, bound, *source_of(plugin, named_in))
 
     def _load(self, found: FoundPlugin) -> Any:

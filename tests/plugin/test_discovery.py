@@ -79,7 +79,9 @@ def test_requirements_of_an_extra_that_are_not_installed(install: Any) -> None:
     assert needed == {"a": ["no-such-thing"], "b": []}
 
 
-@pytest.mark.parametrize("statement", ["import swiftplug.plugin", "import swiftplug.plugin.registry as r; list_them(r)"])
+@pytest.mark.parametrize(
+    "statement", ["import swiftplug.plugin", "import swiftplug.plugin.registry as r; list_them(r)"]
+)
 def test_the_public_api_and_discovery_import_nothing_heavy(statement: str, tmp_path: Path) -> None:
     code = (
         "import sys\n"

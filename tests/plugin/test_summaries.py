@@ -58,7 +58,7 @@ def test_first_line_of_the_documentation(install: Any, name: str, summary: str) 
         "pack/__init__.py": "raise RuntimeError",
         "pack/sub/__init__.py": "raise RuntimeError",
         "pack/sub/mod.py": SOURCE,
-        "pack/sub/inner.py": 'from ..other import Deep\nraise RuntimeError\n',
+        "pack/sub/inner.py": "from ..other import Deep\nraise RuntimeError\n",
         "pack/other.py": 'class Deep:\n    """Deep."""\nraise RuntimeError\n',
     }
     install("pack", {"losses": {"x": f"pack.sub.mod:{name}"}}, files)
@@ -81,5 +81,9 @@ def test_modules_without_source() -> None:
 
 
 def test_circular_imports_end(install: Any) -> None:
-    install("ring", {"losses": {"x": "ring_a:f"}}, {"ring_a.py": "from ring_b import f", "ring_b.py": "from ring_a import f"})
+    install(
+        "ring",
+        {"losses": {"x": "ring_a:f"}},
+        {"ring_a.py": "from ring_b import f", "ring_b.py": "from ring_a import f"},
+    )
     assert summary_of("ring_a:f") is None

@@ -1,0 +1,274 @@
+"""`--plugin FILE.py`: decorators, older-style tables, and what is said of a file that fails."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swiftplug.errors import UserError
+from swiftplug.plugin import ContextType
+from swiftplug.plugin.choice import PluginChoice
+from swiftplug.plugin.registry import Registry
+
+DECORATORS = '''
+from swiftplug.plugin import *
+
+@register_loss_func("loss-a")
+def loss_a(outputs, labels, *, k: int = 1):
+    """Loss A."""
+    return k
+
+def loss_b(outputs, labels): return "b"
+register_loss_func("loss-b", loss_b)
+register_loss_func(loss_type="loss-c", loss_func=loss_b)
+
+@register_loss_scale("scale")
+class Scale(LossScale):
+    def __init__(self, weight: float = 3): self.weight = weight
+    def get_loss_scale(self, context, context_type, is_last_round, **kwargs): return [context], [self.weight]
+
+register_metric("pair", (lambda p: {"x": 1.0}, None))
+
+@register_optimizer("opt")
+def opt(args, model, dataset): return None, None
+
+@register_tools("tools")
+def tools(tool_names, tool_descs): return "T"
+
+@register_tuner("tuner")
+class T(Tuner):
+    @staticmethod
+    def prepare_model(args, model): return model
+    @staticmethod
+    def save_pretrained(model, save_directory, safe_serialization=True, **kwargs): ...
+    @staticmethod
+    def from_pretrained(model, model_id, **kwargs): return model
+
+@register_orm("orm")
+class O(ORM):
+    def __call__(self, infer_requests, ground_truths, **kwargs): return [1.0]
+
+@register_prm("prm")
+class P(PRM):
+    def __call__(self, infer_requests, **kwargs): return [1.0]
+
+@register_model("model")
+def model(args): return 1, 2
+
+@register_dataset("data")
+def data(*, rows: int = 2): return rows
+
+@register_callback("callback")
+def callback(args):
+    from transformers import TrainerCallback
+    return TrainerCallback()
+'''
+
+TABLES = '''
+from transformers import TrainerCallback
+from swiftplug.plugin import (
+    LossScale, Tuner, PRM, ORM, ContextType, ModelKeys, MODEL_ARCH_MAPPING, find_all_linears, register_loss_func)
+
+class Stop(TrainerCallback):
+    """Stops."""
+    def __init__(self, n=3): self.n = n
+
+extra_callbacks = [Stop(), Stop(5), Stop]
+
+@register_loss_func("mine")
+def mine(outputs, labels, loss_scale=None, num_items_in_batch=None): return 7
+
+LOSS_MAPPING = {"plain": mine, "wrapped": {"loss_func": mine}}
+
+class Scale(LossScale):
+    def get_loss_scale(self, context, context_type, is_last_round, *, query=None):
+        if context_type == ContextType.RESPONSE:
+            return [context], [2.0]
+        return super().get_loss_scale(context, context_type, is_last_round)
+
+loss_scale_map = {"instance": Scale(), "class": Scale, "default": LossScale()}
+
+def compute(prediction): return {"m": 1.0}
+METRIC_MAPPING = {"m": (compute, None)}
+optimizers_map = {"o": lambda args, model, dataset: (None, None)}
+tools_prompt = {"t": lambda tool_names, tool_descs: "T"}
+
+class Tune(Tuner):
+    @staticmethod
+    def prepare_model(args, model): return model
+    @staticmethod
+    def save_pretrained(model, save_directory, safe_serialization=True, **kwargs): ...
+    @staticmethod
+    def from_pretrained(model, model_id, **kwargs): return model
+extra_tuners = {"tune": Tune}
+
+class Reward(ORM):
+    def __call__(self, infer_requests, ground_truths, **kwargs): return [0.5]
+class Steps(PRM):
+    def __call__(self, infer_requests, **kwargs): return [0.5]
+orms = {"r": Reward}
+prms = {"s": Steps}
+'''
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write(text: str, name: str = "mine.py") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def names(registry: Registry) -> set[tuple[str, str]]:
+    return {(it.kind, it.name) for it in registry.found() if it.from_file}
+
+
+def resolve(registry: Registry, kind: str, name: str, **options: Any) -> Any:
+    return registry.resolve(kind, PluginChoice(name=name, options=options), f"--{kind}").bound
+
+
+def test_decorators_of_every_kind(write: Any) -> None:
+    path = write(DECORATORS)
+    registry = Registry.discover(files=[path])
+    expected = {("loss", "loss-a"), ("loss", "loss-b"), ("loss", "loss-c"), ("loss_scale", "scale")}
+    expected |= {("metric", "pair"), ("optimizer", "opt"), ("tools", "tools"), ("tuner", "tuner"), ("orm", "orm")}
+    expected |= {("prm", "prm"), ("model", "model"), ("dataset", "data"), ("callback", "callback")}
+    assert names(registry) == expected
+    for kind, name in expected:
+        resolve(registry, kind, name)
+        resolve(registry, kind, f"file:{name}")
+    assert resolve(registry, "loss", "loss-a", k="4")(0, 0) == 4
+    assert resolve(registry, "loss", "loss-c")(0, 0) == "b"
+    assert resolve(registry, "dataset", "data", rows="9")() == 9
+    assert registry.active_callbacks == []
+    (found,) = (it for it in registry.found("loss") if it.name == "loss-a")
+    assert (found.qualified_name, found.version, found.summary) == ("file:loss-a", "", "Loss A.")
+    assert found.value == f"{path}:loss_a"
+
+
+def test_older_style_tables_of_every_kind(write: Any) -> None:
+    path = write(TABLES)
+    registry = Registry.discover(files=[path])
+    expected = {("callback", "Stop"), ("callback", "Stop_2"), ("callback", "Stop_3")}
+    expected |= {("loss", "mine"), ("loss", "plain"), ("loss", "wrapped"), ("metric", "m"), ("optimizer", "o")}
+    expected |= {("loss_scale", it) for it in ("instance", "class", "default")}
+    expected |= {("tools", "t"), ("tuner", "tune"), ("orm", "r"), ("prm", "s")}
+    assert names(registry) == expected
+    for kind, name in expected:
+        resolve(registry, kind, f"file:{name}")
+    assert resolve(registry, "loss", "wrapped")(0, 0) == 7
+    for scale in ("instance", "class"):
+        weigh = resolve(registry, "loss_scale", scale).get_loss_scale
+        assert weigh("x", ContextType.RESPONSE, True, query="q") == (["x"], [2.0])
+        assert weigh("x", ContextType.QUERY, True, query="q") == (["x"], [0.0])
+    assert [loaded.bound(None).n for loaded in registry.active_callbacks] == [3, 5, 3]
+    assert {loaded.found.qualified_name for loaded in registry.active_callbacks} == {
+        "file:Stop",
+        "file:Stop_2",
+        "file:Stop_3",
+    }
+    assert {loaded.source_file for loaded in registry.active_callbacks} == {str(path)}
+
+
+def test_a_table_shadows_no_built_in(write: Any) -> None:
+    registry = Registry.discover(files=[write(TABLES)])
+    with pytest.raises(UserError, match=r"'default' is ambiguous: .*swiftplug:default.* and file:default"):
+        resolve(registry, "loss_scale", "default")
+    assert resolve(registry, "loss_scale", "swiftplug:default")
+
+
+def test_tables_of_the_package_may_be_written_into(write: Any) -> None:
+    path = write(
+        "from swiftplug.plugin import optimizers_map, METRIC_MAPPING as metrics, extra_callbacks\n"
+        "import swiftplug.plugin as sp\n"
+        "from transformers import TrainerCallback\n"
+        "class Here(TrainerCallback): ...\n"
+        "optimizers_map['mine'] = lambda args, model, dataset: (None, None)\n"
+        "metrics.update(m=(lambda p: {}, None))\n"
+        "sp.tools_prompt['t'] = lambda tool_names, tool_descs: 'T'\n"
+        "extra_callbacks.append(Here())\n"
+        "extra_callbacks += [Here]\n"
+    )
+    expected = {("optimizer", "mine"), ("metric", "m"), ("tools", "t"), ("callback", "Here"), ("callback", "Here_2")}
+    for _ in range(2):  # a second time in one process finds the same
+        registry = Registry.discover(files=[path])
+        assert names(registry) == expected
+        assert len(registry.active_callbacks) == 2
+    other = Registry.discover(files=[write("orms = {'r': lambda requests, truths: []}\n", "other.py")])
+    assert names(other) == {("orm", "r")}
+
+
+def test_files_that_import_what_lies_beside_them(write: Any) -> None:
+    write("def beside(outputs, labels): return 11\n", "beside_it.py")
+    path = write("from beside_it import beside\nfrom swiftplug.plugin import *\nregister_loss_func('b', beside)\n")
+    registry = Registry.discover(files=[path])
+    assert resolve(registry, "loss", "b")(0, 0) == 11
+
+
+def test_two_files_of_one_base_name_do_not_disturb_each_other(write: Any, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    text = "from swiftplug.plugin import *\n@register_loss_func('{0}')\ndef f(outputs, labels): return '{0}'\n"
+    files = [write(text.format("one")), write(text.format("two"), "sub/mine.py")]
+    registry = Registry.discover(files=[*files, files[0]])
+    assert [resolve(registry, "loss", name)(0, 0) for name in ("one", "two")] == ["one", "two"]
+
+
+def test_two_files_with_one_name_are_ambiguous(write: Any) -> None:
+    text = "from swiftplug.plugin import *\n@register_loss_func('x')\ndef f(outputs, labels): return 0\n"
+    registry = Registry.discover(files=[write(text), write(text, "other.py")])
+    with pytest.raises(UserError, match=r"mine\.py.* and .*other\.py.*rename one"):
+        resolve(registry, "loss", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ndef f(:\n", r"mine\.py:2: SyntaxError: "),
+        ("def g():\n    return y\n\nz = g()\n", r"mine\.py:2: NameError: name 'y' is not defined$"),
+        ("\nimport json\njson.loads('{')\n", r"mine\.py:3: JSONDecodeError: "),
+        ("import no_such_module\n", r"mine\.py:1: ModuleNotFoundError: No module named 'no_such_module'$"),
+        ("from swift.plugin import Tuner\n", r"mine\.py:1: ModuleNotFoundError: .*swiftplug\.plugin"),
+        ("from swiftplug.plugin import nope\n", r"mine\.py:1: ImportError: cannot import name 'nope'"),
+        ("raise SystemExit\n", r"mine\.py:1: SystemExit$"),
+        ("x = 1\n", "registers no plugin and has no table of plugins"),
+        ("\norms = [1]\n", r"mine\.py:2: orms is a list, expected a dict of plugins by name"),
+        ("extra_callbacks = {}\n", r"mine\.py:1: extra_callbacks is a dict, expected a list of callbacks"),
+        ("optimizers_map = {1: len}\n", r"mine\.py:1: optimizers_map has the key 1"),
+        (
+            "from swiftplug.plugin import *\nfor i in range(2):\n    @register_orm('x')\n    def f(a, b): return i\n",
+            r"two plugins are called orm 'x'",
+        ),
+    ],
+)
+def test_a_file_that_fails_is_one_line_with_its_place(write: Any, text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Registry.discover(files=[write(text)])
+    assert "\n" not in str(caught.value)
+    assert re.search(message, str(caught.value))
+
+
+@pytest.mark.parametrize("name", ["missing.py", "folder.py", "notes.txt"])
+def test_no_such_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=f"--plugin .*{name}: there is no such Python file"):
+        Registry.discover(files=[tmp_path / name])
+
+
+def test_a_wrong_plugin_of_a_file_breaks_only_what_uses_it(write: Any) -> None:
+    path = write("orms = {'good': lambda requests, truths: [], 'bad': lambda: 0}\nextra_callbacks = [3]\n")
+    registry = Registry.discover(files=[path])
+    assert resolve(registry, "orm", "good")
+    with pytest.raises(UserError, match=rf"--orm: orm 'bad' of {re.escape(str(path))} has the wrong signature \(\)"):
+        resolve(registry, "orm", "bad")
+    with pytest.raises(UserError, match=r"extra_callbacks: callback 'int' of .* is int 3, expected a subclass"):
+        _ = registry.active_callbacks
+
+
+def test_the_allow_list_does_not_keep_a_given_file_out(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWIFTPLUG_PLUGINS", "")
+    registry = Registry.discover(files=[write(DECORATORS)], allow=[])
+    assert resolve(registry, "loss", "loss-a")(0, 0) == 1
