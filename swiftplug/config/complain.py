@@ -18,6 +18,7 @@ _EXPECTED = {
     "list_type": "a list",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
+    "string_too_short": "text that is not empty",
     "string_type": "text",
 }
 

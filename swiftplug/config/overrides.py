@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from swiftplug.config.complain import shown
 from swiftplug.config.tree import Origin, Path, Tree
 from swiftplug.config.yaml_text import read_value
 from swiftplug.errors import UserError, nearest
@@ -83,28 +84,28 @@ def apply_overrides(
         if override.names_plugin:
             _name_plugin(tree, override.key, override.value, override.origin)
         elif override.key not in PLUGIN_KEYS:
-            _put(tree, (override.key, *override.rest.split(".")) if override.rest else (override.key,), override)
+            path = (override.key, *override.rest.split(".")) if override.rest else (override.key,)
+            _put(tree, path, override.value, override.origin)
     for key, value in options.items():
         origin = Origin(OPTIONS[key])
         if key in PLUGIN_KEYS:
             _name_plugin(tree, key, list(value) if key in PLUGIN_LISTS else value, origin)
         elif key == "plugins.files":
-            files = tree.get("plugins", "files") or []
-            value = [*([files] if isinstance(files, str) else files), *value]
-            _put(tree, ("plugins", "files"), Override("plugins", "files", list(dict.fromkeys(value)), origin))
+            files = _listed(tree.get("plugins", "files"))
+            _put(tree, ("plugins", "files"), [*files, *(file for file in value if file not in files)], origin)
         else:
-            _put(tree, tuple(key.split(".")), Override(key, "", value, origin))
+            _put(tree, tuple(key.split(".")), value, origin)
     for override in overrides:
         if override.key in PLUGIN_KEYS and not override.names_plugin:
             _give_option(tree, override, defaults)
 
 
-def _put(tree: Tree, path: Path, override: Override) -> None:
+def _put(tree: Tree, path: Path, value: Any, origin: Origin) -> None:
     try:
-        tree.put(path, override.value, override.origin)
+        tree.put(path, value, origin)
     except KeyError as error:
         at = ".".join(map(str, error.args[0]))
-        raise UserError(f"{override.origin.place}: {at!r} is {tree.get(*error.args[0])!r}, which has no keys") from None
+        raise UserError(f"{origin.place}: {at!r} is {shown(tree.get(*error.args[0]))}, which has no keys") from None
 
 
 def _name_plugin(tree: Tree, key: str, value: Any, origin: Origin) -> None:
@@ -136,7 +137,7 @@ def _give_option(tree: Tree, override: Override, defaults: Mapping[str, str]) ->
     chosen = tree.get(*path)
     if isinstance(chosen, str):
         tree.put(path, {"name": chosen}, tree.origins.nearest(path) or origin)
-    _put(tree, (*path, *rest.split(".")), override)
+    _put(tree, (*path, *rest.split(".")), override.value, origin)
 
 
 def _find(items: list[Any], override: Override) -> tuple[int, str]:

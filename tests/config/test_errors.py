@@ -44,7 +44,7 @@ def told(text: str | bytes, folder: Path, *sets: str, **options: Any) -> str:
         ("metrics:\n- acc\n- 3", "train.yaml:5: metrics.1: found 3, expected the name of a plugin"),
         ("metrics:\n- acc\n- {n: 3}", "train.yaml:5: metrics.1: has no 'name'"),
         ("tuner: {r: 8}", "train.yaml:3: tuner: has no 'name'"),
-        ("loss: ''", "train.yaml:3: loss"),
+        ("loss: ''", "train.yaml:3: loss: found '', expected text that is not empty"),
         ("loss: focal\nseed: 3\nloss: dft", "train.yaml:5: key 'loss' is given twice, first on line 3"),
         ("loss: {name: a, b: {c: 1, c: 2}}", "train.yaml:3: key 'c' is given twice"),
         ("seed: [1", "not YAML: "),
@@ -85,14 +85,21 @@ def test_lines_of_yaml(line: str, message: str, tmp_path: Path) -> None:
         ("callbacks.lisa.n=3", "no 'lisa' among 'callbacks'; name one with --callback"),
         ("callbacks.twin.n=3", "no 'twin' among 'callbacks'"),
         ("dataset.d.n=3", "several of 'dataset' have that name"),
+        ("metrics.acc.n.m=3", "--set metrics.acc.n.m=3: 'metrics.0.n' is 1, which has no keys"),
         ("task=dpo", "--set task=dpo: found 'dpo', expected 'pt' or 'sft'"),
     ],
 )
 def test_set(override: str, message: str, tmp_path: Path) -> None:
-    assert message in told("model: m\ndataset: [d, d#3]\nmetrics: [acc]\nseed: 7\n", tmp_path, override)
+    assert message in told("model: m\ndataset: [d, d#3]\nmetrics: [{name: acc, n: 1}]\nseed: 7\n", tmp_path, override)
 
 
 def test_options(tmp_path: Path) -> None:
+    assert told("model: m\ndataset: d\nplugins: {files: 3}", tmp_path, **{"plugins.files": ["a.py"]}) == (
+        "--plugin: found 3, expected text; put it in quotes"
+    )
+    assert told("model: m\ndataset: d\nplugins: 3", tmp_path, **{"plugins.files": ["a.py"]}) == (
+        "--plugin: 'plugins' is 3, which has no keys"
+    )
     assert told("model: m\ndataset: d\n", tmp_path, task="stf") == (
         "--task: found 'stf', expected 'pt' or 'sft'; did you mean 'sft'?"
     )
