@@ -15,6 +15,14 @@ CHATML = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep encoded datasets in the session's folder, so that none made by other code is met, and none is left behind."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("SWIFTPLUG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level two-layer Llama with a ChatML tokenizer, seeded, saved as any checkpoint is."""

@@ -107,7 +107,8 @@ METRIC_MAPPING = {
 
 class TracedSGD(torch.optim.SGD):
     def load_state_dict(self, state_dict):
-        trace("optimizer: loaded")
+        if state_dict["state"]:  # empty when Accelerate loads it to move it to its device
+            trace("optimizer: loaded")
         super().load_state_dict(state_dict)
 
 
