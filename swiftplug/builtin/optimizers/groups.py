@@ -38,7 +38,7 @@ def decay_groups(model: torch.nn.Module, parameters: Named, weight_decay: float,
 def hidden_matrices(model: torch.nn.Module) -> Named:
     """The matrices that train inside the network: without embeddings, output head, biases, norms and other vectors."""
     outside = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    head = cast(PreTrainedModel, model).get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = cast(PreTrainedModel, model).get_output_embeddings()
     excluded = {id(parameter) for module in [*outside, *([head] if head else [])] for parameter in module.parameters()}
     return {
         name: parameter

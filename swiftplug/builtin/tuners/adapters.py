@@ -37,20 +37,47 @@ class Adapter(Tuner):
             model: The base model.
             model_id: A folder that `save_pretrained`, or PEFT, wrote.
             **kwargs: `is_trainable=True` when training goes on.
+
+        Raises:
+            UserError: If training would go on with a learned prompt, of which PEFT saves the outcome only.
         """
         is_trainable = kwargs.get("is_trainable", False)
         if is_trainable:
+            config = PeftConfig.from_pretrained(model_id)
+            if config.is_prompt_learning:
+                raise UserError(f"{model_id}: PEFT cannot go on training an adapter of type {config.peft_type.value}")
             _prepare_quantized(model)
         return PeftModel.from_pretrained(model, model_id, is_trainable=is_trainable)
 
 
-def wrap(model: torch.nn.Module, config: PeftConfig, tuner: str) -> PeftModel:
+def configure(tuner: str, config_class: type[PeftConfig], **fields: Any) -> PeftConfig:
+    """Make PEFT's config of a method.
+
+    Args:
+        tuner: The tuner's name, for messages.
+        config_class: The config's class.
+        **fields: Its fields.
+
+    Raises:
+        UserError: If PEFT refuses a value, or the method could not be loaded again.
+    """
+    init = str(fields.get("init_lora_weights"))
+    if init.startswith("pissa_niter") or init in ("eva", "corda", "lora_ga"):
+        # These change the base weights by chance, or by data; PEFT keeps neither.
+        raise UserError(f"tuner {tuner}: an adapter with init_lora_weights {init!r} cannot be loaded again exactly")
+    try:
+        return config_class(task_type="CAUSAL_LM", **fields)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"tuner {tuner}: {_one_line(error)}") from error
+
+
+def wrap(tuner: str, model: torch.nn.Module, config: PeftConfig) -> PeftModel:
     """Put a new adapter on a base model, checking first that it has the modules that the config names.
 
     Args:
+        tuner: The tuner's name, for messages.
         model: The base model, perhaps a quantized one.
         config: What to put on it.
-        tuner: The tuner's name, for messages.
 
     Raises:
         UserError: If a named module is not in the model, or PEFT refuses the config.
@@ -61,14 +88,18 @@ def wrap(model: torch.nn.Module, config: PeftConfig, tuner: str) -> PeftModel:
     try:
         return get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"tuner {tuner}: {' '.join(str(error).split())}") from error
+        raise UserError(f"tuner {tuner}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _prepare_quantized(model: torch.nn.Module) -> None:
     """Freeze a quantized model and take its norms to float32, as QLoRA does (arXiv 2305.14314)."""
     if is_quantized(model):
         # Gradient checkpointing is switched on by the trainer, for any model alike.
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def is_quantized(model: torch.nn.Module) -> bool:
@@ -87,9 +118,7 @@ def _check_modules(model: torch.nn.Module, wanted: str | Iterable[str] | None, w
         except re.error as error:
             raise UserError(f"{where}: {wanted!r} is not a regular expression: {error}") from error
         if not matched:
-            raise UserError(
-                f"{where}: the regular expression {wanted!r} matches no module{nearest(wanted, _last_names(names))}"
-            )
+            raise UserError(f"{where}: no module matches {wanted!r}{nearest(wanted, _last_names(names))}")
         return
     for item in wanted:
         if not any(name == item or name.endswith(f".{item}") for name in names):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from peft import IA3Config
 
-from swiftplug.builtin.tuners.adapters import Adapter, wrap
+from swiftplug.builtin.tuners.adapters import Adapter, configure, wrap
 
 
 class IA3(Adapter):
@@ -35,11 +35,12 @@ class IA3(Adapter):
         Raises:
             UserError: If the model has no module of a given name, or PEFT does not know the architecture.
         """
-        config = IA3Config(
-            task_type="CAUSAL_LM",
+        config = configure(
+            "ia3",
+            IA3Config,
             target_modules=target_modules,
             feedforward_modules=feedforward_modules,
             modules_to_save=modules_to_save,
             init_ia3_weights=init_ia3_weights,
         )
-        return wrap(model, config, "ia3")
+        return wrap("ia3", model, config)

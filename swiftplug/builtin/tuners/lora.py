@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig
 
-from swiftplug.builtin.tuners.adapters import Adapter, wrap
+from swiftplug.builtin.tuners.adapters import Adapter, configure, wrap
 
 
 class LoRA(Adapter):
@@ -44,10 +44,11 @@ class LoRA(Adapter):
                 from the base weights, and take their share out of those.
 
         Raises:
-            UserError: If the model has no module of a given name.
+            UserError: If the model has no module of a given name, or PEFT refuses a value.
         """
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
+        config = configure(
+            "lora",
+            LoraConfig,
             r=r,
             lora_alpha=lora_alpha,
             lora_dropout=lora_dropout,
@@ -58,4 +59,4 @@ class LoRA(Adapter):
             use_dora=use_dora,
             init_lora_weights=init_lora_weights,
         )
-        return wrap(model, config, "lora")
+        return wrap("lora", model, config)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 
-from swiftplug.builtin.tuners.adapters import Adapter, wrap
+from swiftplug.builtin.tuners.adapters import Adapter, configure, wrap
 from swiftplug.errors import UserError, nearest
 
 # Fields that say where an adapter came from; PEFT fills them in itself.
@@ -31,7 +31,7 @@ class Peft(Adapter):
         Raises:
             UserError: If PEFT has no such method, its config no such field, or the model no module of a given name.
         """
-        return wrap(model, _config(type, fields), "peft")
+        return wrap("peft", model, _config(type, fields))
 
     @staticmethod
     def check_options(*, type: str, **fields: Any) -> None:
@@ -40,7 +40,7 @@ class Peft(Adapter):
 
 
 def _config(kind: str, fields: dict[str, Any]) -> PeftConfig:
-    known = {str(name): config for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    known = {name.value: config for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     config_class = known.get(kind.upper())
     if config_class is None:
         raise UserError(f"tuner peft: PEFT has no type {kind!r}{nearest(kind.upper(), known)}")
@@ -48,7 +48,4 @@ def _config(kind: str, fields: dict[str, Any]) -> PeftConfig:
     for name in fields:
         if name not in names:
             raise UserError(f"tuner peft: {config_class.__name__} has no field {name!r}{nearest(name, names)}")
-    try:
-        return config_class(task_type="CAUSAL_LM", **fields)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"tuner peft: {config_class.__name__}: {' '.join(str(error).split())}") from error
+    return configure("peft", config_class, **fields)

@@ -1,0 +1,253 @@
+"""The built-in tuners: what trains, what is saved, and that both come back exactly."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from swiftplug.errors import UserError
+from swiftplug.plugin.choice import PluginChoice
+from swiftplug.plugin.registry import Registry
+
+REGISTRY = Registry.discover()
+IDS = torch.arange(3, 40)[None]
+
+
+def tuner(name: str, **options: Any) -> Any:
+    return REGISTRY.resolve("tuner", PluginChoice(name=name, options=options), "--tuner").bound
+
+
+@pytest.fixture
+def base(tiny_model_dir: Path) -> Callable[[], Any]:
+    return lambda: AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+
+
+def learn(model: torch.nn.Module) -> None:
+    """Change whatever trains."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += torch.randn(parameter.shape, generator=generator) * 0.05
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model.eval()(input_ids=IDS).logits
+
+
+ALL = [
+    ("full", {}),
+    ("freeze", {"train": [r"layers\.1\."]}),
+    ("freeze", {"train": ["lm_head", "norm"], "freeze": [r"layers\.0"]}),
+    ("lora", {}),
+    ("lora", {"r": 2, "target_modules": ["q_proj", "mlp.up_proj"], "modules_to_save": ["norm"], "use_rslora": True}),
+    ("lora", {"use_dora": True, "init_lora_weights": "gaussian"}),
+    ("lora", {"init_lora_weights": "pissa"}),
+    ("lora", {"init_lora_weights": "olora", "target_modules": r".*\.1\.self_attn\.[qv]_proj"}),
+    ("ia3", {}),
+    ("peft", {"type": "vera", "r": 4, "target_modules": ["q_proj"]}),
+    ("peft", {"type": "LOHA", "r": 2, "target_modules": "all-linear"}),
+]
+PROMPT = ("peft", {"type": "prompt_tuning", "num_virtual_tokens": 3})
+
+
+@pytest.mark.parametrize(("name", "options"), ALL)
+def test_round_trip_is_exact(base: Callable[[], Any], tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    """Weights, what trains, and the order of parameters, which optimizers go by."""
+    plugin = tuner(name, **options)
+    torch.manual_seed(1)
+    model = plugin.prepare_model(None, base())
+    learn(model)
+    plugin.save_pretrained(model, str(tmp_path))
+    torch.manual_seed(2)
+    again = plugin.from_pretrained(base(), str(tmp_path), is_trainable=True)
+    before, after = list(model.named_parameters()), list(again.named_parameters())
+    assert [key for key, _ in before] == [key for key, _ in after]
+    for (key, saved), (_, loaded) in zip(before, after, strict=True):
+        assert torch.equal(saved, loaded), key
+        assert saved.requires_grad == loaded.requires_grad, key
+        assert saved.dtype == loaded.dtype, key
+    assert torch.equal(logits(model), logits(again))
+    for_sampling = plugin.from_pretrained(base(), str(tmp_path))
+    assert not any(parameter.requires_grad for parameter in for_sampling.parameters())
+    assert torch.equal(logits(model), logits(for_sampling))
+
+
+@pytest.mark.parametrize(("name", "options"), [*ALL, PROMPT])
+def test_saved_folder_loads_without_us(
+    base: Callable[[], Any], tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    plugin = tuner(name, **options)
+    model = plugin.prepare_model(None, base())
+    learn(model)
+    plugin.save_pretrained(model, str(tmp_path))
+    loader = AutoModelForCausalLM if name in ("full", "freeze") else AutoPeftModelForCausalLM
+    plain = loader.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(logits(model), logits(plain))
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_learned_prompt_loads_to_answer_but_not_to_train(base: Callable[[], Any], tmp_path: Path) -> None:
+    plugin = tuner(PROMPT[0], **PROMPT[1])
+    model = plugin.prepare_model(None, base())
+    learn(model)
+    plugin.save_pretrained(model, str(tmp_path))
+    assert torch.equal(logits(model), logits(plugin.from_pretrained(base(), str(tmp_path))))
+    with pytest.raises(UserError, match="PEFT cannot go on training an adapter of type PROMPT_TUNING"):
+        plugin.from_pretrained(base(), str(tmp_path), is_trainable=True)
+
+
+def test_lora_is_that_of_peft(base: Callable[[], Any]) -> None:
+    """The same adapter as PEFT's own call gives, on every linear layer but the head, and no more."""
+    torch.manual_seed(0)
+    ours = tuner("lora", r=4, lora_alpha=8).prepare_model(None, base())
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
+    theirs = get_peft_model(base(), config)
+    learn(ours)
+    learn(theirs)
+    assert torch.equal(logits(ours), logits(theirs))
+    trained = {key for key, parameter in ours.named_parameters() if parameter.requires_grad}
+    linears = {key for key, module in base().named_modules() if isinstance(module, torch.nn.Linear)} - {"lm_head"}
+    assert trained == {f"base_model.model.{key}.lora_{ab}.default.weight" for key in linears for ab in "AB"}
+
+
+def test_adapter_folder_holds_the_adapter_alone(base: Callable[[], Any], tmp_path: Path) -> None:
+    model = tuner("lora").prepare_model(None, base())
+    tuner("lora").save_pretrained(model, str(tmp_path))
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        assert all("lora_" in key for key in file.keys())  # noqa: SIM118
+
+
+def test_loading_keeps_objects_and_ties(base: Callable[[], Any], tmp_path: Path) -> None:
+    """Whoever holds a parameter of the base model, an optimizer above all, holds that of the loaded one."""
+    plugin = tuner("full")
+    model = plugin.prepare_model(None, base())
+    learn(model)
+    plugin.save_pretrained(model, str(tmp_path))
+    target = base()
+    held = dict(target.named_parameters())
+    loaded = plugin.from_pretrained(target, str(tmp_path), is_trainable=True)
+    assert loaded is target
+    assert all(parameter is held[key] for key, parameter in loaded.named_parameters())
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_trained_weights_are_not_rounded_by_a_base_of_lower_precision(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Resuming loads the base model anew, in bfloat16 say; what had trained in float32 must come back in it."""
+    plugin = tuner("freeze", train=["mlp"])
+    model = plugin.prepare_model(None, AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    learn(model)
+    plugin.save_pretrained(model, str(tmp_path))
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16)
+    again = plugin.from_pretrained(fresh, str(tmp_path), is_trainable=True)
+    for (key, saved), (_, loaded) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert saved.dtype == loaded.dtype, key
+        assert torch.equal(saved, loaded), key
+
+
+def test_freeze_trains_what_matches(base: Callable[[], Any]) -> None:
+    model = tuner("freeze", train=[r"layers\.1\.", "embed"], freeze=["q_proj"]).prepare_model(None, base())
+    for key, parameter in model.named_parameters():
+        wanted = ("layers.1." in key or "embed" in key) and "q_proj" not in key
+        assert parameter.requires_grad == wanted, key
+    model = tuner("freeze", freeze=["lm_head"]).prepare_model(None, base())  # tied, so the embeddings by another name
+    assert [key for key, parameter in model.named_parameters() if not parameter.requires_grad] == [
+        "model.embed_tokens.weight"
+    ]
+
+
+def test_freeze_keeps_its_rules_when_something_else_froze_more(base: Callable[[], Any], tmp_path: Path) -> None:
+    """A callback may rest layers for a while; a checkpoint of that moment must not make it last."""
+    plugin = tuner("freeze", train=["mlp"])
+    model = plugin.prepare_model(None, base())
+    model.model.layers[0].requires_grad_(False)
+    plugin.save_pretrained(model, str(tmp_path))
+    again = plugin.from_pretrained(base(), str(tmp_path), is_trainable=True)
+    assert {key for key, parameter in again.named_parameters() if parameter.requires_grad} == {
+        key for key, _ in again.named_parameters() if "mlp" in key
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("freeze", {}, "give `train` or `freeze`"),
+        ("freeze", {"train": ["("]}, "'(' is not a regular expression"),
+        ("peft", {"type": "verra"}, "PEFT has no type 'verra'; did you mean 'VERA'?"),
+        ("peft", {"type": "vera", "rank": 3}, "VeraConfig has no field 'rank'"),
+        ("peft", {"type": "vera", "target_module": "x"}, "no field 'target_module'; did you mean 'target_modules'?"),
+        ("peft", {}, "needs the option 'type'"),
+        ("lora", {"rank": 8}, "takes no option 'rank'"),
+        ("lora", {"r": "eight"}, "option 'r'"),
+    ],
+)
+def test_options_are_refused_before_a_model_is_there(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        tuner(name, **options)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("lora", {"target_modules": ["q_proj", "up_prj"]}, "target_modules: the model has no module 'up_prj'"),
+        ("lora", {"target_modules": ["q_prj"]}, "did you mean 'q_proj'?"),
+        ("lora", {"target_modules": r".*\.q_prj"}, r"no module matches '.*\\.q_prj'"),
+        ("lora", {"modules_to_save": ["lm_haed"]}, "modules_to_save: the model has no module 'lm_haed'; did you mean"),
+        ("lora", {"r": 0}, "tuner lora: "),
+        ("ia3", {"target_modules": ["k_proj"], "feedforward_modules": ["down_proj"]}, "tuner ia3: "),
+        ("peft", {"type": "lora", "target_modules": ["k_prj"]}, "tuner peft: target_modules: the model has no module"),
+        ("peft", {"type": "lora", "init_lora_weights": "pissa_niter_4"}, "cannot be loaded again exactly"),
+        ("freeze", {"train": ["mpl"]}, "no parameter matches 'mpl'; did you mean 'mlp'?"),
+        ("freeze", {"train": ["mlp"], "freeze": ["layers"]}, "nothing would train"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(
+    base: Callable[[], Any], name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        tuner(name, **options).prepare_model(None, base())
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_full_and_freeze_refuse_quantized_weights(base: Callable[[], Any]) -> None:
+    for plugin in (tuner("full"), tuner("freeze", train=["mlp"])):
+        model = base()
+        model.quantization_method = "bitsandbytes"  # the mark that Transformers leaves
+        with pytest.raises(UserError, match="quantized weights do not train; take an adapter, such as lora"):
+            plugin.prepare_model(None, model)
+
+
+def test_lora_on_a_quantized_base(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """QLoRA: 4-bit weights below, the adapter above, and the same again from the saved folder."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    def load() -> Any:
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        return AutoModelForCausalLM.from_pretrained(tiny_model_dir, quantization_config=config, dtype=torch.float32)
+
+    plugin = tuner("lora", r=4)
+    model = plugin.prepare_model(None, load())
+    assert isinstance(model, PeftModel)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    trained = {key for key, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained
+    assert all("lora_" in key for key in trained)
+    learn(model)
+    plugin.save_pretrained(model, str(tmp_path))
+    again = plugin.from_pretrained(load(), str(tmp_path), is_trainable=True)
+    assert torch.equal(logits(model), logits(again))
+    assert {key for key, parameter in again.named_parameters() if parameter.requires_grad} == trained
