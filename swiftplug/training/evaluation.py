@@ -42,7 +42,7 @@ class Metrics:
         """The longest answer that a metric asked for."""
         return max(metric.max_new_tokens for metric in self.of_texts)
 
-    def preprocess(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def preprocess(self, logits: torch.Tensor, labels: torch.Tensor) -> Any:
         """What the metrics keep of a batch's logits `(B, T, V)`; the logits themselves are let go."""
         return tuple(preprocess(logits, labels) for preprocess in self._preprocessors)
 

@@ -42,7 +42,7 @@ class KnownHead(NamedTuple):
         return logits
 
 
-def find_known_head(model: nn.Module) -> KnownHead | None:
+def find_known_head(model: Any) -> KnownHead | None:
     """A model's head, its form read from the config and proven on the model; None where it is of another form.
 
     The proof: with the head made to answer known values, the model must return what the form makes of them.
@@ -50,11 +50,12 @@ def find_known_head(model: nn.Module) -> KnownHead | None:
     Args:
         model: A causal language model, wrapped by a tuner or not.
     """
-    config = getattr(model, "config", None)
-    module = model.get_output_embeddings() if isinstance(config, PreTrainedConfig) else None
+    if not isinstance(getattr(model, "config", None), PreTrainedConfig):
+        return None
+    config = model.config.get_text_config()
+    module = model.get_output_embeddings()
     if module is None:
         return None
-    config = config.get_text_config()
     scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
     if getattr(config, "logits_scaling", None):
         scale = 1.0 / config.logits_scaling
@@ -162,7 +163,7 @@ class _ChunkedSum(torch.autograd.Function):
     """Sums a function over chunks of rows; takes the gradient of each chunk before the next one's logits exist."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         chunk_sum: Callable[[torch.Tensor, slice], torch.Tensor],
         chunks: list[slice],
@@ -188,5 +189,5 @@ class _ChunkedSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return (None, None, *(None if part is None else part * grad.to(part.dtype) for part in ctx.grads))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import is_bitsandbytes_available
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from swiftplug.config.schema import ModelOptions, TrainConfig
 from swiftplug.errors import UserError, nearest

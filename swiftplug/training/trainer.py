@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -58,10 +57,12 @@ class PlugTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         self.run_args = run_args
+        self.tokenizer = tokenizer
         self.plugins = plugins
         self.marker = marker
         self.reload_best = reload_best
         self.metrics = Metrics(plugins.metrics)
+        self.run_dir = Path(run_args.training_args.output_dir or ".")
         self._already_ended = False
         super().__init__(
             model=model,
@@ -77,7 +78,7 @@ class PlugTrainer(Trainer):
     # Data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         self._sampler = EpochSampler(
             dataset["length"],
             self._train_batch_size,
@@ -90,13 +91,13 @@ class PlugTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler[int]:
         return torch.utils.data.SequentialSampler(eval_dataset)
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, model: torch.nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
         # The base class reaches a sampler through accelerate's wrappers, of which there may be three when resuming.
-        self._sampler.set_epoch(kwargs["epoch"])
+        self._sampler.set_epoch(epoch)
         if self._already_ended or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(**kwargs)
+        super()._run_epoch(model, epoch, *args, **kwargs)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         started = super()._init_training_state(*args, **kwargs)
@@ -148,10 +149,10 @@ class PlugTrainer(Trainer):
         if not batch_samples:
             return None
         count = sum((batch["labels"][:, 1:] != IGNORED).sum() for batch in batch_samples)
-        count = torch.as_tensor(count, device=device)
+        total = torch.as_tensor(count, device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            count = self.accelerator.gather(count).sum()
-        return count.clamp(min=1)
+            total = self.accelerator.gather(total).sum()
+        return total.clamp(min=1)
 
     # Evaluation
 
@@ -182,55 +183,59 @@ class PlugTrainer(Trainer):
         return labels
 
     def evaluation_loop(
-        self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate; the loss is the mean over all trained tokens, and metrics that generate are added."""
         self._eval_sums = np.zeros(2)  # the loss over all trained tokens, and their number
-        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        metrics = output.metrics or {}
         total, count = np.sum(gather_object([self._eval_sums]), axis=0).tolist()
-        output.metrics[f"{metric_key_prefix}_loss"] = total / count if count else float("nan")
+        metrics[f"{metric_key_prefix}_loss"] = total / count if count else float("nan")
         if self.metrics.of_texts:
             answers = generate_answers(
                 self.accelerator,
                 self.model,
-                self.processing_class,
+                self.tokenizer,
                 self.eval_dataset,
                 self.metrics.max_new_tokens,
                 self.args,
             )
             for name, value in self.metrics.compute_on_texts(answers).items():
-                output.metrics[f"{metric_key_prefix}_{name}"] = value
-        return output
+                metrics[f"{metric_key_prefix}_{name}"] = value
+        return output._replace(metrics=metrics)
 
     # Saving and loading
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.plugins.tuner.bound.save_pretrained(model, str(folder), state_dict=state_dict, safe_serialization=True)
-        self.processing_class.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
         write_marker(folder, self.marker)
 
     def save_final(self) -> None:
         """Write the trained weights to the root of the run's folder, all of them or none."""
-        run_dir = Path(self.args.output_dir)
         self._optimizer_mode("eval")
         if not self.args.should_save:
-            self.save_model(str(run_dir), _internal_call=True)  # sharded weights are gathered by all processes
+            self.save_model(str(self.run_dir), _internal_call=True)  # sharded weights are gathered by all processes
             return
-        with staged_into(run_dir, last=MARKER) as staging:
+        with staged_into(self.run_dir, last=MARKER) as staging:
             self.save_model(str(staging), _internal_call=True)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Save all that an exact resume needs, into a folder that takes its name when it is complete."""
         self.store_flos()
-        run_dir = Path(self.args.output_dir)
-        final = run_dir / f"{PREFIX}{self.state.global_step}"
+        final = self.run_dir / f"{PREFIX}{self.state.global_step}"
         if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(run_dir / f"{PREFIX}{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(self.run_dir / f"{PREFIX}{self.state.best_global_step}")
         # Averaging optimizers keep other weights for use than for training; both runs, broken or not, switch here.
         self._optimizer_mode("eval")
         if self.args.world_size > 1:
@@ -239,7 +244,7 @@ class PlugTrainer(Trainer):
             with staged(final) as staging:
                 self._write_checkpoint(staging)
         if self.args.should_save:
-            rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+            rotate(self.run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
 
@@ -264,7 +269,7 @@ class PlugTrainer(Trainer):
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _collect_callback_states(self) -> None:
-        states: dict[str, Any] = {}
+        states: Any = {}
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 states.setdefault(type(callback).__name__, []).append(callback.state())
@@ -272,7 +277,8 @@ class PlugTrainer(Trainer):
 
     def _load_callback_state(self) -> None:
         """Give each callback its state back in place: the base class would make it anew, at the end of the order."""
-        states = {name: list(each) for name, each in self.state.stateful_callbacks.items()}
+        saved: Any = self.state.stateful_callbacks
+        states = {name: list(each) for name, each in saved.items()}
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState) and states.get(type(callback).__name__):
                 state = states[type(callback).__name__].pop(0)
@@ -283,7 +289,7 @@ class PlugTrainer(Trainer):
         """Nothing: the tuner plugin has loaded the weights, before this trainer was made."""
 
     def _load_best_model(self) -> None:
-        self.model = self.model_wrapped = self.reload_best(self.state.best_model_checkpoint)
+        self.model = self.model_wrapped = self.reload_best(str(self.state.best_model_checkpoint))
         self._move_model_to_device(self.model, self.args.device)
         self.loss_computer = LossComputer(self.plugins.loss, self.model, self.accelerator, self.args)
 
@@ -293,7 +299,7 @@ class PlugTrainer(Trainer):
             switch()
 
 
-def _checked(made: Any, plugin: LoadedPlugin) -> tuple[torch.optim.Optimizer | None, LRScheduler | None]:
+def _checked(made: Any, plugin: LoadedPlugin) -> tuple[Any, Any]:
     """What an optimizer plugin returned, if it is what its contract says.
 
     Raises:
