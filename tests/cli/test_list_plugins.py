@@ -1,0 +1,141 @@
+"""`swiftplug list-plugins` in a process of its own, with distributions on its path."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swiftplug.plugin.kinds import KINDS
+
+GOOD = 'def f(outputs, labels):\n    """Does good."""\n'
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    """Run the command with folders on the path of the process."""
+
+    def run(*options: str, sites: Sequence[Path] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+        env = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "SWIFTPLUG_PLUGINS")}
+        env |= {"PYTHONPATH": os.pathsep.join(map(str, sites)), **environment}
+        command = [sys.executable, "-m", "swiftplug", "list-plugins", *options]
+        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def sites(install: Any) -> list[Path]:
+    return [
+        install(
+            "acme",
+            {kind: {"good": "acme.good:f", "bad": "acme.bad:f"} for kind in ("losses", "orms")},
+            {"acme/__init__.py": "print('noise')", "acme/good.py": GOOD, "acme/bad.py": "import nothing_at_all"},
+            version="1.2",
+        ),
+        install(
+            "needy",
+            {"prms": {"needy": "needy:f [fast]"}},
+            {"needy.py": "raise RuntimeError('imported')"},
+            requires=['no-such-thing; extra == "fast"'],
+        ),
+    ]
+
+
+def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    return {f"{row['kind']} {row['qualified_name']}": row for row in json.loads(done.stdout)}
+
+
+def test_json_has_everything_and_imports_nothing(run: Any, sites: list[Path]) -> None:
+    done = run("--json", sites=sites)
+    assert done.returncode == 0, done.stderr
+    assert "noise" not in done.stdout + done.stderr
+    listed = rows(done)
+    assert listed["loss acme:good"] == {
+        "kind": "loss",
+        "name": "good",
+        "qualified_name": "acme:good",
+        "distribution": "acme",
+        "version": "1.2",
+        "value": "acme.good:f",
+        "summary": "Does good.",
+    }
+    assert listed["loss acme:bad"]["summary"] is None
+    assert "prm needy:needy" in listed
+    assert {"loss swiftplug:focal", "loss_scale swiftplug:react", "tuner swiftplug:lora"} <= listed.keys()
+
+
+def test_one_kind(run: Any, sites: list[Path]) -> None:
+    assert {row["kind"] for row in json.loads(run("--json", "--kind", "loss", sites=sites).stdout)} == {"loss"}
+    done = run("--kind", "optimiser")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: --kind: there is no kind 'optimiser'; did you mean 'optimizer'?"
+
+
+def test_check_tells_broken_from_needy(run: Any, sites: list[Path]) -> None:
+    done = run("--check", "--json", "--kind", "orm", sites=sites)
+    assert done.returncode == 1
+    listed = rows(done)
+    assert (listed["orm acme:good"]["status"], listed["orm acme:good"]["cause"]) == ("fits", "")
+    assert listed["orm acme:bad"]["status"] == "broken"
+    assert "No module named 'nothing_at_all'" in listed["orm acme:bad"]["cause"]
+    assert "noise" in done.stderr
+    done = run("--check", "--kind", "prm", sites=sites, COLUMNS="200")
+    assert done.returncode == 0, done.stdout
+    assert "needs an extra: needs no-such-thing: pip install 'needy[fast]'" in done.stdout
+
+
+def test_a_file_is_listed_with_the_rest(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("from swiftplug.plugin import *\n\n@register_loss_func('mine')\n" + GOOD)
+    row = rows(run("--json", "--plugin", "mine.py"))["loss file:mine"]
+    assert (row["value"], row["version"], row["summary"]) == ("mine.py:f", "", "Does good.")
+    path.write_text("\n1 / 0\n")
+    done = run("--plugin", "mine.py")
+    assert (done.returncode, done.stderr) == (2, "error: mine.py:2: ZeroDivisionError: division by zero\n")
+
+
+def test_what_the_allow_list_keeps_out_is_named(run: Any, sites: list[Path]) -> None:
+    done = run("--json", sites=sites, SWIFTPLUG_PLUGINS="needy")
+    assert {row["distribution"] for row in json.loads(done.stdout)} == {"needy", "swiftplug"}
+    assert "acme" in done.stderr
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_the_table_keeps_within_the_terminal_and_loses_nothing(run: Any, sites: list[Path], width: int) -> None:
+    done = run(sites=sites, COLUMNS=str(width))
+    assert max(map(len, done.stdout.splitlines())) <= width
+    assert "\x1b" not in done.stdout
+    letters = "".join(done.stdout.split())
+    listed = json.loads(run("--json", sites=sites).stdout)
+    if width >= 80:
+        for row in listed:
+            assert row["name"] in letters
+    headings = [line.split()[0] for line in done.stdout.splitlines() if line.partition(" ")[0] in KINDS]
+    assert headings == list(dict.fromkeys(row["kind"] for row in listed))
+    if width == 160:
+        line = next(line for line in done.stdout.splitlines() if line.startswith("good "))
+        assert line.rstrip().split(maxsplit=4) == ["good", "acme", "1.2", "acme.good:f", "Does good."]
+
+
+def test_piped_it_is_one_line_a_plugin(run: Any, sites: list[Path]) -> None:
+    done = run(sites=sites)
+    header, *lines = done.stdout.splitlines()
+    assert header.split() == ["KIND", "NAME", "DISTRIBUTION", "OBJECT", "SUMMARY"]
+    assert len(lines) == len(json.loads(run("--json", sites=sites).stdout))
+    assert ["loss", "good", "acme", "1.2", "acme.good:f", "Does good."] in [line.split(maxsplit=5) for line in lines]
+
+
+def test_nothing_heavy_is_imported(sites: list[Path]) -> None:
+    code = (
+        "import sys\nfrom swiftplug.cli.main import main\nsys.argv = ['swiftplug', 'list-plugins']\n"
+        "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'peft'} & set(sys.modules)\nassert not heavy, heavy\n"
+        "assert not [it for it in sys.modules if it.startswith('swiftplug.builtin')]\n"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sites)), "COLUMNS": "160"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env, capture_output=True)
