@@ -1,0 +1,249 @@
+"""The data of a run from its datasets: every row encoded, split, packed or counted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from swiftplug.data.collate import Collator
+from swiftplug.data.options import DataOptions
+from swiftplug.data.prepare import PreparedData, prepare_data
+from swiftplug.errors import UserError
+from swiftplug.plugin.choice import PluginChoice
+from swiftplug.plugin.registry import Registry
+
+WEIGHING = """
+from swiftplug.plugin import ContextType, LossScale, register_loss_scale
+
+@register_loss_scale("by_word")
+class ByWord(LossScale):
+    def __init__(self):
+        self.not_picklable = lambda: None
+
+    def get_loss_scale(self, context, context_type, is_last_round, **kwargs):
+        return [context], [float(context_type is ContextType.RESPONSE) * (2.5 if "heavy" in context else 1)]
+"""
+
+
+def chat(*turns: str) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_dir: Path) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+@pytest.fixture
+def prepare(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., PreparedData]:
+    plugins = tmp_path / "weighing.py"
+    plugins.write_text(WEIGHING)
+    registry = Registry.discover(files=[plugins])
+
+    def run(
+        *dataset: Any, eval_dataset: Any = (), loss_scale: str = "default", task: Any = "sft", **given: Any
+    ) -> PreparedData:
+        generation = given.pop("generation", False)
+        seed = given.pop("seed", 42)
+        return prepare_data(
+            dataset=[PluginChoice(name=str(name)) for name in dataset],
+            eval_dataset=[PluginChoice(name=str(name)) for name in eval_dataset],
+            registry=registry,
+            tokenizer=tokenizer,
+            tools=registry.resolve("tools", PluginChoice(name="template"), "tools"),
+            loss_scales=[registry.resolve("loss_scale", PluginChoice(name=loss_scale), "loss_scale")],
+            task=task,
+            options=DataOptions(**{"cache_dir": str(tmp_path / "cache"), **given}),
+            seed=seed,
+            generation=generation,
+        )
+
+    return run
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> list[int]:
+    return tokenizer.apply_chat_template(row["messages"], return_dict=False)
+
+
+def test_examples_are_the_rows_in_order(prepare: Any, write_jsonl: Any, tokenizer: Any) -> None:
+    first = [chat("你好 👋", f"Hello {i}.") for i in range(300)]
+    second = [chat("q", "a", "r", f"b {i}") for i in range(300)]
+    data = prepare(f"{write_jsonl(first, 'first.jsonl')}#290", write_jsonl(second, "second.jsonl"))
+    expected = [ids_of(tokenizer, row) for row in first[:290] + second]
+    assert [example["input_ids"].tolist() for example in data.train] == expected
+    assert data.train.column_names == ["input_ids", "labels", "length"]
+    assert data.train["length"][:].tolist() == [len(ids) for ids in expected]
+    assert data.eval is None
+    report = data.report.train
+    assert (report.rows, report.kept, report.examples) == (590, 590, 590)
+    assert report.tokens == sum(map(len, expected))
+    assert report.longest == max(map(len, expected))
+    assert report.trained_tokens == sum(int((example["labels"][1:] != -100).sum()) for example in data.train)
+    batch = Collator(0)([data.train[0], data.train[400]])
+    assert batch["input_ids"][0, : len(expected[0])].tolist() == expected[0]
+
+
+def test_what_becomes_of_every_row_is_told(prepare: Any, write_jsonl: Any) -> None:
+    rows = [
+        chat("q", "a"),
+        chat("q"),
+        {"question": "q"},
+        chat("q", "x" * 500),
+        chat("q", ""),
+        chat("q", "b"),
+        *[chat("q")] * 4,
+    ]
+    path = write_jsonl(rows)
+    data = prepare(path, max_length=100)
+    report = data.report.train
+    assert (report.rows, report.kept, len(data.train)) == (10, 2, 2)
+    assert {reason: dropped.count for reason, dropped in report.dropped.items()} == {
+        "no answer": 5,
+        "no known columns": 1,
+        "longer than max_length": 1,
+        "the answer is empty": 1,
+    }
+    assert [example.split(" ")[0] for example in report.dropped["no answer"].examples] == [
+        f"{path}:{n}" for n in (2, 7, 8)
+    ]
+    lines = data.report.lines()
+    assert lines[0].startswith("train: 2 of 10 rows, ")
+    assert lines[1].startswith(f"  5 rows left out: no answer: {path}:2 (the last message is 'user'")
+    assert lines[1].endswith(", ...")
+    assert all("\n" not in line for line in lines)
+
+
+@pytest.mark.parametrize(("too_long", "examples", "word"), [("truncate", 2, "truncated"), ("split", 6, "split")])
+def test_long_rows_are_cut(
+    prepare: Any, write_jsonl: Any, tokenizer: Any, too_long: str, examples: int, word: str
+) -> None:
+    rows = [chat("q", "a" * 200), chat("q", "b")]
+    data = prepare(write_jsonl(rows), max_length=50, too_long=too_long)
+    long, short = (ids_of(tokenizer, row) for row in rows)
+    parts = [long[start : start + 50] for start in range(0, len(long), 50)]
+    expected = [*(parts if too_long == "split" else parts[:1]), short]
+    assert [example["input_ids"].tolist() for example in data.train] == expected
+    assert len(data.train) == examples
+    assert f"  1 row {word}" in data.report.lines()
+
+
+def test_pt_splits_and_ends_texts(prepare: Any, write_jsonl: Any, tokenizer: Any) -> None:
+    text = "長い話。" * 20
+    data = prepare(write_jsonl([{"text": text}, {"text": "short"}]), task="pt", max_length=64)
+    ids = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+    joined = [token for example in data.train for token in example["input_ids"].tolist()]
+    assert joined == [*ids, *tokenizer("short").input_ids, tokenizer.eos_token_id]
+    assert all((example["labels"] == example["input_ids"]).all() for example in data.train)
+
+
+def test_weights_are_a_column_only_where_there_are_any(prepare: Any, write_jsonl: Any) -> None:
+    light = write_jsonl([chat("q", "light")] * 3, "light.jsonl")
+    heavy = write_jsonl([chat("q", "heavy")] * 2, "heavy.jsonl")
+    data = prepare(light, eval_dataset=[light], loss_scale="by_word")
+    assert "loss_scale" not in data.train.column_names + data.eval.column_names
+    data = prepare(light, eval_dataset=[heavy], loss_scale="by_word")
+    assert "loss_scale" in data.train.column_names
+    assert set(data.train[0]["loss_scale"]) == {0, 1}
+    assert set(data.eval[0]["loss_scale"]) == {0, 2.5}
+    for example in [*data.train, *data.eval]:
+        assert ((example["loss_scale"] == 0) == (example["labels"] == -100)).all()
+    data = prepare(heavy, loss_scale="by_word", packing=True, max_length=100)
+    assert len(data.train) == 1
+    assert set(data.train[0]["loss_scale"]) == {0, 2.5}
+
+
+def test_packing_packs_the_training_examples_only(prepare: Any, write_jsonl: Any, tokenizer: Any) -> None:
+    rows = [chat("q", "a" * (n % 7 + 1)) for n in range(40)]
+    path = write_jsonl(rows)
+    data = prepare(path, eval_dataset=[path], packing=True, max_length=200)
+    examples = sorted(tuple(ids_of(tokenizer, row)) for row in rows)
+    found = []
+    for row in data.train:
+        starts = np.flatnonzero(row["position_ids"] == 0).tolist()
+        found += [tuple(row["input_ids"][a:b].tolist()) for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    assert sorted(found) == examples
+    assert max(data.train["length"][:]) <= 200
+    assert len(data.train) < 15
+    assert "position_ids" not in data.eval.column_names
+    assert len(data.eval) == 40
+    assert f"  packed into {len(data.train)} rows" in data.report.lines()
+
+
+@pytest.mark.parametrize(("val_size", "held"), [(0.25, 10), (3, 3), (0.05, 2)])
+def test_rows_are_held_out(prepare: Any, write_jsonl: Any, val_size: float, held: int) -> None:
+    path = write_jsonl([chat("q", f"answer {n}") for n in range(40)])
+
+    def split(**given: Any) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        data = prepare(path, val_size=val_size, **given)
+        return [tuple(e["input_ids"]) for e in data.train], [tuple(e["input_ids"]) for e in data.eval]
+
+    train, evaluation = split()
+    assert (len(train), len(evaluation)) == (40 - held, held)
+    everything = [tuple(e["input_ids"]) for e in prepare(path).train]
+    assert sorted(train + evaluation) == sorted(everything)
+    assert [ids for ids in everything if ids in set(train)] == train, "the order is kept"
+    assert split() == (train, evaluation)
+    assert split(max_length=1000) == (train, evaluation)
+    assert split(seed=1)[1] != evaluation
+
+
+def test_an_eval_dataset_goes_before_a_share(prepare: Any, write_jsonl: Any) -> None:
+    path = write_jsonl([chat("q", f"answer {n}") for n in range(10)])
+    data = prepare(path, eval_dataset=[f"{path}#3"], val_size=0.5)
+    assert (len(data.train), len(data.eval)) == (10, 3)
+
+
+def test_generating_evaluation_has_prompts(prepare: Any, write_jsonl: Any, tokenizer: Any) -> None:
+    row = chat("q", "a", "你好", "b 👋")
+    path = write_jsonl([row])
+    data = prepare(path, eval_dataset=[path], generation=True)
+    prompt = tokenizer.apply_chat_template(row["messages"][:-1], add_generation_prompt=True, return_dict=False)
+    assert data.eval[0]["prompt_ids"].tolist() == prompt
+    assert data.eval[0]["reference"] == "b 👋"
+    assert "prompt_ids" not in data.train.column_names
+
+
+def test_several_processes_give_the_same(prepare: Any, write_jsonl: Any, tmp_path: Path) -> None:
+    rows = [chat("q", "heavy" * (n % 5 + 1)) if n % 9 else chat("q") for n in range(1500)]
+    path = write_jsonl(rows)
+    one = prepare(path, loss_scale="by_word")
+    three = prepare(path, loss_scale="by_word", num_proc=3, cache_dir=str(tmp_path / "other"))
+    assert three.train.with_format(None)[:] == one.train.with_format(None)[:]
+    assert three.report == one.report
+
+
+def test_columns_are_renamed(prepare: Any, write_jsonl: Any) -> None:
+    path = write_jsonl([{"question": "q", "answer": "a"}])
+    assert len(prepare(path, columns={"question": "prompt", "answer": "completion"}).train) == 1
+    with pytest.raises(UserError, match=r"data\.columns: no dataset has a column 'qestion'; did you mean 'question'\?"):
+        prepare(path, columns={"qestion": "prompt"})
+
+
+def test_data_that_cannot_be_used(prepare: Any, write_jsonl: Any, tmp_path: Path, tokenizer: Any) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n \n")
+    good = write_jsonl([chat("q", "abc"), chat("q", "a")])
+    shortest = len(ids_of(tokenizer, chat("q", "a")))
+    with pytest.raises(UserError, match=r"empty\.jsonl: the dataset is empty$"):
+        prepare(good, empty)
+    with pytest.raises(
+        UserError, match=r"none of its 3 rows can be used: no answer \(2 rows\): .*bad\.jsonl:1 \(the last"
+    ):
+        prepare(write_jsonl([chat("q"), chat("q"), {"a": 1}], "bad.jsonl"))
+    with pytest.raises(
+        UserError, match=rf"^data\.max_length: 8 is shorter than every row of .*; the shortest has {shortest} tokens"
+    ):
+        prepare(good, max_length=8)
+    with pytest.raises(UserError, match=r"^data\.val_size: 5 holds out 5 of 2 rows; expected 1 to 1$"):
+        prepare(good, val_size=5)
+    with pytest.raises(UserError, match=r"broken\.jsonl:2: not JSON"):
+        broken = tmp_path / "broken.jsonl"
+        broken.write_text(good.read_text().splitlines()[0] + "\n{'messages': []}\n")
+        prepare(broken)
+    with pytest.raises(UserError, match=r"^eval_dataset: no such file"):
+        prepare(good, eval_dataset=[tmp_path / "tets.jsonl"])
+    assert list((tmp_path / "cache").glob("*.part")) == []
