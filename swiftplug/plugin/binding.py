@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.contracts import CALLS, check_pair, is_function, is_metric_factory
+from swiftplug.plugin.contracts import check_pair, is_function, is_metric_factory
 
 
 class BoundMetric(NamedTuple):
@@ -55,53 +55,6 @@ class BoundTuner:
     def from_pretrained(self, model: Any, model_id: str, **kwargs: Any) -> Any:
         """See `Tuner.from_pretrained`."""
         return self.tuner.from_pretrained(model, model_id, **kwargs)
-
-
-class OptionSource(NamedTuple):
-    """Where the options of a plugin are declared.
-
-    Attributes:
-        parameters: Those of its parameters that are options.
-        function: The function that has them; None where a plugin takes no options.
-    """
-
-    parameters: dict[str, inspect.Parameter]
-    function: Callable[..., Any] | None
-
-
-def option_source(kind: str, plugin: Any) -> OptionSource:
-    """The options of a plugin: of a class those of `__init__`, of a function its keyword-only parameters, of a tuner
-    those of `prepare_model`; an instance takes none.
-
-    Args:
-        kind: A key of `KINDS`.
-        plugin: An object that fits the kind's contract.
-    """
-    if kind == "tuner":
-        function = plugin.prepare_model
-    elif inspect.isclass(plugin) and plugin.__init__ is not object.__init__:
-        parameters = dict(inspect.signature(plugin.__init__).parameters)
-        del parameters[next(iter(parameters))]
-        return OptionSource(
-            {name: it for name, it in parameters.items() if it.kind not in (it.VAR_POSITIONAL, it.POSITIONAL_ONLY)},
-            plugin.__init__,
-        )
-    elif is_function(plugin):
-        function = plugin
-    else:
-        return OptionSource({}, None)
-    passed = (*CALLS[kind].keywords, *CALLS[kind].optional) if kind in CALLS else ()
-    # What `**kwargs` of the others catches is for later versions of their contract.
-    catches_options = kind not in ("loss", "prm", "orm")
-    parameters = dict(inspect.signature(function).parameters)
-    return OptionSource(
-        {
-            name: it
-            for name, it in parameters.items()
-            if (it.kind is it.KEYWORD_ONLY and name not in passed) or (it.kind is it.VAR_KEYWORD and catches_options)
-        },
-        function,
-    )
 
 
 def bind(kind: str, name: str, plugin: Any, options: dict[str, Any]) -> Any:

@@ -49,7 +49,7 @@ class FoundPlugin:
     @property
     def from_file(self) -> bool:
         """Whether a `--plugin` file brought it."""
-        return self.distribution == FROM_FILE
+        return self.distribution == FROM_FILE and not self.version
 
     @property
     def summary(self) -> str | None:
@@ -128,16 +128,16 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def allowed_distributions(allow: Sequence[str] | None) -> set[str] | None:
-    """The distributions that may load plugins, normalized; None where nothing limits them.
+def allow_lists(allow: Sequence[str] | None) -> dict[str, set[str]]:
+    """What limits the distributions that may load plugins: by name of the limit, their normalized names.
+
+    A distribution must be in all of the lists. An empty one leaves the built-ins only.
 
     Args:
-        allow: `plugins.allow` of the config. `SWIFTPLUG_PLUGINS`, names joined by commas, limits as well: where both
-            are given, a distribution must be in both. An empty list leaves the built-ins only.
+        allow: `plugins.allow` of the config, None where it is not given. `SWIFTPLUG_PLUGINS`, names joined by commas,
+            is the other list.
     """
-    limits = [] if allow is None else [allow]
+    lists = {} if allow is None else {"plugins.allow": allow}
     if "SWIFTPLUG_PLUGINS" in os.environ:
-        limits.append(os.environ["SWIFTPLUG_PLUGINS"].split(","))
-    if not limits:
-        return None
-    return set.intersection(*({normalized(name.strip()) for name in limit} for limit in limits))
+        lists["SWIFTPLUG_PLUGINS"] = os.environ["SWIFTPLUG_PLUGINS"].split(",")
+    return {limit: {normalized(name.strip()) for name in names} for limit, names in lists.items()}

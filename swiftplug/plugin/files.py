@@ -66,8 +66,7 @@ def load_file(path: str | Path) -> list[FilePlugin]:
         brought += [(Registered(kind, name, plugin), kind == "callback") for name, plugin in entries]
     if not brought:
         raise UserError(f"--plugin {shown}: it registers no plugin and has no table of plugins")
-    _check_names((entry for entry, _ in brought), shown)
-    return [_file_plugin(entry, shown, active) for entry, active in brought]
+    return [_file_plugin(entry, shown, active) for entry, active in _unique(brought, shown)]
 
 
 def _run(path: Path, shown: str) -> ModuleType:
@@ -127,11 +126,14 @@ def _check_table(table: Any, expected: type, where: str) -> None:
                 raise UserError(f"{where} has the key {name!r}, expected the name of a plugin")
 
 
-def _check_names(entries: Iterable[Registered], shown: str) -> None:
-    seen: dict[tuple[str, str], Any] = {}
-    for kind, name, plugin in entries:
-        if seen.setdefault((kind, name), plugin) is not plugin:
-            raise UserError(f"--plugin {shown}: two plugins are called {kind} {name!r}")
+def _unique(brought: list[tuple[Registered, bool]], shown: str) -> Iterable[tuple[Registered, bool]]:
+    """The plugins, each once: a file may both decorate one and put it into a table."""
+    unique: dict[tuple[str, str], tuple[Registered, bool]] = {}
+    for entry, active in brought:
+        kept, _ = unique.setdefault((entry.kind, entry.name), (entry, active))
+        if kept.plugin is not entry.plugin:
+            raise UserError(f"--plugin {shown}: two plugins are called {entry.kind} {entry.name!r}")
+    return unique.values()
 
 
 def _file_plugin(entry: Registered, shown: str, active: bool) -> FilePlugin:

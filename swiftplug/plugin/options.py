@@ -2,23 +2,66 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from swiftplug.errors import UserError, nearest
+from swiftplug.plugin.contracts import CALLS, is_function
 
 
-def check_options(
-    options: Mapping[str, Any],
-    parameters: Mapping[str, inspect.Parameter],
-    function: Callable[..., Any] | None,
-    of: str,
-) -> dict[str, Any]:
-    """Check options against the parameters that take them, and turn each into the annotated type.
+class OptionSource(NamedTuple):
+    """Where the options of a plugin are declared.
+
+    Attributes:
+        parameters: Those parameters that are options; one of the sort `**kwargs` takes any other option.
+        function: The function that has them; None where a plugin takes no options.
+    """
+
+    parameters: dict[str, inspect.Parameter]
+    function: Callable[..., Any] | None
+
+
+def option_source(kind: str, plugin: Any) -> OptionSource:
+    """The options of a plugin: of a class those of `__init__`, of a function its keyword-only parameters, of a tuner
+    those of `prepare_model`; an instance takes none.
 
     Args:
-        options: What the user gave.
-        parameters: The parameters that are options, by name; one of the sort `**kwargs` takes any other option.
-        function: Where they come from, whose annotations count; None where there are none.
+        kind: A key of `KINDS`.
+        plugin: An object that fits the kind's contract.
+    """
+    if kind == "tuner":
+        return _keyword_only(plugin.prepare_model, passed=(), catches_options=True)
+    if inspect.isclass(plugin):
+        return _of_constructor(plugin)
+    if is_function(plugin):
+        passed = (*CALLS[kind].keywords, *CALLS[kind].optional) if kind in CALLS else ()
+        # What `**kwargs` of these catches is for later versions of their contract.
+        return _keyword_only(plugin, passed, catches_options=kind not in ("loss", "prm", "orm"))
+    return OptionSource({}, None)
+
+
+def _of_constructor(cls: Any) -> OptionSource:
+    if cls.__init__ is object.__init__:
+        return OptionSource({}, None)
+    _, *parameters = inspect.signature(cls.__init__).parameters.values()
+    options = {it.name: it for it in parameters if it.kind not in (it.VAR_POSITIONAL, it.POSITIONAL_ONLY)}
+    return OptionSource(options, cls.__init__)
+
+
+def _keyword_only(function: Callable[..., Any], passed: tuple[str, ...], catches_options: bool) -> OptionSource:
+    """The keyword-only parameters of a function, without those that its contract passes."""
+    options = {}
+    for it in inspect.signature(function).parameters.values():
+        if (it.kind is it.KEYWORD_ONLY and it.name not in passed) or (it.kind is it.VAR_KEYWORD and catches_options):
+            options[it.name] = it
+    return OptionSource(options, function)
+
+
+def check_options(options: Mapping[str, Any], source: OptionSource, of: str) -> dict[str, Any]:
+    """Check the options that a user gave, and turn each into the annotated type.
+
+    Args:
+        options: What was given.
+        source: Where the plugin declares its options.
         of: The plugin and the place that chose it, for messages: `train.yaml: loss: loss 'focal' of acme 1.0`.
 
     Returns:
@@ -27,9 +70,9 @@ def check_options(
     Raises:
         UserError: For an option that the plugin does not take, one of the wrong type, or one that is missing.
     """
-    named = {name: it for name, it in parameters.items() if it.kind is not inspect.Parameter.VAR_KEYWORD}
-    takes_any = len(named) < len(parameters)
-    annotations = _annotations(function) if function else {}
+    named = {name: it for name, it in source.parameters.items() if it.kind is not inspect.Parameter.VAR_KEYWORD}
+    takes_any = len(named) < len(source.parameters)
+    annotations = _annotations(source.function) if source.function else {}
     checked = {}
     for name, value in options.items():
         if name in named:
@@ -61,7 +104,7 @@ def _checked(value: Any, annotation: Any, default: Any, where: str) -> Any:
         first = error.errors(include_url=False)[0]
         place = "".join(f"[{part!r}]" for part in first["loc"] if part in _keys(value))
         found = f" (found {first['input']!r})" if place else f", found {value!r}"
-        raise UserError(f"{where}{place}: {_lower(first['msg'])}{found}") from error
+        raise UserError(f"{where}{place}: {first['msg'][:1].lower()}{first['msg'][1:]}{found}") from error
 
 
 def _keys(value: Any) -> list[Any]:
@@ -73,10 +116,6 @@ def _keys(value: Any) -> list[Any]:
             return [*range(len(value)), *(key for item in value for key in _keys(item))]
         case _:
             return []
-
-
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]
 
 
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:

@@ -2,26 +2,26 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.binding import BoundMetric, BoundTuner, bind, option_source
+from swiftplug.plugin.binding import BoundMetric, BoundTuner, bind
 from swiftplug.plugin.causes import cause_of
 from swiftplug.plugin.contracts import ContractError, check_contract
 from swiftplug.plugin.discovery import (
     BUILT_IN,
     FoundPlugin,
-    allowed_distributions,
+    allow_lists,
     find_installed,
     missing_requirements,
     normalized,
 )
 from swiftplug.plugin.files import FilePlugin, load_file
-from swiftplug.plugin.options import check_options
+from swiftplug.plugin.options import check_options, option_source
 from swiftplug.plugin.sources import source_of
 
 if TYPE_CHECKING:
@@ -73,10 +73,15 @@ class Registry:
         >>> registry.resolve("loss", PluginChoice(name="focal", options={"gamma": 3}), "--loss").bound
     """
 
-    def __init__(self, installed: Sequence[FoundPlugin], from_files: Sequence[FilePlugin], allowed: set[str] | None):
+    def __init__(
+        self,
+        installed: Sequence[FoundPlugin],
+        from_files: Sequence[FilePlugin],
+        allow_lists: Mapping[str, Container[str]],
+    ) -> None:
         self._plugins = [*installed, *(it.found for it in from_files)]
         self._from_files = {it.found: it for it in from_files}
-        self._allowed = allowed
+        self._allow_lists = allow_lists
 
     @classmethod
     def discover(cls, files: Sequence[str | Path] = (), allow: Sequence[str] | None = None) -> "Registry":
@@ -92,7 +97,7 @@ class Registry:
         """
         installed = find_installed()
         unique = {Path(file).resolve(): file for file in files}
-        return cls(installed, [it for file in unique.values() for it in load_file(file)], allowed_distributions(allow))
+        return cls(installed, [it for file in unique.values() for it in load_file(file)], allow_lists(allow))
 
     def found(self, kind: str | None = None) -> list[FoundPlugin]:
         """The plugins that may be used, of one kind or of all."""
@@ -146,8 +151,7 @@ class Registry:
         try:
             plugin = self._load(found)
             check_contract(found.kind, plugin)
-            source = option_source(found.kind, plugin)
-            checked = check_options(options, source.parameters, source.function, of)
+            checked = check_options(options, option_source(found.kind, plugin), of)
             if further := getattr(plugin, "check_options", None):
                 further(**checked)  # what a signature cannot say, such as the fields of a class that an option names
             bound = bind(found.kind, found.name, plugin, checked)
@@ -181,10 +185,7 @@ class Registry:
             known = [it.qualified_name if ":" in name else it.name for it in self.found(kind)]
             raise UserError(f"{where}: there is no {label} {name!r}{nearest(name, known)}")
         if not allowed:
-            raise UserError(
-                f"{where}: {named[0]} is not allowed: add {named[0].distribution!r} to plugins.allow and, where it is "
-                "set, to SWIFTPLUG_PLUGINS"
-            )
+            raise UserError(f"{where}: {named[0]} is not allowed by {' and '.join(self._refusals(named[0]))}")
         names = " and ".join(f"{it.qualified_name} ({it.source})" for it in allowed)
         if len({it.qualified_name for it in allowed}) < len(allowed):
             raise UserError(f"{where}: {label} {name!r} is ambiguous: {names}; rename one")
@@ -200,5 +201,11 @@ class Registry:
         ]
 
     def _may_load(self, found: FoundPlugin) -> bool:
+        return not self._refusals(found)
+
+    def _refusals(self, found: FoundPlugin) -> list[str]:
+        """The names of the allow-lists that keep a plugin out."""
         distribution = normalized(found.distribution)
-        return self._allowed is None or found.from_file or distribution == BUILT_IN or distribution in self._allowed
+        if found.from_file or distribution == BUILT_IN:
+            return []
+        return [name for name, allowed in self._allow_lists.items() if distribution not in allowed]

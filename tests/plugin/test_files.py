@@ -79,7 +79,7 @@ extra_callbacks = [Stop(), Stop(5), Stop]
 @register_loss_func("mine")
 def mine(outputs, labels, loss_scale=None, num_items_in_batch=None): return 7
 
-LOSS_MAPPING = {"plain": mine, "wrapped": {"loss_func": mine}}
+LOSS_MAPPING = {"mine": mine, "plain": mine, "wrapped": {"loss_func": mine}}
 
 class Scale(LossScale):
     def get_loss_scale(self, context, context_type, is_last_round, *, query=None):
