@@ -1,0 +1,84 @@
+"""A byte-level Llama of about a million parameters, which needs no download and trains on a CPU in a minute."""
+
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+PAD = "<|pad|>"
+END = "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
+
+# Two tokens a turn besides its bytes: who speaks, and the end. Any order of roles is rendered as it stands.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+class TinyModel(NamedTuple):
+    """What a model plugin returns: the model and its tokenizer."""
+
+    model: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+
+
+def tiny(
+    args: Any,
+    *,
+    hidden_size: int = 128,
+    intermediate_size: int = 384,
+    num_layers: int = 4,
+    num_heads: int = 4,
+    max_length: int = 1024,
+) -> TinyModel:
+    """Build a small Llama with random weights and a tokenizer whose tokens are the 256 bytes.
+
+    Args:
+        args: The run's arguments, of which `seed` decides the weights. The global random state is left as it was.
+        hidden_size: Width of the residual stream, a multiple of `2 * num_heads`.
+        intermediate_size: Width inside the gated MLP.
+        num_layers: Decoder layers.
+        num_heads: Attention heads.
+        max_length: Longest sequence, in tokens.
+
+    Returns:
+        A float32 model and its tokenizer, which both save and load as any checkpoint of Transformers.
+    """
+    tokenizer = byte_tokenizer(max_length)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=torch.float32,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(args.seed)
+        return TinyModel(LlamaForCausalLM(config), tokenizer)
+
+
+def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a byte of UTF-8, one for each role, and those for padding and the end of a turn."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([PAD, END, *ROLES, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=list(ROLES),
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
