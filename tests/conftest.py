@@ -17,7 +17,7 @@ CHATML = (
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep encoded datasets in the session's folder, so that none made by other code is met, and none is left behind."""
+    """Keep encoded datasets in the session's folder: none made by other code is met, and none is left behind."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("SWIFTPLUG_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
