@@ -6,14 +6,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 from datasets import Dataset
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from swiftplug.errors import UserError
 
@@ -76,7 +76,7 @@ class Cache:
         found = _read(self.folder / key)
         if found is not None:
             return found
-        with FileLock(self.writable / f"{key}.lock"):
+        with FileLock(_lock_of(self.writable / key)):
             return _read(self.writable / key) or _make(self.writable / key, make)
 
 
@@ -100,8 +100,8 @@ def write_rows(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
 
 
 def _make(entry: Path, make: Callable[[Path], dict[str, Any]]) -> Cached:
-    for leftover in [entry, *entry.parent.glob(f"{entry.name}.*.part")]:  # torn, or of a process that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
+    _clear_leftovers(entry)
+    shutil.rmtree(entry, ignore_errors=True)  # it is torn, if it is there
     part = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".part", dir=entry.parent))
     try:
         facts = make(part / ROWS)
@@ -112,6 +112,18 @@ def _make(entry: Path, make: Callable[[Path], dict[str, Any]]) -> Cached:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Cached(Dataset.from_file(str(entry / ROWS)), facts)
+
+
+def _clear_leftovers(entry: Path) -> None:
+    """Remove what killed processes had begun: this entry, whose lock is held here, and others that nobody locks."""
+    for part in entry.parent.glob("*.part"):
+        of = entry.with_name(part.name.partition(".")[0])
+        with suppress(Timeout), nullcontext() if of == entry else FileLock(_lock_of(of), blocking=False):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _lock_of(entry: Path) -> Path:
+    return entry.with_suffix(".lock")
 
 
 def _read(entry: Path) -> Cached | None:

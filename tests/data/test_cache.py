@@ -1,0 +1,258 @@
+"""Encoded datasets are made once, used only when nothing changed, and complete or not there."""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+from collections.abc import Callable
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from transformers import AutoTokenizer
+
+from swiftplug.data.cache import Cache, write_rows
+from swiftplug.data.options import DataOptions
+from swiftplug.data.prepare import prepare_data
+from swiftplug.errors import UserError
+from swiftplug.plugin.choice import PluginChoice
+from swiftplug.plugin.registry import Registry
+
+# Counts its calls in a file, so that a test sees whether rows were encoded or read from the cache.
+COUNTING = """
+import os, signal, time
+from pathlib import Path
+from swiftplug.plugin import LossScale, register_loss_scale
+
+@register_loss_scale("counting")
+class Counting(LossScale):
+    def __init__(self, factor: float = 1.0):
+        self.factor = factor
+
+    def get_loss_scale(self, context, context_type, is_last_round, **kwargs):
+        with Path(os.environ["COUNT"]).open("a") as file:
+            file.write("x")
+        if "deadly" in context and "DEADLY" in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(float(os.environ.get("SLOW", 0)))
+        parts, weights = super().get_loss_scale(context, context_type, is_last_round)
+        return parts, [weight * self.factor for weight in weights]
+"""
+
+ROWS = [{"prompt": f"q {n}", "completion": f"answer {n}{' deadly' if n == 700 else ''}"} for n in range(800)]
+
+
+class Bench:
+    """Calls `prepare_data` with a loss scale that counts its calls, here or in a process of its own."""
+
+    def __init__(self, folder: Path, model: Path, dataset: Path) -> None:
+        self.folder, self.cache, self.dataset, self.model = folder, folder / "cache", dataset, model
+        self.plugin = folder / "counting.py"
+        self.plugin.write_text(COUNTING)
+        self.counted = folder / "count"
+        os.environ["COUNT"] = str(self.counted)
+
+    def run(
+        self,
+        dataset: str | None = None,
+        template: str | None = None,
+        task: Any = "sft",
+        scale: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> tuple[list[list[int]], list[str]]:
+        """The ids of the examples and the lines of the report."""
+        registry = Registry.discover(files=[self.plugin])
+        tokenizer = AutoTokenizer.from_pretrained(self.model)
+        tokenizer.chat_template = template or tokenizer.chat_template
+        counting = PluginChoice(name="counting", options=scale or {})
+        data = prepare_data(
+            dataset=[PluginChoice(name=dataset or str(self.dataset))],
+            registry=registry,
+            tokenizer=tokenizer,
+            tools=registry.resolve("tools", PluginChoice(name="template"), "tools"),
+            loss_scales=[registry.resolve("loss_scale", counting, "loss_scale")],
+            task=task,
+            options=DataOptions(**{"cache_dir": str(self.cache), **options}),
+            seed=42,
+        )
+        return data.train.with_format(None)[:]["input_ids"], data.report.lines()
+
+    def start(self, env: dict[str, str], file_size: int | None = None, **given: Any) -> ForkProcess:
+        """Run it in a process of its own, which writes its error to `error`."""
+
+        def target() -> None:
+            os.environ.update(env)
+            if file_size is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+            try:
+                self.run(**given)
+            except UserError as error:
+                self.error.write_text(str(error))
+                os._exit(2)
+
+        process = multiprocessing.get_context("fork").Process(target=target)
+        process.start()
+        return process
+
+    @property
+    def error(self) -> Path:
+        return self.folder / "error"
+
+    def calls(self) -> int:
+        """The calls since this was last asked."""
+        count = self.counted.stat().st_size if self.counted.exists() else 0
+        self.counted.unlink(missing_ok=True)
+        return count
+
+    def entries(self) -> list[Path]:
+        return [each for each in self.cache.iterdir() if each.is_dir()]
+
+
+@pytest.fixture
+def bench(
+    tmp_path: Path, tiny_model_dir: Path, write_jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Bench:
+    monkeypatch.setenv("COUNT", "")  # is put back after the test
+    return Bench(tmp_path, tiny_model_dir, write_jsonl(ROWS))
+
+
+def test_nothing_is_encoded_twice(bench: Bench) -> None:
+    ids, lines = bench.run()
+    assert bench.calls() >= len(ROWS)
+    sames: list[dict[str, Any]] = [{}, {"num_proc": 2}, {"packing": True}, {"too_long": "drop"}]
+    for same in sames:
+        assert bench.run(**same)[1][0] == lines[0]
+        assert bench.calls() == 0, same
+    assert bench.run() == (ids, lines)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": {"factor": 2.0}},
+        {"max_length": 1000},
+        {"too_long": "truncate"},
+        {"columns": {"completion": "chosen"}},
+        {"template": "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"},
+        {"task": "pt"},
+    ],
+)
+def test_every_change_is_seen(bench: Bench, change: dict[str, Any]) -> None:
+    bench.dataset.write_text(json.dumps(ROWS[0]))
+    bench.run()
+    bench.calls()
+    bench.run(**change)
+    assert bench.calls() > 0
+
+
+def test_changes_of_files_are_seen(bench: Bench) -> None:
+    ids, _ = bench.run()
+    once = bench.calls()
+    bench.plugin.write_text(COUNTING + "\n# another version\n")
+    assert bench.run()[0] == ids
+    assert bench.calls() == once
+    bench.dataset.write_text(bench.dataset.read_text().replace("q 5", "q X"))
+    assert bench.run()[0] != ids
+    assert bench.calls() == once
+    assert bench.run(dataset=f"{bench.dataset}#700")[0] == bench.run()[0][:700]
+
+
+def test_killed_while_writing(bench: Bench) -> None:
+    process = bench.start(env={"DEADLY": "1"})
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (part,) = bench.entries()
+    assert part.suffix == ".part"
+    assert (part / "rows.arrow").stat().st_size > 0, "it was killed before it wrote, and the test is none"
+    bench.calls()
+    assert len(bench.run()[0]) == len(ROWS)
+    assert bench.calls() >= len(ROWS)
+    assert len(bench.entries()) == 1
+
+
+def test_what_a_killed_run_left_is_removed_by_another(bench: Bench) -> None:
+    bench.start(env={"DEADLY": "1"}).join()
+    (part,) = bench.entries()
+    bench.run(max_length=1000)
+    assert not part.exists()
+
+
+def test_a_worker_that_dies_is_told(bench: Bench) -> None:
+    process = bench.start(env={"DEADLY": "1"}, num_proc=2)
+    process.join()
+    assert process.exitcode == 2
+    assert bench.error.read_text() == "data.num_proc: one of 2 processes died, perhaps for lack of memory"
+    assert bench.entries() == []
+
+
+@pytest.mark.parametrize("file", ["rows.arrow", "facts.json"])
+def test_a_torn_entry_is_made_again(bench: Bench, file: str) -> None:
+    first = bench.run()
+    bench.calls()
+    (entry,) = bench.entries()
+    os.truncate(entry / file, (entry / file).stat().st_size // 2)
+    assert bench.run() == first
+    assert bench.calls() >= len(ROWS)
+    assert bench.run() == first
+    assert bench.calls() == 0
+
+
+def test_processes_at_the_same_time_encode_once(bench: Bench) -> None:
+    bench.dataset.write_text("".join(bench.dataset.read_text().splitlines(keepends=True)[:50]))
+    processes = [bench.start(env={"SLOW": "0.005"}) for _ in range(3)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    together = bench.calls()
+    assert len(bench.run()[0]) == 50
+    assert bench.calls() == 0
+    bench.run(cache_dir=str(bench.folder / "alone"))
+    assert bench.calls() == together
+
+
+def test_a_cache_that_cannot_be_written(bench: Bench) -> None:
+    bench.cache.write_text("a file where the folder should be")
+    ids, lines = bench.run(packing=True)
+    assert sum(map(len, ids)) > 0
+    assert lines[-1].startswith(f"cannot write the data cache {bench.cache} (")
+    assert bench.cache.read_text() == "a file where the folder should be"
+
+
+def test_a_disk_that_fills(bench: Bench) -> None:
+    process = bench.start(env={}, file_size=20_000)
+    process.join()
+    assert process.exitcode == 2
+    assert bench.error.read_text().startswith(f"cannot write {bench.cache}")
+    assert bench.entries() == []
+    assert len(bench.run()[0]) == len(ROWS)
+
+
+def test_default_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SWIFTPLUG_CACHE", str(tmp_path / "by environment"))
+    assert Cache().folder == tmp_path / "by environment"
+    assert Cache(str(tmp_path / "given")).folder == tmp_path / "given"
+    monkeypatch.delenv("SWIFTPLUG_CACHE")
+    assert Cache().folder == Path.home() / ".cache" / "swiftplug" / "data"
+
+
+def test_an_entry_is_made_by_the_first_who_asks(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path / "cache"))
+    batches = [pa.RecordBatch.from_pydict({"a": [1, 2]}), pa.RecordBatch.from_pydict({"a": [3]})]
+
+    def make(path: Path) -> dict[str, Any]:
+        write_rows(path, batches)
+        return {"rows": 3}
+
+    def broken(path: Path) -> dict[str, Any]:
+        write_rows(path, batches)
+        raise UserError("no")
+
+    with pytest.raises(UserError):
+        cache.get("key", broken)
+    first = cache.get("key", make)
+    second = cache.get("key", broken)
+    assert first.rows["a"][:] == second.rows["a"][:] == [1, 2, 3]
+    assert first.facts == second.facts == {"rows": 3}
