@@ -14,7 +14,7 @@ from swiftplug.data.layouts import Layout
 from swiftplug.data.marks import Field, Messages, Piece, locate, text_fields
 from swiftplug.data.messages import RowError
 from swiftplug.data.segments import TEMPLATE_TEXT, Rendered, Segment
-from swiftplug.data.tools import Turns, write_turns
+from swiftplug.data.tools import Turns, with_text_arguments, write_turns
 from swiftplug.data.turns import TurnFormat, learn_turn_format
 from swiftplug.plugin.loss_scale import ContextType
 from swiftplug.plugin.tools_format import ToolsFormat
@@ -58,8 +58,7 @@ class ChatRenderer:
         Raises:
             RowError: If the template raises, or if it cannot be told for certain where an answer stands.
         """
-        turns = write_turns(conversation, self._tools_format)
-        text = self._apply(turns, turns.messages, False)
+        turns, text = self._write(conversation)
         contents = _plain_contents(turns)
         layout = self._layouts.get(tuple(turns.roles)) if contents else None
         if layout and contents and layout.fits(contents, text):
@@ -78,8 +77,7 @@ class ChatRenderer:
         Raises:
             RowError: If the template raises.
         """
-        turns = write_turns(conversation, self._tools_format)
-        text = self._apply(turns, turns.messages, False)
+        _, text = self._write(conversation)
         return Rendered(text, [Segment(0, len(text), ContextType.RESPONSE, True, "", TEMPLATE_TEXT)], [])
 
     def prompt(self, conversation: Conversation) -> str | None:
@@ -91,10 +89,21 @@ class ChatRenderer:
         Raises:
             RowError: If the template raises.
         """
-        turns = write_turns(conversation, self._tools_format)
+        turns, _ = self._write(conversation)
         if len(turns.messages) < 2 or turns.roles[-1] != "assistant":
             return None
         return self._apply(turns, turns.messages[:-1], True)
+
+    def _write(self, conversation: Conversation) -> tuple[Turns, str]:
+        """The turns of a conversation and their text."""
+        turns = write_turns(conversation, self._tools_format)
+        try:
+            return turns, self._apply(turns, turns.messages, False)
+        except RowError:
+            textual = with_text_arguments(turns)
+            if textual is None:
+                raise
+            return textual, self._apply(textual, textual.messages, False)
 
     def _apply(self, turns: Turns, messages: Messages, generation_prompt: bool) -> str:
         try:

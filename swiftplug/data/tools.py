@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from swiftplug.data.conversation import Conversation
@@ -114,16 +115,42 @@ def _results(messages: list[dict[str, Any]], first: int) -> list[dict[str, str]]
     return results
 
 
+def with_text_arguments(turns: Turns) -> Turns | None:
+    """The turns with the arguments of calls as JSON text, which some templates want; None where nothing changes."""
+    messages = [
+        {**message, "tool_calls": [_text_arguments(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in turns.messages
+    ]
+    return turns._replace(messages=messages) if messages != turns.messages else None
+
+
+def _text_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    if "function" in call:
+        return {**call, "function": _text_arguments(call["function"])}
+    arguments = call.get("arguments")
+    return {**call, "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)}
+
+
 def _format_calls(tools_format: ToolsFormat, calls: list[dict[str, Any]]) -> str:
-    if isinstance(tools_format, ToolTurns):
-        return tools_format.format_calls(calls)
+    writer = _writer(tools_format)
+    if writer:
+        return writer.format_calls(calls)
     return "\n".join(json.dumps(call, ensure_ascii=False) for call in calls)
 
 
 def _format_results(tools_format: ToolsFormat, results: list[dict[str, str]]) -> str:
-    if isinstance(tools_format, ToolTurns):
-        return tools_format.format_results(results)
+    writer = _writer(tools_format)
+    if writer:
+        return writer.format_results(results)
     return "\n".join(result["content"] for result in results)
+
+
+def _writer(tools_format: ToolsFormat) -> ToolTurns | None:
+    """What writes the calls and results of a format; a function whose options are bound has it beneath."""
+    plugin = tools_format.func if isinstance(tools_format, partial) else tools_format
+    return plugin if isinstance(plugin, ToolTurns) else None
 
 
 def _text(message: Mapping[str, Any]) -> str:
