@@ -1,0 +1,108 @@
+"""A run killed at any moment and resumed ends with the weights of one that was not, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCENARIOS = {
+    "lora, length grouping, early_stop": [
+        "--tuner=lora",
+        "--set=tuner.lora_dropout=0.2",
+        "--callback=early_stop",
+        "--set=callbacks.early_stop.patience=2",
+        "--set=callbacks.early_stop.threshold=0.02",
+        "--set=training.eval_strategy=steps",
+        "--set=training.eval_steps=2",
+        "--set=training.learning_rate=1e-3",
+    ],
+    "full, random order, lisa, accumulation": [
+        "--callback=lisa",
+        "--set=callbacks.lisa.interval=3",
+        "--set=callbacks.lisa.n_layers=1",
+        "--set=data.group_by_length=false",
+        "--set=training.gradient_accumulation_steps=2",
+        "--set=training.learning_rate=1e-3",
+    ],
+}
+
+
+def start(folder: Path, model: Path, data: Path, scenario: list[str], *extra: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "swiftplug", "train", f"--model={model}", f"--dataset={data}"]
+    sets = {
+        "training.per_device_train_batch_size": 3,
+        "training.num_train_epochs": 2,
+        "training.save_steps": 2,
+        "training.save_total_limit": 3,
+        "training.logging_steps": 2,
+    }
+    command += [f"--set={key}={value}" for key, value in sets.items()]
+    command += [f"--eval-dataset={data}#4", f"--output-dir={folder}", *scenario, *extra]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SWIFTPLUG_CACHE": str(folder.parent / "cache")}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_when(process: subprocess.Popen[str], moment: Callable[[], bool], delay: float) -> None:
+    """Kill a run some time after something is seen on disk; a run that ended before is none the worse."""
+    while process.poll() is None and not moment():
+        time.sleep(0.0005)
+    time.sleep(delay)
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
+def test_killed_and_resumed_equals_unbroken(
+    scenario: list[str], tiny_model_dir: Path, chat_file: Path, tmp_path: Path
+) -> None:
+    finish(start(tmp_path / "unbroken", tiny_model_dir, chat_file, scenario))
+
+    broken = tmp_path / "broken"
+    draw = random.Random(str(scenario))
+
+    def while_saving() -> bool:
+        return any(broken.glob(".saving-*"))
+
+    def steps_done(count: int) -> Callable[[], bool]:
+        return lambda: len(list(broken.glob("checkpoint-*"))) >= count
+
+    def final_save() -> bool:
+        return any(broken.glob(".saving-final"))
+
+    def begun() -> bool:
+        return (broken / "log.jsonl").exists()
+
+    moments = [
+        (begun, draw.uniform(0, 0.05)),
+        (while_saving, draw.uniform(0, 0.005)),
+        (steps_done(2), draw.uniform(0, 0.1)),
+        (final_save, 0.0),
+    ]
+    for number, (moment, delay) in enumerate(moments):
+        process = start(broken, tiny_model_dir, chat_file, scenario, *(["--resume"] if number else []))
+        kill_when(process, moment, delay)
+    finish(start(broken, tiny_model_dir, chat_file, scenario, "--resume"))
+
+    (weights,) = [path.name for path in (tmp_path / "unbroken").glob("*.safetensors")]
+    expected, found = load_file(tmp_path / "unbroken" / weights), load_file(broken / weights)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert not [*broken.glob(".saving-*"), *broken.glob(".deleting-*")]
+    steps = sorted(path.name for path in (tmp_path / "unbroken").glob("checkpoint-*"))
+    assert sorted(path.name for path in broken.glob("checkpoint-*")) == steps
