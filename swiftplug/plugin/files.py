@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
@@ -131,7 +131,7 @@ def _unique(brought: list[tuple[Registered, bool]], shown: str) -> Iterable[tupl
     unique: dict[tuple[str, str], tuple[Registered, bool]] = {}
     for entry, active in brought:
         kept, _ = unique.setdefault((entry.kind, entry.name), (entry, active))
-        if kept.plugin is not entry.plugin:
+        if inspect.unwrap(kept.plugin) is not inspect.unwrap(entry.plugin):
             raise UserError(f"--plugin {shown}: two plugins are called {entry.kind} {entry.name!r}")
     return unique.values()
 
@@ -142,5 +142,5 @@ def _file_plugin(entry: Registered, shown: str, active: bool) -> FilePlugin:
 
 
 def _line_of(table: str, path: Path) -> int:
-    lines: Iterator[str] = iter(path.read_text(encoding="utf-8").splitlines())
-    return next((number for number, line in enumerate(lines, 1) if re.match(rf"{table}\b.*=", line)), 1)
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    return next((number for number, line in lines if re.match(rf"{table}\b.*=", line)), 1)

@@ -43,4 +43,4 @@ def origin_of(plugin: Any) -> Any:
         plugin = plugin[0]
     if isinstance(plugin, partial):
         plugin = plugin.func
-    return plugin if inspect.isclass(plugin) or inspect.isroutine(plugin) else type(plugin)
+    return inspect.unwrap(plugin) if inspect.isclass(plugin) or inspect.isroutine(plugin) else type(plugin)

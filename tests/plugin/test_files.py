@@ -68,7 +68,7 @@ def callback(args):
 TABLES = '''
 from transformers import TrainerCallback
 from swiftplug.plugin import (
-    LossScale, Tuner, PRM, ORM, ContextType, ModelKeys, MODEL_ARCH_MAPPING, find_all_linears, register_loss_func)
+    LossScale, Tuner, PRM, ORM, ContextType, ModelKeys, MODEL_ARCH_MAPPING, find_all_linears, register_loss_func, register_tools)
 
 class Stop(TrainerCallback):
     """Stops."""
@@ -92,7 +92,9 @@ loss_scale_map = {"instance": Scale(), "class": Scale, "default": LossScale()}
 def compute(prediction): return {"m": 1.0}
 METRIC_MAPPING = {"m": (compute, None)}
 optimizers_map = {"o": lambda args, model, dataset: (None, None)}
-tools_prompt = {"t": lambda tool_names, tool_descs: "T"}
+@register_tools("t")
+def texts(tool_names, tool_descs): return "+".join(tool_descs)
+tools_prompt = {"t": texts, "u": texts}
 
 class Tune(Tuner):
     @staticmethod
@@ -155,7 +157,7 @@ def test_older_style_tables_of_every_kind(write: Any) -> None:
     expected = {("callback", "Stop"), ("callback", "Stop_2"), ("callback", "Stop_3")}
     expected |= {("loss", "mine"), ("loss", "plain"), ("loss", "wrapped"), ("metric", "m"), ("optimizer", "o")}
     expected |= {("loss_scale", it) for it in ("instance", "class", "default")}
-    expected |= {("tools", "t"), ("tuner", "tune"), ("orm", "r"), ("prm", "s")}
+    expected |= {("tools", "t"), ("tools", "u"), ("tuner", "tune"), ("orm", "r"), ("prm", "s")}
     assert names(registry) == expected
     for kind, name in expected:
         resolve(registry, kind, f"file:{name}")
@@ -164,6 +166,8 @@ def test_older_style_tables_of_every_kind(write: Any) -> None:
         weigh = resolve(registry, "loss_scale", scale).get_loss_scale
         assert weigh("x", ContextType.RESPONSE, True, query="q") == (["x"], [2.0])
         assert weigh("x", ContextType.QUERY, True, query="q") == (["x"], [0.0])
+    assert resolve(registry, "tools", "u")(["a", "b"], ["x", {"y": "é"}]) == 'x+{"y": "é"}'
+    assert registry.resolve("tools", PluginChoice(name="u"), "--tools").source_file == str(path)
     assert [loaded.bound(None).n for loaded in registry.active_callbacks] == [3, 5, 3]
     assert {loaded.found.qualified_name for loaded in registry.active_callbacks} == {
         "file:Stop",
