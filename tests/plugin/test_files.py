@@ -68,7 +68,8 @@ def callback(args):
 TABLES = '''
 from transformers import TrainerCallback
 from swiftplug.plugin import (
-    LossScale, Tuner, PRM, ORM, ContextType, ModelKeys, MODEL_ARCH_MAPPING, find_all_linears, register_loss_func, register_tools)
+    LossScale, Tuner, PRM, ORM, ContextType, ModelKeys, MODEL_ARCH_MAPPING, find_all_linears,
+    register_loss_func, register_tools)
 
 class Stop(TrainerCallback):
     """Stops."""
