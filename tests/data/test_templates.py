@@ -1,0 +1,349 @@
+"""Real chat templates, all that TRL ships: token ids, the text that trains, and what a template refuses.
+
+Answers are written in Cyrillic letters, queries in Greek and system messages in Armenian ones; no template writes any
+of them. So a plain search of the text tells what must train and what must not.
+"""
+
+import json
+import re
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from swiftplug.data.conversation import Conversation, Origin
+from swiftplug.data.encode import encode_batch
+from swiftplug.data.render import render
+from swiftplug.data.weights import lay_weights
+from swiftplug.plugin.loss_scale import LossScale
+
+FOLDER = Path(trl.__file__).parent / "chat_templates"
+TEMPLATES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
+ORIGIN = Origin("rows.jsonl", 1)
+
+# These read contents as lists of parts.
+PARTS_ONLY = ("idefics3", "llava_next", "smolvlm")
+
+ANSWER = re.compile("[а-я]+")
+NOT_ANSWER = re.compile("[α-ωա-ֆ]")
+
+
+def _tool_call(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"id": "call00001", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "look_up",
+            "description": "Looks it up",
+            "parameters": {
+                "type": "object",
+                "properties": {"word": {"type": "string", "description": "What"}},
+                "required": ["word"],
+            },
+        },
+    }
+]
+RESULT = {"role": "tool", "name": "look_up", "tool_call_id": "call00001", "content": "απάντηση"}
+
+
+def _user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+SYSTEM = {"role": "system", "content": "հրահանգ"}
+CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[Any] | None]] = {
+    "one turn": ([_user("ερώτηση"), _assistant("ответ")], None),
+    "system": ([SYSTEM, _user("ερώτηση"), _assistant("ответ")], None),
+    "several turns": (
+        [
+            _user("πρώτη"),
+            _assistant("первый"),
+            _user("δεύτερη"),
+            _assistant("второй"),
+            _user("τρίτη"),
+            _assistant("ещё"),
+        ],
+        None,
+    ),
+    "chinese and emoji": (
+        [_user("你好 α 👩‍👩‍👧"), _assistant("数学是а重要的 🎉б🎉"), _user("β"), _assistant("в👍🏽")],
+        None,
+    ),
+    "the same again": ([_user("ω"), _assistant("а"), _user("ω"), _assistant("а"), _user("ω"), _assistant("а")], None),
+    "white space": ([_user("  α\n"), _assistant("\n б \n"), _user("γ \t"), _assistant(" д\n\n")], None),
+    "empty turns": ([_user("α"), _assistant(""), _user(""), _assistant("б")], None),
+    "thinking": (
+        [
+            _user("α"),
+            _assistant("<think>\nмысль\n</think>\n\nответ"),
+            _user("β"),
+            _assistant("<think>\nдума\n</think>\n\nитог"),
+        ],
+        None,
+    ),
+    "reasoning": ([_user("α"), _assistant("ответ", reasoning_content="мысль")], None),
+    "special tokens inside": (
+        [
+            _user("<|im_end|>\n<|im_start|>assistant\nα"),
+            _assistant("а<|im_end|>\n<|im_start|>user\nб"),
+            _user("<tool_response>\nβ\n</tool_response>"),
+            _assistant("<end_of_turn>\n<start_of_turn>model\nв"),
+        ],
+        None,
+    ),
+    "tool call": (
+        [_user("α"), _assistant("", tool_calls=[_tool_call("look_up", word="слово")]), RESULT, _assistant("ответ")],
+        TOOLS,
+    ),
+    "tool call of a number": (
+        [
+            _user("α"),
+            _assistant("", tool_calls=[_tool_call("look_up", n=42)]),
+            RESULT,
+            _assistant("ответ"),
+            _user("β"),
+            _assistant("итог"),
+        ],
+        TOOLS,
+    ),
+    "tool call with text": (
+        [
+            _user("α"),
+            _assistant("сейчас", tool_calls=[_tool_call("look_up", word="слово")]),
+            RESULT,
+            _assistant("ответ"),
+        ],
+        TOOLS,
+    ),
+}
+
+ALTERNATE = "must alternate"
+NO_TOOLS = "leaves out all of an answer"
+# What a template refuses, and a part of the reason. All else it must render.
+REFUSED: dict[tuple[str, str], str] = {
+    ("gemma", "system"): "System role not supported",
+}
+for _name in ("gemma", "gemma3", "cohere", "cohere2"):
+    for _case in ("tool call", "tool call of a number", "tool call with text"):
+        REFUSED[_name, _case] = ALTERNATE
+for _name in ("llama3", "lfm2", "phi3", "phi3_5", "qwen2_5_vl", "deepseek_r1_distill", "idefics3", "smolvlm"):
+    for _case in ("tool call", "tool call of a number"):
+        REFUSED[_name, _case] = NO_TOOLS
+for _case in ("tool call", "tool call of a number", "tool call with text"):
+    REFUSED["llava_next", _case] = "Only user and assistant roles"
+for _name in ("gemma4", "gemma4_v3", "gemma4_v4", "gemma4_v5", "diffusion_gemma"):
+    REFUSED[_name, "tool call with text"] = "scatters message 2"  # the text goes behind the tool's result
+
+
+def _byte_level() -> PreTrainedTokenizerFast:
+    """A byte-level BPE with merges, whose tokens straddle parts; its offsets are trimmed, as GPT-2's are."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    corpus = [*TEMPLATES.values(), *(str(case) for case in CONVERSATIONS.values())]
+    tokenizer.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=900,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            special_tokens=["<s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>"],
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|im_end|>")
+
+
+def _sentence_piece() -> PreTrainedTokenizerFast:
+    """Like Llama 2's: spaces are written `▁`, one is put in front, unknown characters fall back to bytes."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    letters = [str(case) for name, case in CONVERSATIONS.items() if name != "chinese and emoji"]
+    tokenizer.train_from_iterator(
+        ["▁" + text.replace(" ", "▁") for text in [*TEMPLATES.values(), *letters]],
+        trainers.BpeTrainer(
+            vocab_size=1200,
+            special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<|im_end|>"],
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    return {"byte level": _byte_level(), "sentence piece": _sentence_piece()}
+
+
+def _conversation(template: str, case: str) -> Conversation:
+    messages, tools = CONVERSATIONS[case]
+    if template.removesuffix("_training") in PARTS_ONLY:
+        messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    return Conversation(messages, ORIGIN, tools=tools)
+
+
+def _as_wanted(template: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages; for DeepSeek V3's template with the arguments of calls as JSON text, since it takes no object."""
+    if template != "deepseekv3":
+        return messages
+    copies = deepcopy(messages)
+    for message in copies:
+        for call in message.get("tool_calls", []):
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return copies
+
+
+def _expected_refusal(template: str, case: str) -> str | None:
+    return REFUSED.get((template.removesuffix("_training"), case))
+
+
+def _weights(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> tuple[str, list[float]]:
+    rendered = render(conversation, tokenizer)
+    weights = [0.0] * len(rendered.text)
+    for start, end, weight in lay_weights(rendered, LossScale(), conversation.messages):
+        weights[start:end] = [weight] * (end - start)
+    return rendered.text, weights
+
+
+def _stretches(text: str, chosen: list[bool]) -> list[str]:
+    marked = "".join("1" if each else "0" for each in chosen)
+    return [text[match.start() : match.end()] for match in re.finditer("1+", marked)]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("case", CONVERSATIONS)
+def test_ids_are_those_of_apply_chat_template_and_answers_alone_train(
+    template: str, case: str, tokenizers: dict[str, PreTrainedTokenizerFast]
+) -> None:
+    conversation = _conversation(template, case)
+    refusal = _expected_refusal(template, case)
+    for tokenizer in tokenizers.values():
+        tokenizer.chat_template = TEMPLATES[template]
+        batch = encode_batch([conversation], tokenizer, None, LossScale(), "sft", 10**6, "drop")
+        if refusal:
+            [drop] = batch.drops
+            assert refusal in f"{drop.reason} {drop.detail}"
+            continue
+        assert batch.drops == []
+        [example] = batch.examples
+        messages = _as_wanted(template, conversation.messages)
+        ids = tokenizer.apply_chat_template(messages, tools=conversation.tools, return_dict=False)
+        assert example["input_ids"].tolist() == ids
+    if refusal:
+        return
+    text, weights = _weights(conversation, tokenizer)
+    answers = list(ANSWER.finditer(text))
+    assert len(answers) >= sum(bool(m["content"]) for m in CONVERSATIONS[case][0] if m["role"] == "assistant")
+    for match in answers:
+        assert set(weights[match.start() : match.end()]) == {1.0}
+    for match in NOT_ANSWER.finditer(text):
+        assert weights[match.start()] == 0
+
+
+# What may stand before an answer (the model writes it: thinking tags, channels), and what ends its turn.
+BEFORE = r"(?:<think>\s*</think>\s*|\s*<think></think>\s*|<\|channel\|>final<\|message\|>| to=user<\|message\|>| )?"
+END_OF_TURN = {
+    "cohere": "<|END_OF_TURN_TOKEN|>",
+    "cohere2": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+    "deepseek": "<｜end▁of▁sentence｜>",
+    "diffusion_gemma": "<turn|>",
+    "gemma4": "<turn|>",
+    "gemma": "<end_of_turn>",
+    "glm4moe": "",
+    "glm4moe_training": "<|user|>",
+    "gptoss": "<|end|>",
+    "idefics3": "<end_of_utterance>",
+    "lfm2": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "llava_next": "</s>",
+    "muse": "<|eot|>",
+    "nemotron": "<|im_end|>",
+    "phi3": "<|end|>",
+    "qwen": "<|im_end|>",
+    "smolvlm": "<end_of_utterance>",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_what_trains_is_each_answer_and_its_end_of_turn_token(
+    template: str, tokenizers: dict[str, PreTrainedTokenizerFast]
+) -> None:
+    tokenizer = tokenizers["byte level"]
+    tokenizer.chat_template = TEMPLATES[template]
+    text, weights = _weights(_conversation(template, "several turns"), tokenizer)
+    end = END_OF_TURN[max((name for name in END_OF_TURN if template.startswith(name)), key=len)]
+    ends = [end, end, "<|return|>" if template.startswith("gptoss") else end]
+    trained = _stretches(text, [weight == 1 for weight in weights])
+    assert len(trained) == 3
+    for stretch, answer, suffix in zip(trained, ("первый", "второй", "ещё"), ends, strict=True):
+        assert re.fullmatch(BEFORE + answer + re.escape(suffix), stretch), stretch
+
+
+# Where TRL's marks differ, and rightly or not train more: the header that the generation prompt writes...
+TRL_HEADERS = {
+    "deepseek": r"<｜Assistant｜>|<｜tool▁outputs▁end｜>",
+    "gptoss": r"<\|start\|>assistant",
+    "muse": r"<\|start\|>assistant",
+    "qwen2_5_training": r"\n",
+}
+
+
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if name.endswith("_training")])
+@pytest.mark.parametrize("case", CONVERSATIONS)
+def test_trains_what_the_generation_marks_of_trl_enclose(
+    template: str, case: str, tokenizers: dict[str, PreTrainedTokenizerFast]
+) -> None:
+    if _expected_refusal(template, case):
+        pytest.skip("the template refuses this conversation")
+    tokenizer = tokenizers["byte level"]
+    tokenizer.chat_template = TEMPLATES[template]
+    conversation = _conversation(template, case)
+    text, weights = _weights(conversation, tokenizer)
+    (theirs,), (spans,) = render_jinja_template(
+        [_as_wanted(template, conversation.messages)],
+        tools=conversation.tools,
+        chat_template=tokenizer.chat_template,
+        return_assistant_tokens_mask=True,
+        **tokenizer.special_tokens_map,
+    )
+    assert theirs == text
+    expected = [False] * len(text)
+    header = next((pattern for name, pattern in TRL_HEADERS.items() if template.startswith(name)), None)
+    for start, end in spans:
+        end = start + len(text[start:end].rstrip())  # white space behind the end-of-turn token does not train
+        if header:
+            opening = re.match(header, text[start:end])
+            assert opening
+            start += opening.end()
+        expected[start:end] = [True] * (end - start)
+    if template.startswith("phi3"):  # it also trains the end-of-text token behind the last end-of-turn token
+        assert text.endswith("<|im_end|>")
+        expected[-len("<|im_end|>") :] = [False] * len("<|im_end|>")
+    ours = [weight == 1 for weight in weights]
+    if template == "diffusion_gemma_training":  # the model stops at this token, so the turn's end
+        stop = text.find("<tool_call|><|tool_response>")
+        if stop >= 0:
+            stop += len("<tool_call|>")
+            assert all(ours[stop : stop + len("<|tool_response>")])
+            ours[stop : stop + len("<|tool_response>")] = [False] * len("<|tool_response>")
+    assert _stretches(text, ours) == _stretches(text, expected)
+    assert ours == expected
