@@ -60,3 +60,7 @@ def train(
     from swiftplug.training.run import train as run
 
     run(config, resume=resume, allow_changed_plugins=allow_changed_plugins, dry_run=dry_run)
+    if loaded.quickstart and not dry_run and is_first():
+        typer.echo(
+            "Next: swiftplug train --loss focal --set loss.gamma=2    (swiftplug list-plugins shows all there is)"
+        )

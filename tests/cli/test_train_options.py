@@ -115,8 +115,9 @@ class TestOptions:
         assert set(yaml.safe_load(train(*INPUT, *flags, cwd=tmp_path).stdout)["options"].values()) == {True}
 
     def test_quickstart_says_that_it_is_one(self, tmp_path: Path) -> None:
-        first, second = train("--loss", "custom_loss", cwd=tmp_path).stdout.splitlines()
+        first, second, last = train("--loss", "custom_loss", cwd=tmp_path).stdout.splitlines()
         assert "quickstart" in first
+        assert last.startswith("Next: swiftplug train ")
         config = yaml.safe_load(second)["config"]
         assert config["loss"]["name"] == "custom_loss" and config["output_dir"] == "runs/quickstart"
 
