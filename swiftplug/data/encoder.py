@@ -72,10 +72,11 @@ class RowEncoder:
             self.too_long,
             self.generation,
         )
-        self._count(batch, report)
-        return EncodedChunk(self._table(batch.examples), report)
+        examples = self._table(batch.examples)
+        self._count(batch, examples, report)
+        return EncodedChunk(examples, report)
 
-    def _count(self, batch: EncodedBatch, report: SplitReport) -> None:
+    def _count(self, batch: EncodedBatch, examples: pa.RecordBatch, report: SplitReport) -> None:
         for drop in batch.drops:
             report.drop(drop.reason, _example(str(drop.origin), drop.detail))
         report.kept = len(set(batch.rows))
@@ -84,13 +85,13 @@ class RowEncoder:
         report.split = len(batch.cut) if self.too_long == "split" else 0
         report.shortened = len(batch.shortened)
         report.shortest_too_long = min((drop.length for drop in batch.drops if drop.length is not None), default=None)
-        for example in batch.examples:
-            weights = example["loss_scale"]
-            trained = weights != 0
-            report.tokens += example["length"]
-            report.trained_tokens += int(np.count_nonzero(trained[1:]))
-            report.longest = max(report.longest, example["length"])
-            report.weighted |= bool((weights[trained] != 1).any())
+        weights = examples["loss_scale"].values.to_numpy()
+        first = np.zeros(len(weights), dtype=bool)
+        first[examples["loss_scale"].offsets.to_numpy()[:-1]] = True
+        report.tokens = len(weights)
+        report.trained_tokens = int(np.count_nonzero((weights != 0) & ~first))  # nothing predicts a first token
+        report.longest = max((example["length"] for example in batch.examples), default=0)
+        report.weighted = bool(((weights != 0) & (weights != 1)).any())
 
     def _table(self, examples: list[dict[str, Any]]) -> pa.RecordBatch:
         schema = pa.schema([*SCHEMA, *GENERATION]) if self.generation else SCHEMA

@@ -132,10 +132,9 @@ def _decoded(raw: bytes, where: str) -> str:
 def _parsed(text: str, path: Path, number: int) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        cause = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         found = text.strip()
         shown = found if len(found) <= 40 else f"{found[:37]}..."
         expected = "one object a line" if path.suffix != ".json" else "a list of rows, or one object a line"
-        raise UserError(
-            f"{path}:{number}: not JSON: {error.msg} at column {error.colno}: {shown!r}; expected {expected}"
-        ) from None
+        raise UserError(f"{path}:{number}: not JSON: {cause}: {shown!r}; expected {expected}") from None

@@ -11,6 +11,7 @@ Nothing is dropped in silence: what became of every row is in the report.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from datetime import date
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,8 @@ import pyarrow as pa
 import tokenizers
 import transformers
 from datasets import Dataset
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerFast
 
 import swiftplug
@@ -139,11 +142,21 @@ def _write_encoded(path: Path, source: Source, encoder: RowEncoder, num_proc: in
     def batches() -> Iterator[pa.RecordBatch]:
         for chunk in map_chunks(encoder, source.read(), num_proc):
             report.add(chunk.report)
+            progress.update(line, completed=report.rows, refresh=True)
             yield chunk.examples
 
-    write_rows(path, batches())
+    with _progress() as progress:
+        line = progress.add_task(f"encoding {source.name}", total=None)
+        write_rows(path, batches())
     _check_usable(source.name, report, encoder.max_length)
     return report
+
+
+def _progress() -> Progress:
+    """A line on the terminal while it lasts; nothing where there is no terminal."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}: {task.completed:,} rows"), TimeElapsedColumn()
+    return Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
 
 
 def _write_packed(path: Path, table: pa.Table, max_length: int) -> dict[str, Any]:
@@ -160,7 +173,7 @@ def _check_usable(name: str, report: SplitReport, max_length: int) -> None:
         return
     if report.shortest_too_long is not None:
         raise UserError(
-            f"data.max_length: {max_length} is shorter than every row of {name}; the shortest has "
+            f"data.max_length: {max_length} is shorter than every usable row of {name}; the shortest has "
             f"{report.shortest_too_long} tokens (data.too_long may truncate or split rows)"
         )
     reason, dropped = max(report.dropped.items(), key=lambda item: item[1].count)
@@ -184,12 +197,14 @@ def _facts(tokenizer: PreTrainedTokenizerFast, plugins: Sequence[LoadedPlugin], 
         [plugin.found.qualified_name, plugin.found.version, plugin.source_hash, repr(sorted(plugin.options.items()))]
         for plugin in plugins
     ]
+    template = tokenizer.chat_template
     return {
         "code": _code_hash(),
         "libraries": [transformers.__version__, tokenizers.__version__],
         "tokenizer": [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str()],
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "chat template": tokenizer.chat_template,
+        "chat template": template,
+        "day": date.today().isoformat() if "strftime_now" in str(template) else None,  # it writes the date
         "plugins": used,
         "settings": settings,
     }

@@ -13,6 +13,7 @@ from datasets import Dataset
 from swiftplug.data.conversation import Origin
 from swiftplug.data.files import READERS, RawRow, without_nulls
 from swiftplug.errors import UserError, nearest
+from swiftplug.plugin.causes import cause_of
 from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
 
@@ -114,18 +115,19 @@ def _open_repository(name: str, location: str, part: str, where: str) -> Source:
     try:
         loaded = datasets.load_dataset(location, name=subset or None, split=split or "train")
     except Exception as error:  # whatever a file format, a network or the hub may raise: it is about this dataset
-        cause = str(error).strip().partition("\n")[0] or type(error).__name__
+        cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where}: cannot load {name!r}: {cause}") from error
     return _open_dataset(name, loaded)
 
 
 def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source:
     plugin = registry.resolve("dataset", choice, where)
-    loaded = plugin.bound()
+    try:
+        loaded = plugin.bound()
+    except Exception as error:  # whatever the plugin may raise
+        raise UserError(f"{where}: {plugin.found} failed: {cause_of(error)}") from error
     if not isinstance(loaded, Dataset):
-        raise UserError(
-            f"{where}: dataset plugin {choice.name!r} returned {type(loaded).__name__}, expected datasets.Dataset"
-        )
+        raise UserError(f"{where}: {plugin.found} returned {type(loaded).__name__}, expected datasets.Dataset")
     return _open_dataset(choice.name, loaded)
 
 

@@ -1,5 +1,6 @@
 """The data of a run from its datasets: every row encoded, split, packed or counted."""
 
+import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ class ByWord(LossScale):
         self.not_picklable = lambda: None
 
     def get_loss_scale(self, context, context_type, is_last_round, **kwargs):
+        if context == "broken":
+            return ["brok"], [1.0]
         return [context], [float(context_type is ContextType.RESPONSE) * (2.5 if "heavy" in context else 1)]
 """
 
@@ -216,6 +219,41 @@ def test_several_processes_give_the_same(prepare: Any, write_jsonl: Any, tmp_pat
     assert three.report == one.report
 
 
+def test_mistakes_of_a_plugin_cross_processes(prepare: Any, write_jsonl: Any, tmp_path: Path) -> None:
+    path = write_jsonl([chat("q", "broken" if n == 300 else "a") for n in range(600)])
+    for num_proc in (1, 2):
+        with pytest.raises(UserError, match=rf"{path}:301: .*"):
+            prepare(path, loss_scale="by_word", num_proc=num_proc)
+    assert list((tmp_path / "cache").glob("*.part")) == []
+
+
+def test_a_template_that_writes_the_date_is_rendered_anew_each_day(
+    prepare: Any, write_jsonl: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = write_jsonl([chat("q", "a")])
+
+    def entries() -> int:
+        prepare(path)
+        return sum(each.is_dir() for each in (tmp_path / "cache").iterdir())
+
+    def tomorrow() -> None:
+        class Tomorrow(datetime.date):
+            @classmethod
+            def today(cls) -> datetime.date:
+                return datetime.date(2100, 1, 1)
+
+        monkeypatch.setattr("swiftplug.data.prepare.date", Tomorrow)
+
+    assert entries() == 1
+    tomorrow()
+    assert entries() == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template + "{{ strftime_now('%d') }}")
+    assert entries() == entries() == 2
+    tomorrow()
+    assert entries() == 3
+
+
 def test_columns_are_renamed(prepare: Any, write_jsonl: Any) -> None:
     path = write_jsonl([{"question": "q", "answer": "a"}])
     assert len(prepare(path, columns={"question": "prompt", "answer": "completion"}).train) == 1
@@ -235,7 +273,8 @@ def test_data_that_cannot_be_used(prepare: Any, write_jsonl: Any, tmp_path: Path
     ):
         prepare(write_jsonl([chat("q"), chat("q"), {"a": 1}], "bad.jsonl"))
     with pytest.raises(
-        UserError, match=rf"^data\.max_length: 8 is shorter than every row of .*; the shortest has {shortest} tokens"
+        UserError,
+        match=rf"^data\.max_length: 8 is shorter than every usable row of .*; the shortest has {shortest} tokens",
     ):
         prepare(good, max_length=8)
     with pytest.raises(UserError, match=r"^data\.val_size: 5 holds out 5 of 2 rows; expected 1 to 1$"):

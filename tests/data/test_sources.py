@@ -159,6 +159,10 @@ from swiftplug.plugin import register_dataset
 def squares(*, rows: int = 3):
     return Dataset.from_list([{"prompt": str(i), "completion": str(i * i)} for i in range(rows)])
 
+@register_dataset("failing")
+def failing():
+    raise RuntimeError("no such table")
+
 @register_dataset("wrong")
 def wrong():
     return [1]
@@ -174,8 +178,10 @@ def wrong():
     assert len(list(whole.read())) == len(list(whole.read())) == 5
     assert whole.fingerprint == open_source(PluginChoice(name="squares", options={"rows": 5}), registry).fingerprint
     assert whole.fingerprint != open_source(PluginChoice(name="squares", options={"rows": 6}), registry).fingerprint
-    with pytest.raises(UserError, match=r"dataset plugin 'wrong' returned list, expected datasets\.Dataset"):
+    with pytest.raises(UserError, match=r"^dataset: .*wrong.* returned list, expected datasets\.Dataset"):
         open_source(PluginChoice(name="wrong"), registry)
+    with pytest.raises(UserError, match=r"^dataset: .*failing.* failed: .*no such table"):
+        open_source(PluginChoice(name="failing"), registry)
 
 
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
@@ -193,6 +199,7 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     [
         (b'{"a": 1}\n{"a": 2,}\n', "a.jsonl:2: not JSON: "),
         (b'{"a": 1}\n\n{"a": "cut of', "a.jsonl:3: not JSON: Unterminated string"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "a.jsonl:1: not JSON: Exceeds the limit"),
         (b'{"a": 1}\nprompt,completion\n', "'prompt,completion'; expected one object a line"),
         (b'{"a": 1}\n{"a": "\xe9t\xe9"}\n', "a.jsonl:2: not UTF-8 text: byte 0xe9 at 8"),
         ('{"a": 1}\n'.encode("utf-16"), "a.jsonl:1: not UTF-8 text: byte 0xff at 1"),
@@ -240,7 +247,8 @@ def test_large_files_are_streamed(tmp_path: Path) -> None:
     with path.open("w") as file:
         for _ in range(100):
             file.write(line * 1000)
-    code = f"""
+    code = f"""\
+import resource
 from swiftplug.data.sources import open_source
 from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
