@@ -148,13 +148,16 @@ class AnswerFinder:
         if closing and self._ends_in(index, last) and (tail.startswith(closing) or tail.count(closing) == 1):
             end = behind + tail.index(closing)
             return Answer(index, start, end, end + len(closing))
+        at_end = tail_end == len(self._text)
+        if at_end and not closing and self._ends_in(index, last):
+            return Answer(index, start, behind, behind + len(tail.rstrip()))
         written = self._cut(index + 1, False)
         if written and written.field == (last.field if last else None):
             origin = last.end if last else 0
             if self._text[origin:tail_end].startswith(written.text) and origin + len(written.text) >= behind:
                 tail = self._text[behind : origin + len(written.text)]
                 return Answer(index, start, behind + end_of_turn(tail, closing), behind + len(tail))
-        if tail_end == len(self._text):
+        if at_end:
             tail = tail.rstrip()
             return Answer(index, start, behind + end_of_turn(tail, closing), behind + len(tail))
         raise RowError(ANSWER_NOT_LOCATED, f"message {index + 1}")

@@ -16,7 +16,7 @@ Messages = list[dict[str, Any]]
 Render = Callable[[Messages], str]
 
 NOT_LOCATED = "where the template writes a message cannot be told"
-_PLANES = ((0x100000, re.compile("[\U00100000-\U0010fffd]")), (0xF0000, re.compile("[\U000f0000-\U000ffffd]")))
+_PRIVATE_USE = range(0xF0000, 0x10FFFE)
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _TAG = r"(?:<[^<>]*>|\[[^\[\]]*\])"
 _LEADING_TAGS = re.compile(rf"(?:\s|{_TAG})*")
@@ -127,6 +127,8 @@ def locate(messages: Messages, fields: Sequence[Field], text: str, render: Rende
     Raises:
         RowError: If no placement of marks proves where a text stands.
     """
+    if not fields:
+        return []
     everything = range(len(fields))
     for placement in Placement:
         pieces = _marked(messages, fields, dict.fromkeys(everything, placement), text, render)
@@ -139,17 +141,20 @@ def locate(messages: Messages, fields: Sequence[Field], text: str, render: Rende
     return sorted(_each(messages, fields, everything, text, render))
 
 
-def mark_plane(texts: Iterable[str]) -> tuple[int, re.Pattern[str]]:
-    """The first of the private-use characters to mark with, and what finds them.
+def unused_characters(texts: Iterable[str], count: int) -> int:
+    """The first of so many private-use characters in a row of which the texts use none.
 
     Raises:
-        RowError: If the texts use both private-use planes themselves.
+        RowError: If the texts leave no such row.
     """
-    whole = "".join(texts)
-    for first, pattern in _PLANES:
-        if not pattern.search(whole):
-            return first, pattern
-    raise RowError(NOT_LOCATED, "it holds private-use characters of both planes")
+    start = _PRIVATE_USE.start
+    for used in sorted(code for code in map(ord, set().union(*texts)) if code in _PRIVATE_USE):
+        if used - start >= count:
+            break
+        start = used + 1
+    if start + count > _PRIVATE_USE.stop:
+        raise RowError(NOT_LOCATED, "it uses all private-use characters")
+    return start
 
 
 def put_marks(messages: Messages, fields: Sequence[Field], placements: dict[int, Placement], first: int) -> Messages:
@@ -170,7 +175,8 @@ def _marked(
     messages: Messages, fields: Sequence[Field], placements: dict[int, Placement], text: str, render: Render
 ) -> list[Piece] | None:
     """The pieces that one rendering with marks proves, or None where it proves nothing."""
-    first, pattern = mark_plane([text, *(field.text for field in fields)])
+    first = unused_characters([text, *(field.text for field in fields)], 2 * len(fields))
+    pattern = re.compile(f"[{chr(first)}-{chr(first + 2 * len(fields) - 1)}]")
     try:
         marked = render(put_marks(messages, fields, placements, first))
     except RowError:
