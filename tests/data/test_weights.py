@@ -132,19 +132,23 @@ def test_the_example_of_six_words() -> None:
     ids = tokenizer.apply_chat_template(_conversation("".join(words)).messages, return_dict=False)
     assert example["input_ids"].tolist() == ids
     # Every token is decoded alone, as bytes; the character that its first byte belongs to has the token's weight.
-    letters = {letter: weight for word, weight in zip(words, weights, strict=True) for letter in word}
     text = tokenizer.apply_chat_template(_conversation("".join(words)).messages, tokenize=False)
-    expected = [letters.get(character, 0.0) for character in _first_characters(tokenizer, ids, text)]
-    expected[-2] = 0.1  # the end-of-turn token has the weight of the answer's last part
+    by_character = [0.0] * len(text)
+    position = text.index(words[0])
+    for word, weight in zip(words, weights, strict=True):
+        by_character[position : position + len(word)] = [weight] * len(word)
+        position += len(word)
+    by_character[position] = 0.1  # the end-of-turn token has the weight of the answer's last part
+    expected = [by_character[place] for place in _first_characters(tokenizer, ids, text)]
     np.testing.assert_allclose(example["loss_scale"], expected, rtol=1e-6)
     assert example["labels"].tolist() == [
         token if weight else -100 for token, weight in zip(ids, expected, strict=True)
     ]
 
 
-def _first_characters(tokenizer: PreTrainedTokenizerFast, ids: list[int], text: str) -> list[str]:
-    """For a byte-level tokenizer, the character that holds each token's first byte: counted, not by offsets."""
-    owner = [character for character in text for _ in character.encode()]
+def _first_characters(tokenizer: PreTrainedTokenizerFast, ids: list[int], text: str) -> list[int]:
+    """For a byte-level tokenizer, the place of the character that holds each token's first byte, without offsets."""
+    owner = [place for place, character in enumerate(text) for _ in character.encode()]
     found, position = [], 0
     for token in tokenizer.convert_ids_to_tokens(ids):
         found.append(owner[position])
@@ -170,7 +174,7 @@ def test_byte_level_tokens_have_the_weight_of_their_first_byte(trim_offsets: boo
         rendered = render(conversation, tokenizer)
         ids = tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
         assert example["input_ids"].tolist() == ids
-        expected = [table.get(character, 1.0) for character in _first_characters(tokenizer, ids, rendered.text)]
+        expected = [table.get(rendered.text[place], 1.0) for place in _first_characters(tokenizer, ids, rendered.text)]
         end = max(place for place, token in enumerate(ids) if token == tokenizer.convert_tokens_to_ids("<|im_end|>"))
         expected[end] = table.get(answer[-1], 1.0)
         assert example["loss_scale"].tolist() == expected
