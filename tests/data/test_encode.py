@@ -1,0 +1,227 @@
+"""Encoding: lengths, labels, text rows, what is dropped and told, and what a tokenizer must have."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from swiftplug.data.conversation import Conversation, Origin
+from swiftplug.data.encode import EncodedBatch, encode_batch
+from swiftplug.data.tokenizer import set_chat_template
+from swiftplug.errors import UserError
+from swiftplug.plugin.loss_scale import ContextType, LossScale
+
+
+class Half(LossScale):
+    """Weighs responses a half, queries a quarter, and counts what it was asked."""
+
+    def get_loss_scale(
+        self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
+    ) -> tuple[list[str], list[float]]:
+        return [context], [{ContextType.RESPONSE: 0.5, ContextType.QUERY: 0.25}.get(context_type, 0.0)]
+
+
+@pytest.fixture
+def tokenizer(tiny_model_dir: Path) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+def _chat(*contents: str, line: int = 1, **more: Any) -> Conversation:
+    turns = [{"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(contents)]
+    return Conversation(turns, Origin("rows.jsonl", line), **more)
+
+
+def _text(text: str, line: int = 1) -> Conversation:
+    return Conversation([], Origin("rows.jsonl", line), text=text)
+
+
+def _encode(conversations: list[Conversation], tokenizer: PreTrainedTokenizerFast, **settings: Any) -> EncodedBatch:
+    settings = {"loss_scale": LossScale(), "task": "sft", "max_length": 1000, "too_long": "drop"} | settings
+    return encode_batch(conversations, tokenizer, None, **settings)
+
+
+def test_a_text_is_the_tokenizers_tokens_and_the_end_of_text_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = ["学 plain text\n", "<|im_end|> inside", "ends in <|im_end|>"]
+    batch = _encode([_text(text) for text in texts], tokenizer, task="pt")
+    for text, example in zip(texts, batch.examples, strict=True):
+        ids = tokenizer(text)["input_ids"]
+        expected = ids if ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+        assert example["input_ids"].tolist() == example["labels"].tolist() == expected
+        assert set(example["loss_scale"].tolist()) == {1.0}
+        assert example["length"] == len(expected)
+
+
+def test_a_text_begins_as_the_tokenizer_begins_texts(tokenizer: PreTrainedTokenizerFast) -> None:
+    """With the begin-of-text token that the tokenizer puts there; a chat template writes its own."""
+    begin = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", begin)]
+    )
+    batch = _encode([_text("hello"), _chat("q", "a"), _text("bye")], tokenizer, task="pt")
+    hello, chat, bye = (example["input_ids"].tolist() for example in batch.examples)
+    assert hello == [begin, *tokenizer("hello", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert bye[0] == begin
+    assert chat == tokenizer.apply_chat_template(_chat("q", "a").messages, return_dict=False)
+
+
+def test_a_loss_scale_weighs_a_text_as_one_response(tokenizer: PreTrainedTokenizerFast) -> None:
+    [example] = _encode([_text("hello")], tokenizer, task="pt", loss_scale=Half()).examples
+    assert example["loss_scale"].tolist() == [0.5] * 6
+
+
+def test_pretraining_on_messages_trains_all_that_the_template_writes(tokenizer: PreTrainedTokenizerFast) -> None:
+    conversation = _chat("q", "a", "r", "")
+    [example] = _encode([conversation], tokenizer, task="pt").examples
+    ids = tokenizer.apply_chat_template(conversation.messages, return_dict=False)
+    assert example["input_ids"].tolist() == example["labels"].tolist() == ids
+
+
+def test_too_long_rows_are_dropped_truncated_or_split(tokenizer: PreTrainedTokenizerFast) -> None:
+    conversation = _chat("q", "a fairly long answer", line=9)
+    whole = _encode([conversation], tokenizer).examples[0]
+    length = whole["length"]
+    dropped = _encode([conversation], tokenizer, max_length=length - 1)
+    assert dropped.examples == []
+    [drop] = dropped.drops
+    assert (str(drop.origin), drop.reason) == ("rows.jsonl:9", "longer than max_length")
+    assert drop.detail == f"{length} tokens, max_length is {length - 1}"
+    assert _encode([conversation], tokenizer, max_length=length).examples[0]["length"] == length
+    for too_long, sizes in (("truncate", [30]), ("split", [30, length - 30])):
+        batch = _encode([conversation], tokenizer, max_length=30, too_long=too_long)
+        assert [example["length"] for example in batch.examples] == sizes
+        assert batch.rows == [0] * len(sizes)
+        for name in ("input_ids", "labels", "loss_scale"):
+            joined = np.concatenate([example[name] for example in batch.examples])
+            np.testing.assert_array_equal(joined, whole[name][: sum(sizes)])
+
+
+def test_a_row_that_has_nothing_left_to_train_is_dropped_with_that_reason(tokenizer: PreTrainedTokenizerFast) -> None:
+    long_prompt = _chat("a prompt of many words", "a")
+    cut = _encode([long_prompt], tokenizer, max_length=20, too_long="truncate")
+    assert [drop.reason for drop in cut.drops] == ["no token to train on"]
+    untrained = _chat("q", "a")
+    untrained.messages[1]["loss"] = False
+    [drop] = _encode([untrained], tokenizer).drops
+    assert drop.reason == "no token to train on"
+
+
+def test_split_rows_keep_only_the_parts_that_train(tokenizer: PreTrainedTokenizerFast) -> None:
+    conversation = _chat("many many words of a long, long prompt", "a")
+    batch = _encode([conversation], tokenizer, max_length=20, too_long="split")
+    assert batch.drops == []
+    assert all((example["labels"][1:] != -100).any() for example in batch.examples)
+
+
+def test_every_row_is_an_example_or_a_drop(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('bad words') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    rows = [_chat("q", "a", line=1), _chat("bad", "a", line=2), _chat("q", "b", line=3), _chat("q", "c" * 99, line=4)]
+    batch = _encode(rows, tokenizer, max_length=60)
+    assert batch.rows == [0, 2]
+    assert [(str(drop.origin), drop.reason, drop.detail) for drop in batch.drops] == [
+        ("rows.jsonl:2", "the chat template refuses it", "bad words"),
+        ("rows.jsonl:4", "longer than max_length", "121 tokens, max_length is 60"),
+    ]
+    assert _encode([], tokenizer).examples == []
+    assert _encode([rows[1]], tokenizer).examples == []
+
+
+def test_rows_of_which_the_template_drops_a_part_are_told(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "message['content']", "message['content'].split('</think>')[-1]"
+    )
+    batch = _encode([_chat("q", "a", line=1), _chat("q", "<think>so</think>a", line=2)], tokenizer)
+    assert [str(origin) for origin in batch.shortened] == ["rows.jsonl:2"]
+
+
+def test_prompts_to_generate_from(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [_chat("q", "a", "r", "the answer"), _chat("q", "a", "r"), _text("text")]
+    batch = _encode(rows, tokenizer, generation=True)
+    prompts = [example["prompt_ids"].tolist() for example in batch.examples]
+    assert prompts[0] == tokenizer.apply_chat_template(
+        rows[0].messages[:-1], add_generation_prompt=True, return_dict=False
+    )
+    assert prompts[1:] == [[], []]
+    assert [example["reference"] for example in batch.examples] == ["the answer", "", ""]
+    assert "prompt_ids" not in _encode(rows, tokenizer).examples[0]
+
+
+def test_a_tokenizer_without_offsets_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(UserError, match=r"the tokenizer Slow has no offsets.*expected a fast tokenizer"):
+        _encode([_chat("q", "a")], Slow())  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_without_a_chat_template_gets_chatml_and_says_so(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = None
+    [note] = set_chat_template(tokenizer, None)
+    assert note == "the tokenizer has no chat template: ChatML is used (another one: --template FILE.jinja)"
+    text = tokenizer.apply_chat_template(_chat("q", "a").messages, add_generation_prompt=True, tokenize=False)
+    assert text == ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>assistant\n")
+    own = tokenizer.chat_template
+    assert set_chat_template(tokenizer, None) == []
+    assert tokenizer.chat_template == own
+
+
+def test_markers_that_a_vocabulary_does_not_have_are_told(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = None
+    tokenizer.get_vocab = lambda: {"<|im_end|>": 1}  # type: ignore[method-assign]
+    [note] = set_chat_template(tokenizer, None)
+    assert note.endswith("; <|im_start|> are not in its vocabulary and are written as plain text")
+
+
+def test_a_template_file_replaces_the_tokenizers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}", encoding="utf-8")
+    assert set_chat_template(tokenizer, str(path)) == []
+    [example] = _encode([_chat("q", "学")], tokenizer).examples
+    assert tokenizer.decode(example["input_ids"]) == "[user] q\n[assistant] 学\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{% for m in messages %}\n{{ m.role }\n{% endfor %}", "mine.jinja:2: not a Jinja template: unexpected '}'"),
+        ("{% for m in messages %}", "mine.jinja:1: not a Jinja template: Unexpected end of template"),
+        ("a\nb\n{{ 'x' | no_such_filter }}", "mine.jinja:3: not a Jinja template: No filter named 'no_such_filter'"),
+    ],
+)
+def test_a_broken_template_file_is_told_with_its_line(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, text: str, told: str
+) -> None:
+    before = tokenizer.chat_template
+    (tmp_path / "mine.jinja").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        set_chat_template(tokenizer, str(tmp_path / "mine.jinja"))
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+    assert tokenizer.chat_template == before
+
+
+def test_a_missing_template_file_is_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.jinja: .*No such file"):
+        set_chat_template(tokenizer, str(tmp_path / "none.jinja"))
+
+
+def test_encoding_costs_little_more_than_rendering_and_tokenizing(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A guard against work that grows with the rows, not the benchmark: a byte tokenizer is quicker than a real one."""
+    rows = [_chat(f"How much is {n} and {n}? " * 12, f"It is {2 * n}. Action: none. " * 12) for n in range(300)]
+
+    def seconds(work: Any) -> float:
+        best = float("inf")
+        for _ in range(3):
+            before = time.process_time()
+            work()
+            best = min(best, time.process_time() - before)
+        return best
+
+    plain = seconds(lambda: tokenizer.apply_chat_template([row.messages for row in rows]))
+    assert seconds(lambda: _encode(rows, tokenizer, loss_scale=Half())) < 3 * plain
