@@ -97,14 +97,9 @@ def _one_line(error: Exception) -> str:
 
 def _prepare_quantized(model: torch.nn.Module) -> None:
     """Freeze a quantized model and take its norms to float32, as QLoRA does (arXiv 2305.14314)."""
-    if is_quantized(model):
+    if getattr(model, "quantization_method", None) is not None:
         # Gradient checkpointing is switched on by the trainer, for any model alike.
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-
-
-def is_quantized(model: torch.nn.Module) -> bool:
-    """Whether Transformers loaded the model with quantized weights."""
-    return getattr(model, "quantization_method", None) is not None
 
 
 def _check_modules(model: torch.nn.Module, wanted: str | Iterable[str] | None, where: str) -> None:

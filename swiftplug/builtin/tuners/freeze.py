@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from swiftplug.builtin.tuners.adapters import is_quantized
-from swiftplug.builtin.tuners.whole import WholeModel, load_weights
+from swiftplug.builtin.tuners.whole import WholeModel, load_weights, refuse_quantized
 from swiftplug.errors import UserError, nearest
 
 _FILE = "freeze.json"
@@ -42,8 +41,7 @@ class Freeze(WholeModel):
             `{name: freeze, train: ['layers\.(28|29)\.', 'norm']}`
         """
         _check_rules(train, freeze)
-        if is_quantized(model):
-            raise UserError("tuner freeze: quantized weights do not train; take an adapter, such as lora")
+        refuse_quantized(model, "freeze")
         return _apply(model, _Rules(train, freeze or []))
 
     @staticmethod

@@ -4,9 +4,7 @@ from typing import Any
 
 import torch
 
-from swiftplug.builtin.tuners.adapters import is_quantized
-from swiftplug.builtin.tuners.whole import WholeModel, load_weights
-from swiftplug.errors import UserError
+from swiftplug.builtin.tuners.whole import WholeModel, load_weights, refuse_quantized
 
 
 class Full(WholeModel):
@@ -19,8 +17,7 @@ class Full(WholeModel):
         Raises:
             UserError: If the model is quantized: such weights do not train.
         """
-        if is_quantized(model):
-            raise UserError("tuner full: quantized weights do not train; take an adapter, such as lora")
+        refuse_quantized(model, "full")
         return model.requires_grad_(True)
 
     @staticmethod

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from swiftplug.errors import UserError
 from swiftplug.plugin.tuner import Tuner
 
 
@@ -43,3 +44,9 @@ def load_weights(model: torch.nn.Module, folder: str) -> None:
             tensor.data = saved[name].to(tensor.device)
         else:
             tensor.data.copy_(saved[name])
+
+
+def refuse_quantized(model: torch.nn.Module, tuner: str) -> None:
+    """Raise a UserError for a model that Transformers loaded with quantized weights."""
+    if getattr(model, "quantization_method", None) is not None:
+        raise UserError(f"tuner {tuner}: quantized weights do not train; take an adapter, such as lora")
