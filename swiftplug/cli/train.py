@@ -43,9 +43,11 @@ def train(
     from swiftplug.cli.launch import is_first, run_in_processes
     from swiftplug.cli.quiet import quiet_libraries, settle_tokenizer_threads
     from swiftplug.config.load import load_train_config
+    from swiftplug.training.plugins import check_names
 
     loaded = load_train_config(request.path, request.options, request.sets, resume=resume)
     config = loaded.config
+    check_names(config)
     if nproc > 1:
         flags = {"--resume": resume, "--allow-changed-plugins": allow_changed_plugins, "--dry-run": dry_run}
         given = [flag for flag, is_given in flags.items() if is_given]

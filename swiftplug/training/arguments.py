@@ -85,6 +85,8 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> 
         "seed": config.seed,
         "remove_unused_columns": False,
         "label_names": ["labels"],
+        # Without this, processes on a machine that has no accelerator would not find each other.
+        "use_cpu": given.get("use_cpu", not torch.accelerator.is_available()),
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "non_padding",
         "restore_callback_states_from_checkpoint": True,

@@ -1,13 +1,14 @@
 """All plugins of a training run, resolved and checked before anything slow."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from swiftplug.config.schema import TrainConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.choice import PluginChoice
+from swiftplug.plugin.kinds import KINDS
 from swiftplug.plugin.loss import TokenLoss
 from swiftplug.plugin.registry import LoadedPlugin, Registry
 
@@ -40,6 +41,25 @@ class RunPlugins:
         return [*([self.model] if self.model else []), *one_each, *self.metrics, *self.callbacks]
 
 
+class _Named(NamedTuple):
+    kind: str
+    choice: PluginChoice
+    where: str
+
+
+def check_names(config: TrainConfig) -> None:
+    """Refuse an unknown plugin at once: this imports no plugin, and neither torch nor Transformers.
+
+    Raises:
+        UserError: No plugin has a name that the config gives, or more than one has.
+    """
+    registry = Registry.discover(files=config.plugins.files, allow=config.plugins.allow)
+    for kind, choice, where in _named(config):
+        for name in choice.name.split("+") if kind == "loss_scale" else [choice.name]:
+            if not registry.has(kind, name):
+                registry.resolve(kind, PluginChoice(name=name), where)
+
+
 def resolve_plugins(config: TrainConfig) -> RunPlugins:
     """Find, import and check every plugin that a config names.
 
@@ -47,56 +67,70 @@ def resolve_plugins(config: TrainConfig) -> RunPlugins:
         UserError: One is unknown, ambiguous, broken, of the wrong form, or given options that it does not take.
     """
     registry = Registry.discover(files=config.plugins.files, allow=config.plugins.allow)
-
-    def one(kind: str, choice: PluginChoice) -> LoadedPlugin:
-        return registry.resolve(kind, choice, where=kind)
-
-    assert config.model is not None
-    plugins = RunPlugins(
+    model = None
+    if config.model is not None and registry.has("model", config.model.name):
+        model = registry.resolve("model", config.model, config.where("model"))
+    elif config.model is not None and config.model.options:
+        raise UserError(f"{config.where('model')}: {config.model.name!r} is no plugin; only a plugin takes options")
+    one: dict[str, LoadedPlugin] = {}
+    many: dict[str, list[LoadedPlugin]] = {"metric": [], "callback": registry.active_callbacks}
+    for kind, choice, where in _named(config):
+        if kind in many:
+            many[kind].append(registry.resolve(kind, choice, where))
+        elif kind != "loss_scale":
+            one[kind] = registry.resolve(kind, choice, where)
+    return RunPlugins(
         registry=registry,
-        model=one("model", config.model) if registry.has("model", config.model.name) else None,
-        loss=one("loss", config.loss),
-        loss_scales=resolve_loss_scales(registry, config.loss_scale),
-        optimizer=one("optimizer", config.optimizer),
-        tools=one("tools", config.tools),
-        tuner=one("tuner", config.tuner),
-        metrics=[one("metric", choice) for choice in config.metrics],
-        callbacks=[*registry.active_callbacks, *(one("callback", choice) for choice in config.callbacks)],
+        loss=one["loss"],
+        loss_scales=_combined(registry, config.loss_scale, config.where("loss_scale")),
+        optimizer=one["optimizer"],
+        tools=one["tools"],
+        tuner=one["tuner"],
+        metrics=many["metric"],
+        callbacks=many["callback"],
+        model=model,
     )
-    if plugins.model is None and config.model.options:
-        raise UserError(f"model: {config.model.name!r} is no plugin, and only a plugin takes options")
-    return plugins
 
 
-def resolve_loss_scales(registry: Registry, choice: PluginChoice) -> list[LoadedPlugin]:
-    """The loss scales that a name such as `last_round+react` combines; options go to the one that takes them.
+def _named(config: TrainConfig) -> Iterator[_Named]:
+    """What a config names that must be a plugin, and where it does."""
+    for kind in ("tuner", "loss", "loss_scale", "optimizer", "tools"):
+        yield _Named(kind, getattr(config, kind), config.where(kind))
+    for kind in ("metric", "callback"):
+        key = KINDS[kind].key
+        for index, choice in enumerate(getattr(config, key)):
+            yield _Named(kind, choice, config.where(key, index))
+
+
+def _combined(registry: Registry, choice: PluginChoice, where: str) -> list[LoadedPlugin]:
+    """The loss scales that a name such as `last_round+keywords` combines; options go to the one that takes them.
 
     Raises:
-        UserError: One is unknown, or options are given and not exactly one of several could take them.
+        UserError: One is unknown, or of several not exactly one takes the options.
     """
     names = choice.name.split("+")
-    if len(names) == 1 or not choice.options:
-        return [
-            registry.resolve("loss_scale", PluginChoice(name=name, options=choice.options), where="loss_scale")
-            for name in names
-        ]
-    scales = []
-    takers = 0
-    refusal: UserError | None = None
+    if len(names) == 1:
+        return [registry.resolve("loss_scale", choice, where)]
+    scales = [registry.resolve("loss_scale", PluginChoice(name=name), where) for name in names if not choice.options]
+    if scales:
+        return scales
+    takers = []
     for name in names:
         try:
-            scales.append(
-                registry.resolve("loss_scale", PluginChoice(name=name, options=choice.options), where="loss_scale")
-            )
-            takers += 1
+            takers.append(registry.resolve("loss_scale", PluginChoice(name=name, options=choice.options), where))
         except UserError as error:
             refusal = error
-            scales.append(registry.resolve("loss_scale", PluginChoice(name=name), where="loss_scale"))
-    if takers != 1:
-        raise refusal or UserError(
-            f"loss_scale: {choice.name!r}: more than one of them takes the options {choice.options}"
-        )
-    return scales
+    if not takers:
+        raise refusal
+    if len(takers) > 1:
+        raise UserError(f"{where}: more than one of {choice.name!r} takes these options; give them to one alone")
+    (taker,) = takers
+    return [
+        taker
+        if name in (taker.found.name, taker.found.qualified_name)
+        else registry.resolve("loss_scale", PluginChoice(name=name), where)
+        for name in names
+    ]
 
 
 class LossContract:

@@ -24,6 +24,7 @@ from swiftplug.config.schema import TrainConfig
 from swiftplug.data.collate import Collator
 from swiftplug.data.prepare import PreparedData
 from swiftplug.errors import UserError
+from swiftplug.plugin.choice import PluginChoice
 from swiftplug.report.curves import draw_curves
 from swiftplug.training.blame import blaming
 from swiftplug.training.checkpoint import disk_full_message, is_disk_full
@@ -177,11 +178,13 @@ def _train_and_leave(trainer: PlugTrainer, run_dir: Path, checkpoint: Path | Non
 def _print_start(console: Console, setup: RunSetup, model: torch.nn.Module, checkpoint: Path | None) -> None:
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     total, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
-    names = [
-        f"{plugin.found.kind} {plugin.found.name}" for plugin in setup.plugins.all() if plugin.found.kind != "model"
-    ]
+    defaults = {
+        field.default.name for field in TrainConfig.model_fields.values() if isinstance(field.default, PluginChoice)
+    }
+    chosen = [str(plugin.found) for plugin in setup.plugins.all() if plugin.found.qualified_name not in defaults]
     console.print(f"model: {trained:,} of {total:,} parameters train ({trained / total:.2%})", highlight=False)
-    console.print(f"plugins: {', '.join(names)}", highlight=False)
+    for name in chosen:
+        console.print(f"plugin: {name}", highlight=False, soft_wrap=True, markup=False)
     if checkpoint is not None:
         console.print(f"going on from {checkpoint}", highlight=False)
 

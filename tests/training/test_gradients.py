@@ -7,46 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-# An optimizer that writes the gradients of its first step to a file, and changes nothing.
-RECORDER = """
-import os
-import torch
-from safetensors.torch import save_file
-from swiftplug.plugin import register_optimizer, register_loss_func, register_loss_scale, LossScale
-
-class Recorder(torch.optim.SGD):
-    def step(self, closure=None):
-        path = os.environ["GRADIENTS"]
-        if not os.path.exists(path):
-            save_file({str(i): p.grad.clone() for i, p in enumerate(self.param_groups[0]["params"])}, path)
-
-@register_optimizer("recorder")
-def recorder(args, model, dataset):
-    return Recorder(model.parameters(), lr=0.0), None
-
-@register_loss_func("plain")
-def plain(outputs, labels, loss_scale=None, num_items_in_batch=None):
-    # The textbook form, on whole logits, by torch's own cross entropy.
-    losses = torch.nn.functional.cross_entropy(
-        outputs.logits[:, :-1].float().transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100
-    )
-    if loss_scale is not None:
-        losses = losses * loss_scale[:, 1:]
-    return losses.sum() / num_items_in_batch
-
-@register_loss_func("mean_only")
-def mean_only(outputs, labels):
-    return torch.nn.functional.cross_entropy(outputs.logits[:, :-1].float().transpose(1, 2), labels[:, 1:])
-
-@register_loss_scale("uneven")
-class Uneven(LossScale):
-    def get_loss_scale(self, context, context_type, is_last_round, **kwargs):
-        parts, weights = super().get_loss_scale(context, context_type, is_last_round, **kwargs)
-        if weights == [1.0] and len(context) > 4:
-            return [context[:4], context[4:]], [0.25, 1.5]
-        return parts, weights
-"""
-
+RECORDER = Path(__file__).with_name("recorder.py").read_text(encoding="utf-8")
 WHOLE = ["training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=1"]
 SINGLE = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=8"]
 

@@ -1,0 +1,122 @@
+"""What a run leaves, what it refuses to write over, and how it is made again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from swiftplug.config.load import load_train_config
+from swiftplug.errors import UserError
+from swiftplug.training.run import train
+
+CALLBACK = """
+from transformers import TrainerCallback
+from swiftplug.plugin import register_callback
+
+@register_callback("noted")
+class Noted(TrainerCallback):
+    pass
+"""
+
+
+def test_the_folder_holds_what_it_should(run: Any, chat_file: Path) -> None:
+    result = run(
+        "r", ["training.save_strategy=epoch"], plugins=CALLBACK, callbacks=["noted"], eval_dataset=[f"{chat_file}#4"]
+    )
+    log = [json.loads(line) for line in (result.run_dir / "log.jsonl").read_text().splitlines()]
+    assert any("eval_loss" in entry for entry in log)
+    assert "train_runtime" in log[-1]
+    manifest = json.loads((result.run_dir / "run.json").read_text())
+    assert manifest["versions"]["transformers"]
+    (noted,) = [plugin for plugin in manifest["plugins"] if plugin["name"] == "file:noted"]
+    assert len(noted["source_sha256"]) == 64
+    assert (result.run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    for folder in (result.run_dir, result.run_dir / "checkpoint-2"):
+        assert json.loads((folder / "swiftplug.json").read_text())["tuner"]["name"] == "swiftplug:full"
+        AutoModelForCausalLM.from_pretrained(folder)
+        assert AutoTokenizer.from_pretrained(folder).chat_template
+    assert not list(result.run_dir.rglob("training_args.bin"))
+
+
+def test_config_yaml_makes_the_same_run_again(run: Any, tmp_path: Path) -> None:
+    first = run("first", ["training.learning_rate=1e-3", "tuner.r=4"], tuner="lora", loss="focal")
+    config = load_train_config(str(first.run_dir / "config.yaml"), {"output_dir": str(tmp_path / "again")}, []).config
+    train(config)
+    weights = load_file(first.run_dir / "adapter_model.safetensors")
+    for name, tensor in load_file(tmp_path / "again" / "adapter_model.safetensors").items():
+        assert torch.equal(tensor, weights[name])
+
+
+def test_an_adapter_loads_with_plain_peft_and_trains_on(run: Any, tiny_model_dir: Path) -> None:
+    first = run("adapter", ["training.learning_rate=1e-2"], tuner="lora")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    ids = torch.arange(3, 20)[None]
+    before = base(input_ids=ids).logits
+    adapted = PeftModel.from_pretrained(base, first.run_dir).eval()
+    expected = adapted(input_ids=ids).logits
+    assert not torch.allclose(before, expected, atol=1e-3)
+    # The folder of a run is a model: the adapter is merged, and what trains next starts from there.
+    second = run("next", ["training.max_steps=1", "training.learning_rate=0"], model=str(first.run_dir))
+    merged = AutoModelForCausalLM.from_pretrained(second.run_dir).eval()
+    torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_run_is_not_written_over(run: Any) -> None:
+    first = run("r")
+    before = {path: path.read_bytes() for path in first.run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="holds another run; name another folder, or go on with that run by --resume"):
+        run("r")
+    with pytest.raises(UserError, match=r"is another run's: it has '.*' where this one has '.*'"):
+        run("r", ["training.learning_rate=1e-3"], resume=True)
+    assert {path: path.read_bytes() for path in first.run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_other_files_are_not_written_over(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="holds other files"):
+        run("r")
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["thesis.tex"]
+
+
+def test_a_changed_plugin_is_named_at_resume(run: Any) -> None:
+    run("r", ["training.save_strategy=epoch"], plugins=CALLBACK, callbacks=["noted"])
+    with pytest.raises(UserError, match=r"callback plugin 'file:noted' .* has changed .*--allow-changed-plugins"):
+        run("r", ["training.save_strategy=epoch"], plugins=CALLBACK + "\n# new", callbacks=["noted"], resume=True)
+
+
+def test_a_finished_run_resumed_is_left_as_it_is(run: Any) -> None:
+    sets = ["training.save_steps=1", "training.max_steps=1", "training.save_strategy=steps"]
+    first = run("r", sets)
+    weights = (first.run_dir / "model.safetensors").read_bytes()
+    again = run("r", sets, resume=True)
+    assert (again.run_dir / "model.safetensors").read_bytes() == weights
+    assert again.metrics["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("learning_rat=1", "training.learning_rat: unknown field; did you mean 'learning_rate'?"),
+        ("learning_rate=fast", "training.learning_rate: found 'fast'"),
+        ("output_dir=x", "training.output_dir: not set here; set the key output_dir"),
+        ("eval_strategy=steps", "training.eval_strategy: 'steps' needs eval_dataset or data.val_size"),
+        ("lr_scheduler_type=linea", "training"),
+    ],
+)
+def test_wrong_fields_of_training(run: Any, field: str, words: str) -> None:
+    with pytest.raises(UserError) as raised:
+        run("r", [f"training.{field}"])
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_optim_goes_with_the_default_optimizer(run: Any) -> None:
+    with pytest.raises(UserError, match="'sgd' is for the default optimizer"):
+        run("r", ["training.optim=sgd"], optimizer="muon")
+    run("r", ["training.optim=sgd", "training.max_steps=1"])
