@@ -61,6 +61,24 @@ class EncodedBatch(NamedTuple):
     shortened: list[Origin]
 
 
+class WeighedRow(NamedTuple):
+    """A row as tokens, before its length is judged.
+
+    Attributes:
+        place: Which of the conversations it is.
+        rendered: Its text and segments.
+        input_ids: `(N,)` int32 token ids.
+        starts: `(N,)` the position of each token's first character in the text.
+        weights: `(N,)` float32 weights.
+    """
+
+    place: int
+    rendered: Rendered
+    input_ids: "np.ndarray[Any, Any]"
+    starts: "np.ndarray[Any, Any]"
+    weights: "np.ndarray[Any, Any]"
+
+
 def encode_batch(
     conversations: Sequence[Conversation],
     tokenizer: "PreTrainedTokenizerBase",
@@ -89,41 +107,78 @@ def encode_batch(
     Raises:
         UserError: If the tokenizer has no offsets, or the loss scale breaks its contract (with the row's place).
     """
-    check_offsets(tokenizer)
     renderer = ChatRenderer(tokenizer, tools_format)
-    batch = EncodedBatch([], [], [], [], [])
+    weighed, drops = weigh_rows(conversations, renderer, tokenizer, loss_scale, task)
+    batch = EncodedBatch([], [], drops, [], [])
+    for row in weighed:
+        conversation = conversations[row.place]
+        origin, length = conversation.origin, len(row.input_ids)
+        examples = [_example(row, part) for part in cut_tokens(length, max_length, too_long)]
+        kept = [example for example in examples if (example["labels"][1:] != IGNORED).any()]
+        if not kept:
+            batch.drops.append(_drop(origin, length, max_length, bool(examples)))
+            continue
+        if length > max_length:
+            batch.cut.append(origin)
+        if row.rendered.dropped:
+            batch.shortened.append(origin)
+        if generation:
+            kept[0] |= _for_generation(conversation, renderer, tokenizer)
+        batch.examples.extend(kept)
+        batch.rows.extend([row.place] * len(kept))
+    return batch
+
+
+def weigh_rows(
+    conversations: Sequence[Conversation],
+    renderer: ChatRenderer,
+    tokenizer: "PreTrainedTokenizerBase",
+    loss_scale: LossScale,
+    task: str,
+) -> tuple[list[WeighedRow], list[Drop]]:
+    """Render, tokenize and weigh rows, whatever their length.
+
+    Args:
+        conversations: The rows.
+        renderer: Renders with the tokenizer's chat template.
+        tokenizer: A fast tokenizer.
+        loss_scale: Weighs the text.
+        task: `sft` or `pt`.
+
+    Returns:
+        The rows that could be rendered, and those that could not.
+
+    Raises:
+        UserError: If the tokenizer has no offsets, or the loss scale breaks its contract (with the row's place).
+    """
+    check_offsets(tokenizer)
+    drops: list[Drop] = []
     rendered: list[tuple[int, Rendered]] = []
-    for row, conversation in enumerate(conversations):
+    for index, conversation in enumerate(conversations):
         try:
-            rendered.append((row, _render(conversation, renderer, task)))
+            rendered.append((index, _render(conversation, renderer, task)))
         except RowError as error:
-            batch.drops.append(Drop(conversation.origin, error.reason, error.detail))
-    if not rendered:
-        return batch
-    starts_of = _tokenize([(whole.text, conversations[row].text is not None) for row, whole in rendered], tokenizer)
-    for (row, whole), (input_ids, starts) in zip(rendered, starts_of, strict=True):
-        conversation = conversations[row]
+            drops.append(Drop(conversation.origin, error.reason, error.detail))
+    tokenized = _tokenize([(whole.text, conversations[index].text is not None) for index, whole in rendered], tokenizer)
+    weighed = []
+    for (index, whole), (input_ids, starts) in zip(rendered, tokenized, strict=True):
+        conversation = conversations[index]
         try:
             spans = lay_weights(whole, loss_scale, conversation.messages)
         except UserError as error:
             raise UserError(f"{conversation.origin}: {error}") from None
-        example = _example(input_ids, token_weights(starts, spans))
-        cut = _cut(example, max_length, too_long)
-        kept = [part for part in cut if (part["labels"][1:] != IGNORED).any()]
-        if not kept:
-            reason = UNTRAINED if cut else TOO_LONG
-            detail = f"{example['length']} tokens, max_length is {max_length}" if example["length"] > max_length else ""
-            batch.drops.append(Drop(conversation.origin, reason, detail, None if cut else example["length"]))
-            continue
-        if example["length"] > max_length:
-            batch.cut.append(conversation.origin)
-        if whole.dropped:
-            batch.shortened.append(conversation.origin)
-        if generation:
-            kept[0] |= _for_generation(conversation, renderer, tokenizer)
-        batch.examples.extend(kept)
-        batch.rows.extend([row] * len(kept))
-    return batch
+        weighed.append(WeighedRow(index, whole, input_ids, starts, token_weights(starts, spans)))
+    return weighed, drops
+
+
+def cut_tokens(length: int, max_length: int, too_long: TooLong) -> list[slice]:
+    """The examples that a row of so many tokens is made into: itself, or what `too_long` makes of it."""
+    if length <= max_length:
+        return [slice(0, length)]
+    if too_long == "drop":
+        return []
+    ends = range(0, length if too_long == "split" else 1, max_length)
+    return [slice(start, min(start + max_length, length)) for start in ends]
 
 
 def _render(conversation: Conversation, renderer: ChatRenderer, task: str) -> Rendered:
@@ -167,29 +222,15 @@ def _tokenize(
     return [tokenized[place] for place in range(len(texts))]
 
 
-def _example(input_ids: "np.ndarray[Any, Any]", weights: "np.ndarray[Any, Any]") -> Example:
-    return {
-        "input_ids": input_ids,
-        "labels": np.where(weights == 0, np.int32(IGNORED), input_ids),
-        "loss_scale": weights,
-        "length": len(input_ids),
-    }
+def _example(row: WeighedRow, part: slice) -> Example:
+    input_ids, weights = row.input_ids[part], row.weights[part]
+    labels = np.where(weights == 0, np.int32(IGNORED), input_ids)
+    return {"input_ids": input_ids, "labels": labels, "loss_scale": weights, "length": len(input_ids)}
 
 
-def _cut(example: Example, max_length: int, too_long: TooLong) -> list[Example]:
-    """The example as it is, or what `too_long` makes of it."""
-    length = example["length"]
-    if length <= max_length:
-        return [example]
-    if too_long == "drop":
-        return []
-    ends = range(0, length if too_long == "split" else 1, max_length)
-    return [_part(example, start, min(start + max_length, length)) for start in ends]
-
-
-def _part(example: Example, start: int, end: int) -> Example:
-    cut = {name: values[start:end] for name, values in example.items() if name != "length"}
-    return {**cut, "length": end - start}
+def _drop(origin: Origin, length: int, max_length: int, fits: bool) -> Drop:
+    detail = f"{length} tokens, max_length is {max_length}" if length > max_length else ""
+    return Drop(origin, UNTRAINED, detail) if fits else Drop(origin, TOO_LONG, detail, length)
 
 
 def _for_generation(

@@ -143,7 +143,7 @@ def _write_encoded(path: Path, source: Source, encoder: RowEncoder, num_proc: in
         for chunk in map_chunks(encoder, source.read(), num_proc):
             report.add(chunk.report)
             progress.update(line, completed=report.rows, refresh=True)
-            yield chunk.examples
+            yield from chunk.examples
 
     with _progress() as progress:
         line = progress.add_task(f"encoding {source.name}", total=None)

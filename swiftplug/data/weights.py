@@ -55,6 +55,11 @@ class CombinedLossScale(LossScale):
         return parts, weights
 
 
+def combine(scales: Sequence[LossScale]) -> LossScale:
+    """One loss scale that does what several, in the order of the name, do together."""
+    return scales[0] if len(scales) == 1 else CombinedLossScale(scales)
+
+
 def cut_context(
     scale: LossScale, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
 ) -> list[WeightedSpan]:
