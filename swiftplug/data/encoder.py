@@ -1,6 +1,6 @@
 """Raw rows in, a batch of examples and its counts out: the work that is done in parallel."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from swiftplug.data.rows import to_conversation
 from swiftplug.plugin.loss_scale import LossScale
 from swiftplug.plugin.tools_format import ToolsFormat
 
+CHARACTERS = 2_000_000  # tokenized at once; while it is, a character of text takes some hundred bytes
 INTEGERS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     {"input_ids": INTEGERS, "labels": INTEGERS, "loss_scale": pa.list_(pa.float32()), "length": pa.int32()}
@@ -28,11 +29,11 @@ class EncodedChunk(NamedTuple):
     """What became of some rows.
 
     Attributes:
-        examples: With the columns of `SCHEMA`, and to generate from also those of `GENERATION`.
+        examples: Batches with the columns of `SCHEMA`, and to generate from also those of `GENERATION`.
         report: The counts.
     """
 
-    examples: pa.RecordBatch
+    examples: list[pa.RecordBatch]
     report: SplitReport
 
 
@@ -62,21 +63,25 @@ class RowEncoder:
                 conversations.append(to_conversation(row, origin, self.task, self.columns))
             except RowError as error:
                 report.drop(error.reason, _example(str(origin), error.detail))
-        batch = encode_batch(
-            conversations,
-            self.tokenizer,
-            self.tools_format,
-            self.loss_scale,
-            self.task,
-            self.max_length,
-            self.too_long,
-            self.generation,
-        )
-        examples = self._table(batch.examples)
-        self._count(batch, examples, report)
-        return EncodedChunk(examples, report)
+        chunk = EncodedChunk([], report)
+        for some in _batches(conversations):
+            batch = encode_batch(
+                some,
+                self.tokenizer,
+                self.tools_format,
+                self.loss_scale,
+                self.task,
+                self.max_length,
+                self.too_long,
+                self.generation,
+            )
+            examples = self._table(batch.examples)
+            report.add(self._counted(batch, examples))
+            chunk.examples.append(examples)
+        return chunk
 
-    def _count(self, batch: EncodedBatch, examples: pa.RecordBatch, report: SplitReport) -> None:
+    def _counted(self, batch: EncodedBatch, examples: pa.RecordBatch) -> SplitReport:
+        report = SplitReport()
         for drop in batch.drops:
             report.drop(drop.reason, _example(str(drop.origin), drop.detail))
         report.kept = len(set(batch.rows))
@@ -92,6 +97,7 @@ class RowEncoder:
         report.trained_tokens = int(np.count_nonzero((weights != 0) & ~first))  # nothing predicts a first token
         report.longest = max((example["length"] for example in batch.examples), default=0)
         report.weighted = bool(((weights != 0) & (weights != 1)).any())
+        return report
 
     def _table(self, examples: list[dict[str, Any]]) -> pa.RecordBatch:
         schema = pa.schema([*SCHEMA, *GENERATION]) if self.generation else SCHEMA
@@ -102,6 +108,21 @@ class RowEncoder:
             for field in schema
         ]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _batches(conversations: Sequence[Conversation]) -> Iterator[list[Conversation]]:
+    """Batches that are not too long in characters, one row at least."""
+    batch: list[Conversation] = []
+    characters = 0
+    for conversation in conversations:
+        length = len(conversation.text or "") + sum(len(message["content"]) for message in conversation.messages)
+        if batch and characters + length > CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+        batch.append(conversation)
+        characters += length
+    if batch:
+        yield batch
 
 
 def _lists(arrays: list[np.ndarray], kind: pa.ListType) -> pa.ListArray:

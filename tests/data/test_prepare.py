@@ -219,6 +219,18 @@ def test_several_processes_give_the_same(prepare: Any, write_jsonl: Any, tmp_pat
     assert three.report == one.report
 
 
+def test_long_texts_are_tokenized_few_at_a_time(
+    prepare: Any, write_jsonl: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [{"text": "x" * length} for length in (5, 30, 3, 3, 3, 40, 1)] + [{"text": ""}]
+    path = write_jsonl(rows)
+    whole = prepare(path, task="pt")
+    monkeypatch.setattr("swiftplug.data.encoder.CHARACTERS", 10)
+    parts = prepare(path, task="pt", cache_dir=str(tmp_path / "other"))
+    assert parts.train.with_format(None)[:] == whole.train.with_format(None)[:]
+    assert parts.report == whole.report
+
+
 def test_mistakes_of_a_plugin_cross_processes(prepare: Any, write_jsonl: Any, tmp_path: Path) -> None:
     path = write_jsonl([chat("q", "broken" if n == 300 else "a") for n in range(600)])
     for num_proc in (1, 2):
