@@ -97,16 +97,13 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is that of a full disk; torch and safetensors say so in words only."""
+    """Whether an error, or what caused it, is that of a full disk."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if (
-            "No space left" in str(seen)
-            or "file write failed" in str(seen)
-            or "PytorchStreamWriter failed" in str(seen)
-        ):
+        # safetensors and torch's archive writer raise errors of their own, which tell it in words only.
+        if any(words in str(seen) for words in ("No space left", "inline_container.cc", "PytorchStreamWriter failed")):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

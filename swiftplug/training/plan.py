@@ -11,7 +11,7 @@ from swiftplug.training.setup import RunSetup
 def print_data(console: Console, setup: RunSetup) -> None:
     """Print what became of the rows, and the notes that came up on the way."""
     for line in [*setup.notes, *setup.data.report.lines()]:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(console, line)
 
 
 def print_plan(console: Console, setup: RunSetup) -> None:
@@ -38,7 +38,7 @@ def print_plan(console: Console, setup: RunSetup) -> None:
     table.add_row("precision", "bf16 autocast" if arguments.bf16 else "fp16 autocast" if arguments.fp16 else "float32")
     table.add_row("run folder", str(config.output_dir))
     console.print(table, highlight=False, markup=False)
-    console.print("dry run: nothing was trained or written", style="bold")
+    say(console, "dry run: nothing was trained or written", "bold")
 
 
 def steps_of(setup: RunSetup) -> str:
@@ -52,3 +52,8 @@ def steps_of(setup: RunSetup) -> str:
         return f"{arguments.max_steps} (max_steps; {per_epoch} an epoch)"
     total = math.ceil(arguments.num_train_epochs * per_epoch)
     return f"{total} ({per_epoch} an epoch x {arguments.num_train_epochs:g} epochs)"
+
+
+def say(console: Console, line: str, style: str = "") -> None:
+    """Print a line as it is: not wrapped, and nothing in it taken for markup."""
+    console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)

@@ -7,7 +7,6 @@
 All that can fail on bad input fails in the first three, and nothing is written to the run's folder before the fourth.
 """
 
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from swiftplug.training.folder import check_run_dir, open_run_dir, write_run_fil
 from swiftplug.training.marker import Marker
 from swiftplug.training.model import place_of, set_precision
 from swiftplug.training.packing import check_packing
-from swiftplug.training.plan import print_data, print_plan
+from swiftplug.training.plan import print_data, print_plan, say
 from swiftplug.training.plugins import LossContract, RunPlugins
 from swiftplug.training.progress import ProgressLine, duration
 from swiftplug.training.run_log import RunLog
@@ -181,25 +180,23 @@ def _print_start(console: Console, setup: RunSetup, model: torch.nn.Module, chec
     defaults = {
         field.default.name for field in TrainConfig.model_fields.values() if isinstance(field.default, PluginChoice)
     }
-    chosen = [str(plugin.found) for plugin in setup.plugins.all() if plugin.found.qualified_name not in defaults]
-    console.print(f"model: {trained:,} of {total:,} parameters train ({trained / total:.2%})", highlight=False)
-    for name in chosen:
-        console.print(f"plugin: {name}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"model: {trained:,} of {total:,} parameters train ({trained / total:.2%})")
+    for plugin in setup.plugins.all():
+        if plugin.found.qualified_name not in defaults:
+            say(console, f"plugin: {plugin.found}")
     if checkpoint is not None:
-        console.print(f"going on from {checkpoint}", highlight=False)
+        say(console, f"going on from {checkpoint}")
 
 
 def _print_end(console: Console, run_dir: Path, metrics: dict[str, Any], seconds: float) -> None:
-    told = [
-        f"{name} {metrics[name]:.4f}"
-        for name in ("train_loss", "eval_loss")
-        if math.isfinite(metrics.get(name, math.nan))
-    ]
+    first = ("train_loss", "eval_loss")
     hidden = ("runtime", "per_second", "preparation_time")
     others = sorted(name for name in metrics if name.startswith("eval_") and not name.endswith(hidden))
-    told += [f"{name} {metrics[name]:.4f}" for name in others if name != "eval_loss"]
-    console.print(f"finished in {duration(seconds)}: {', '.join(told)}", style="bold", highlight=False)
-    console.print(f"the model, its log and its curves (loss.png) are in {run_dir}", highlight=False, soft_wrap=True)
+    told = [*(name for name in first if name in metrics), *(name for name in others if name not in first)]
+    say(
+        console, f"finished in {duration(seconds)}: {', '.join(f'{name} {metrics[name]:.4f}' for name in told)}", "bold"
+    )
+    say(console, f"the model, its log and its curves (loss.png) are in {run_dir}")
 
 
 @contextmanager
