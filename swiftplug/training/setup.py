@@ -32,8 +32,25 @@ class RunSetup:
     notes: list[str]
 
 
-def set_up(config: TrainConfig) -> RunSetup:
-    """Resolve the plugins, check the arguments, and read and encode the data.
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run before its data is read; a preview needs no more.
+
+    Attributes:
+        plugins: Its plugins.
+        args: Its arguments, as plugins see them.
+        source: Its tokenizer, with its chat template, and how its base model is loaded.
+        notes: What the user should know of the tokenizer.
+    """
+
+    plugins: RunPlugins
+    args: RunArguments
+    source: ModelSource
+    notes: list[str]
+
+
+def open_run(config: TrainConfig) -> OpenedRun:
+    """Resolve the plugins, check the arguments, and load the tokenizer.
 
     Raises:
         UserError: Something is wrong with the input.
@@ -46,6 +63,17 @@ def set_up(config: TrainConfig) -> RunSetup:
     source = open_model(config, plugins, args)
     check_offsets(source.tokenizer)
     notes = set_chat_template(source.tokenizer, config.data.template)
+    return OpenedRun(plugins, args, source, notes)
+
+
+def set_up(config: TrainConfig) -> RunSetup:
+    """Resolve the plugins, check the arguments, and read and encode the data.
+
+    Raises:
+        UserError: Something is wrong with the input.
+    """
+    opened = open_run(config)
+    plugins, source = opened.plugins, opened.source
     data = prepare_data(
         dataset=config.dataset,
         eval_dataset=config.eval_dataset,
@@ -58,4 +86,4 @@ def set_up(config: TrainConfig) -> RunSetup:
         seed=config.seed,
         generation=any(metric.bound.generate for metric in plugins.metrics),
     )
-    return RunSetup(config, plugins, args, source, data, notes)
+    return RunSetup(config, plugins, opened.args, source, data, opened.notes)

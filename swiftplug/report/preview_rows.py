@@ -1,0 +1,173 @@
+"""Rows as a preview shows them: the text of each token, its weight, and the segments they stand in."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swiftplug.data.conversation import Conversation
+from swiftplug.data.encode import TOO_LONG, TooLong, WeighedRow, cut_tokens, weigh_rows
+from swiftplug.data.render import ChatRenderer
+from swiftplug.plugin.loss_scale import LossScale
+from swiftplug.plugin.tools_format import ToolsFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PreviewSegment:
+    """A segment of a row.
+
+    Attributes:
+        type: Its context type.
+        text: Its text, as far as the row shows it.
+        first_token: The first token that begins in it.
+        end_token: Behind the last token that begins in it.
+        is_last_round: Whether it belongs to the last round.
+    """
+
+    type: str
+    text: str
+    first_token: int
+    end_token: int
+    is_last_round: bool
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """A row as the model will see it, or why it will not.
+
+    Attributes:
+        origin: Where it was read.
+        input_ids: Its token ids.
+        tokens: The text of each token. Joined they are the text, with the special tokens that a tokenizer adds to
+            plain texts. Of several tokens that make up one character, the first has it.
+        weights: The weight of each token.
+        segments: Its segments.
+        dropped: Why the row is left out; None for one that is used.
+        note: What else there is to say of it, or an empty text.
+    """
+
+    origin: str
+    input_ids: list[int] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    segments: list[PreviewSegment] = field(default_factory=list)
+    dropped: str | None = None
+    note: str = ""
+
+    @property
+    def counts(self) -> dict[float, int]:
+        """How many tokens there are of each weight, lightest first."""
+        return dict(sorted(Counter(self.weights).items()))
+
+    @property
+    def trained(self) -> int:
+        """How many tokens train."""
+        return sum(weight != 0 for weight in self.weights)
+
+
+def build_preview_rows(
+    conversations: Sequence[Conversation],
+    tokenizer: "PreTrainedTokenizerBase",
+    tools_format: ToolsFormat | None,
+    loss_scale: LossScale,
+    task: str,
+    max_length: int,
+    too_long: TooLong,
+) -> list[PreviewRow]:
+    """Show conversations as `encode_batch` encodes them.
+
+    Args:
+        conversations: The rows.
+        tokenizer: A fast tokenizer with a chat template.
+        tools_format: Writes tools into the prompt; None leaves them to the chat template.
+        loss_scale: Weighs the text.
+        task: `sft` or `pt`.
+        max_length: The most tokens an example may have.
+        too_long: What becomes of a longer row.
+
+    Returns:
+        One preview a conversation, more for those that are split.
+
+    Raises:
+        UserError: If the tokenizer has no offsets, or the loss scale breaks its contract.
+    """
+    shown: list[PreviewRow] = []
+    renderer = ChatRenderer(tokenizer, tools_format)
+    for conversation in conversations:
+        origin = str(conversation.origin)
+        weighed, drops = weigh_rows([conversation], renderer, tokenizer, loss_scale, task)
+        shown.extend(PreviewRow(origin, dropped=_reason(drop.reason, drop.detail)) for drop in drops)
+        for row in weighed:
+            shown.extend(_parts(origin, row, tokenizer, max_length, too_long))
+    return shown
+
+
+def _parts(
+    origin: str, row: WeighedRow, tokenizer: "PreTrainedTokenizerBase", max_length: int, too_long: TooLong
+) -> list[PreviewRow]:
+    length = len(row.input_ids)
+    tokens = _texts(row, tokenizer)
+    weights = [float(f"{weight:.6g}") for weight in row.weights]
+    cuts = cut_tokens(length, max_length, too_long)
+    long = f"{length} tokens, max_length is {max_length}"
+    if not cuts:
+        cuts, dropped = [slice(0, length)], _reason(TOO_LONG, long)
+    else:
+        dropped = None
+    notes = [f"{too_long}: {long}"] if length > max_length and dropped is None else []
+    if row.rendered.dropped:
+        messages = ", ".join(str(index + 1) for index in row.rendered.dropped)
+        notes.append(f"the chat template leaves out a part of message {messages}")
+    return [
+        PreviewRow(
+            origin,
+            row.input_ids[cut].tolist(),
+            tokens[cut],
+            weights[cut],
+            _segments(row, cut),
+            dropped if dropped or any(weights[cut][1:]) else "no token to train on",
+            "; ".join(notes),
+        )
+        for cut in cuts
+    ]
+
+
+def _texts(row: WeighedRow, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The text of each token."""
+    text, starts = row.rendered.text, row.starts
+    bounds = np.maximum.accumulate([*starts, len(text)])
+    bounds[0] = 0  # what no token stands for is shown with the one before it
+    texts = [text[start:end] for start, end in pairwise(np.minimum(bounds, len(text)))]
+    special = set(tokenizer.all_special_ids)
+    for place in range(len(texts) - 1, -1, -1):
+        if int(row.input_ids[place]) in special:
+            texts[place] = texts[place] or str(tokenizer.convert_ids_to_tokens(int(row.input_ids[place])))
+        elif place + 1 < len(texts) and starts[place] == starts[place + 1]:
+            texts[place], texts[place + 1] = texts[place + 1], ""
+    return texts
+
+
+def _segments(row: WeighedRow, cut: slice) -> list[PreviewSegment]:
+    text, length = row.rendered.text, len(row.input_ids)
+    first = int(row.starts[cut.start]) if cut.start else 0
+    last = int(row.starts[cut.stop]) if cut.stop < length else len(text) + 1
+    segments = []
+    for segment in row.rendered.segments:
+        start, end = max(segment.start, first), min(segment.end, last)
+        if start < end or (segment.start == segment.end and first <= start < last):
+            begins = np.searchsorted(row.starts, [start, end], side="left") - cut.start
+            from_token, to_token = np.clip(begins, 0, cut.stop - cut.start).tolist()
+            segments.append(
+                PreviewSegment(segment.type.value, text[start:end], from_token, to_token, segment.is_last_round)
+            )
+    return segments
+
+
+def _reason(reason: str, detail: str) -> str:
+    return f"{reason}: {detail}" if detail else reason

@@ -1,0 +1,226 @@
+"""The preview: what it shows is what encoding does, in text, HTML and JSON."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from swiftplug.config.load import load_train_config
+from swiftplug.data.conversation import Conversation, Origin
+from swiftplug.data.encode import encode_batch
+from swiftplug.errors import UserError
+from swiftplug.plugin.loss_scale import ContextType, LossScale
+from swiftplug.report.preview import preview
+from swiftplug.report.preview_html import to_html
+from swiftplug.report.preview_rows import PreviewRow, build_preview_rows
+from swiftplug.report.preview_text import to_text
+
+ANSI = re.compile(r"\x1b\[([0-9;]*)m")
+
+
+class Vowels(LossScale):
+    """Vowels of responses weigh 2.5, digits -1, spaces 0, the rest 1."""
+
+    def get_loss_scale(
+        self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
+    ) -> tuple[list[str], list[float]]:
+        if context_type is not ContextType.RESPONSE:
+            return [context], [0.0]
+        table = {" ": 0.0} | dict.fromkeys("aeiou", 2.5) | dict.fromkeys("0123456789", -1.0)
+        return list(context), [table.get(letter, 1.0) for letter in context]
+
+
+@pytest.fixture
+def tokenizer(tiny_model_dir: Path) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+def _chat(question: str, answer: str, line: int = 1) -> Conversation:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Conversation(turns, Origin("rows.jsonl", line))
+
+
+def _rows(conversations: list[Conversation], tokenizer: PreTrainedTokenizerFast, **settings: Any) -> list[PreviewRow]:
+    settings = {"loss_scale": Vowels(), "task": "sft", "max_length": 1000, "too_long": "drop"} | settings
+    return build_preview_rows(conversations, tokenizer, None, **settings)
+
+
+CONVERSATIONS = [_chat("<b>q & a</b>", "an answer: 42 👩‍👩‍👧 好", 1), _chat("q", "\x1b[31mred</span><script>", 2)]
+
+
+def test_rows_are_those_that_encoding_makes(tokenizer: PreTrainedTokenizerFast) -> None:
+    shown = _rows(CONVERSATIONS, tokenizer)
+    batch = encode_batch(CONVERSATIONS, tokenizer, None, Vowels(), "sft", 1000, "drop")
+    for row, example, conversation in zip(shown, batch.examples, CONVERSATIONS, strict=True):
+        assert row.input_ids == example["input_ids"].tolist()
+        assert row.weights == example["loss_scale"].tolist()
+        assert "".join(row.tokens) == tokenizer.apply_chat_template(conversation.messages, tokenize=False)
+        assert len(row.tokens) == len(row.input_ids)
+        assert "".join(segment.text for segment in row.segments) == "".join(row.tokens)
+        for segment in row.segments:
+            assert "".join(row.tokens[segment.first_token : segment.end_token]) == segment.text
+        assert [segment.type for segment in row.segments] == ["other", "query", "other", "response", "suffix", "other"]
+        assert row.trained == sum(weight != 0 for weight in row.weights)
+        assert sum(row.counts.values()) == len(row.tokens)
+
+
+def test_an_emoji_of_many_tokens_is_shown_once(tokenizer: PreTrainedTokenizerFast) -> None:
+    [row] = _rows([_chat("q", "👧!")], tokenizer)
+    place = row.tokens.index("👧")
+    assert row.tokens[place : place + 5] == ["👧", "", "", "", "!"]
+
+
+def test_long_rows_are_shown_as_they_are_cut(tokenizer: PreTrainedTokenizerFast) -> None:
+    conversation = _chat("q", "a long answer of words")
+    [whole] = _rows([conversation], tokenizer)
+    length = len(whole.input_ids)
+    for too_long, sizes in (("truncate", [25]), ("split", [25, length - 25])):
+        parts = _rows([conversation], tokenizer, max_length=25, too_long=too_long)
+        assert [len(part.input_ids) for part in parts] == sizes
+        batch = encode_batch([conversation], tokenizer, None, Vowels(), "sft", 25, too_long)  # type: ignore[arg-type]
+        assert [part.input_ids for part in parts] == [example["input_ids"].tolist() for example in batch.examples]
+        for part in parts:
+            assert "".join(segment.text for segment in part.segments) == "".join(part.tokens)
+            assert part.note == f"{too_long}: {length} tokens, max_length is 25"
+            for segment in part.segments:
+                assert "".join(part.tokens[segment.first_token : segment.end_token]) == segment.text
+    [dropped] = _rows([conversation], tokenizer, max_length=25)
+    assert dropped.dropped == f"longer than max_length: {length} tokens, max_length is 25"
+    assert dropped.tokens == whole.tokens
+
+
+def test_a_plain_text_shows_the_token_that_ends_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    [row] = _rows(
+        [Conversation([], Origin("t.jsonl", 1), text="学 text")], tokenizer, task="pt", loss_scale=LossScale()
+    )
+    assert "".join(row.tokens) == "学 text<|im_end|>"
+    assert [(segment.type, segment.end_token) for segment in row.segments] == [
+        ("response", len(row.tokens) - 1),
+        ("suffix", len(row.tokens)),
+    ]
+
+
+def test_plain_text_marks_what_trains_without_any_colour(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = to_text(_rows([_chat("q", "be 4")], tokenizer), ["a note"], color=False)
+    assert not ANSI.search(text)
+    assert text.startswith("note: a note\n⟦text⟧ trains with weight 1")
+    # The b and the e, the space, the digit with the end-of-turn token.
+    assert "<|im_start|>assistant\n⟦b⟧⟦2.5× e⟧ ⟦-1× 4<|im_end|>⟧\n" in text
+    assert (
+        "rows.jsonl:1 · 26 tokens, 4 trained (15%): 2 of weight -1, 22 of weight 0, 1 of weight 1, 1 of weight 2.5"
+        in text
+    )
+    assert text.endswith("1 of 1 rows used: 26 tokens, 4 trained")
+
+
+def test_colours_follow_the_weights_and_the_text_stays(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = _rows([_chat("q", "be 4 x")], tokenizer)
+    text = to_text(rows, [], color=True)
+    assert "".join(rows[0].tokens) in ANSI.sub("", text)
+    answer = text.split("assistant")[-1]
+    found = {letter: re.search(rf"48;2;([0-9;]+)m{letter}\x1b", answer) for letter in "be4x"}
+    backgrounds = {letter: match[1] for letter, match in found.items() if match}
+    assert len(backgrounds) == 4
+    assert backgrounds["b"] == backgrounds["x"]
+    assert len(set(backgrounds.values())) == 3
+
+
+def test_control_characters_of_the_data_do_not_reach_the_terminal(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = _rows([_chat("\x07\x9b2J", "\x1b[2J\x1b]0;title\x07 done\r[bold]not markup[/bold]")], tokenizer)
+    for color in (False, True):
+        text = ANSI.sub("", to_text(rows, [], color=color))
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
+        assert "\\x1b" in text
+    assert "[bold]not markup[/bold]" in re.sub("[⟦⟧]|-?[0-9.]+× ", "", to_text(rows, [], color=False)).replace(
+        "\\x0d", ""
+    )
+
+
+class _Page(HTMLParser):
+    """The token spans of a page, and every tag in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens: list[tuple[str, str]] = []
+        self.tags: set[str] = set()
+        self.inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        attributes = dict(attrs)
+        assert not {"src", "href", "onclick"} & set(attributes)
+        self.inside = tag == "span" and (attributes.get("class") or "").startswith("t ")
+        if self.inside:
+            self.tokens.append((attributes["title"] or "", ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.tokens[-1] = (self.tokens[-1][0], self.tokens[-1][1] + data)
+
+
+def test_a_page_has_every_token_with_its_weight_and_escapes_what_data_says(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = _rows(CONVERSATIONS, tokenizer)
+    html = to_html(rows, ["<i>note</i>"])
+    page = _Page()
+    page.feed(html)
+    assert "script" not in page.tags
+    assert not {"b", "i", "link", "img", "iframe"} & page.tags
+    assert "".join(text for _, text in page.tokens) == "".join("".join(row.tokens) for row in rows)
+    titles = [title.split(" · ") for title, _ in page.tokens]
+    expected = [(token, weight) for row in rows for token, weight in zip(row.input_ids, row.weights, strict=True)]
+    assert [
+        (int(title[1].removeprefix("id ")), float(title[2].removeprefix("weight "))) for title in titles
+    ] == expected
+    assert {title[3] for title in titles} == {"other", "query", "response", "suffix"}
+    assert "&lt;i&gt;note&lt;/i&gt;" in html
+    assert "http" not in html
+
+
+@pytest.fixture
+def shown(tiny_model_dir: Path, write_jsonl: Callable[..., Path]) -> Callable[..., str]:
+    def show(rows: list[dict[str, Any]], format: str = "json", limit: int = 3, **options: Any) -> str:
+        options = {"model": str(tiny_model_dir), "dataset": [str(write_jsonl(rows))]} | options
+        config = load_train_config(None, options, []).config
+        return preview(config, rows=limit, format=format, color=False)  # type: ignore[arg-type]
+
+    return show
+
+
+def test_json_of_a_config(shown: Callable[..., str], tokenizer: PreTrainedTokenizerFast) -> None:
+    good = {"prompt": "q", "completion": "学 a"}
+    rows = json.loads(shown([good, {"prompt": "q"}, good, good]))
+    assert [row["dropped"] is None for row in rows] == [True, False, True]
+    assert rows[0]["origin"].endswith("data.jsonl:1")
+    assert rows[1]["origin"].endswith("data.jsonl:2")
+    assert rows[1]["input_ids"] == []
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "学 a"}]
+    ids = tokenizer.apply_chat_template(messages, return_dict=False)
+    assert rows[0]["input_ids"] == ids
+    assert len(rows[0]["tokens"]) == len(rows[0]["weights"]) == len(ids)
+    answer = next(segment for segment in rows[0]["segments"] if segment["type"] == "response")
+    assert answer["text"] == "学 a"
+    assert set(rows[0]["weights"][answer["first_token"] : answer["end_token"]]) == {1.0}
+    assert sum(rows[0]["counts"].values()) == len(ids)
+
+
+def test_a_loss_scale_of_the_config_acts(shown: Callable[..., str]) -> None:
+    rows = [{"prompt": "q", "completion": "Thought: x\nAction: look"}]
+    [row] = json.loads(shown(rows, loss_scale="react"))
+    letters = list(zip(row["tokens"], row["weights"], strict=True))
+    answer = "".join(token for token, weight in letters if weight == 2)
+    assert answer == "Action: look<|im_end|>"
+
+
+def test_text_of_a_config_and_an_empty_dataset(shown: Callable[..., str]) -> None:
+    text = shown([{"prompt": "q", "completion": "a"}], format="text")
+    assert "⟦a<|im_end|>⟧" in text
+    with pytest.raises(UserError, match="empty"):
+        shown([])
