@@ -34,7 +34,7 @@ from swiftplug.data.parallel import map_chunks
 from swiftplug.data.report import DataReport, SplitReport
 from swiftplug.data.sources import Source, open_source
 from swiftplug.data.split import hold_out, joined
-from swiftplug.data.weights import CombinedLossScale
+from swiftplug.data.weights import combine
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import LoadedPlugin, Registry
@@ -107,7 +107,7 @@ def prepare_data(
         encoder = RowEncoder(
             tokenizer,
             tools.bound,
-            CombinedLossScale([each.bound for each in loss_scales]),
+            combine([each.bound for each in loss_scales]),
             task,
             options.max_length,
             too_long,
