@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,9 @@ def test_runs_to_its_end(config: Path, tiny_model_dir: Path, tmp_path: Path) -> 
     model = [] if config.stem in RUNS_ANYWHERE else ["--model", tiny_model_dir]
     done = train(config, *model, "--output-dir", tmp_path / "run", "--set", "training.max_steps=3")
     assert done.returncode == 0, done.stderr
+    read = re.findall(r"^(?:train|eval): (\d+) of (\d+) rows", done.stdout, re.MULTILINE)
+    assert read
+    assert all(used == there for used, there in read)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert any("train_runtime" in entry for entry in log)
     if load_train_config(str(ROOT / config), {}, []).config.metrics:
@@ -52,6 +56,24 @@ def test_the_quickstart_is_the_embedded_one() -> None:
     shown = load_train_config(str(ROOT / "configs" / "quickstart.yaml"), {}, []).config
     embedded = load_train_config(None, {}, []).config
     assert shown.model_dump(exclude={"output_dir"}) == embedded.model_dump(exclude={"output_dir"})
+
+
+def test_the_agent_learns_its_calls_at_double_weight_and_nothing_of_the_results(tiny_model_dir: Path) -> None:
+    line = [sys.executable, "-m", "swiftplug", "preview", "configs/agent_tools.yaml", "--model", str(tiny_model_dir)]
+    done = subprocess.run([*line, "--rows=12", "--format=json"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    plain = [row for row in rows if "".join(row["tokens"]).isascii()]  # where a token of the tiny model is a character
+    assert len(rows) == 12
+    assert len(plain) >= 9
+    for row in plain:
+        weighed = list(zip(row["tokens"], row["weights"], strict=True))
+        doubled = "".join(token for token, weight in weighed if weight == 2).replace("<|im_end|>", "")
+        turns = re.split(r"<\|im_start\|>", "".join(row["tokens"]))
+        answers = [turn for turn in turns if turn.startswith("assistant")]
+        assert doubled == "".join(re.findall(r"<tool_call>.*?</tool_call>", "".join(answers), re.DOTALL))
+        trained = "".join(token for token, weight in weighed if weight)
+        assert trained == "".join(re.sub("^assistant\n|\n$", "", turn) for turn in answers)
 
 
 def test_every_kind_gives_options_to_every_kind() -> None:
