@@ -1,5 +1,6 @@
 """The tiny model: a checkpoint like any other, with a token a byte and the same weights from the same seed."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,10 +63,23 @@ def test_text_survives_its_tokens(pair, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_numbers_are_cut_into_digits(pair):
+def test_a_number_below_a_hundred_is_one_token(pair):
     _, tokenizer = pair
-    tokens = tokenizer.tokenize("12 + 345 = 357")
-    assert [token for token in tokens if any(sign.isdigit() for sign in token)] == list("12345357")
+    assert tokenizer.tokenize("12 + 7 = 19") == ["12", "Ġ+", "Ġ7", "Ġ=", "Ġ19"]
+    assert tokenizer.tokenize("3451") == ["34", "51"]
+
+
+def test_the_words_of_the_arithmetic_problems_are_tokens(pair):
+    _, tokenizer = pair
+    for row in Registry.discover().resolve("dataset", PluginChoice(name="arithmetic"), "--dataset").bound():
+        for message in row["messages"]:
+            signs = re.findall(r"[0-9]+|[A-Za-z]+|[^A-Za-z0-9 ]", message["content"].replace("\\boxed", "boxed"))
+            assert len(tokenizer.tokenize(message["content"])) == len(signs)
+
+
+def test_other_text_is_cut_into_its_bytes(pair):
+    _, tokenizer = pair
+    assert len(tokenizer("学习 zebras")["input_ids"]) == len("学习 zebras".encode())
 
 
 def test_a_turn_costs_two_tokens(pair):

@@ -50,7 +50,7 @@ def arithmetic(
     split: Split = "train",
     min_steps: int = 1,
     max_steps: int = 2,
-    max_number: int = 10,
+    max_number: int = 20,
 ) -> datasets.Dataset:
     r"""Word problems, no two alike, of people who gain and lose things.
 
@@ -63,7 +63,7 @@ def arithmetic(
         split: `train` or `test`.
         min_steps: Fewest steps of an answer.
         max_steps: Most steps of an answer; each number of steps is as frequent as any other.
-        max_number: Largest number in a question.
+        max_number: Largest number that occurs, results of steps among them.
 
     Returns:
         Rows of `messages`, a question and its answer, and `solution`, the answer's last line: `\boxed{...}`.
@@ -94,14 +94,14 @@ def arithmetic(
 
 
 def draw_steps(rng: random.Random, count: int, max_number: int) -> list[Step]:
-    """A chain of calculations, each of which goes on from the result of the one before and ends above zero."""
+    """A chain of calculations, each of which goes on from the result of the one before; none leaves 1..max_number."""
     total = rng.randint(2, max_number)
     steps = []
     for _ in range(count):
-        operator: Operator = rng.choice(("+", "-")) if total > 1 else "+"
-        step = Step(total, operator, rng.randint(1, max_number if operator == "+" else min(max_number, total - 1)))
-        steps.append(step)
-        total = step.result
+        largest: dict[Operator, int] = {"+": max_number - total, "-": total - 1}
+        operator = rng.choice([operator for operator in largest if largest[operator] > 0])
+        steps.append(Step(total, operator, rng.randint(1, largest[operator])))
+        total = steps[-1].result
     return steps
 
 

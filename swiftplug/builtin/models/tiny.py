@@ -3,14 +3,22 @@
 from typing import Any, NamedTuple
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAD = "<|pad|>"
 END = "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
+# A number of up to two digits, a word, signs, or white space; a number, a word and signs take the space before them.
+PIECES = r" ?\p{N}{1,2}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"
+# The words of the arithmetic problems: with them a text has a third as many tokens as bytes.
+WORDS = (
+    "Step How He She Ana Ben Dan Eva Ida Jon Kim Lea Leo Max Mia Noa Pau Sam Tom Zoe apples are books buys cards coins "
+    "cups does eggs finds from gets gives has have keys left loses many more now nuts owns pears pens picks plums "
+    "sells shells to with + - ="
+)
 
-# Two tokens a turn besides its bytes: who speaks, and the end. Any order of roles is rendered as it stands.
+# Two tokens a turn besides its text: who speaks, and the end. Any order of roles is rendered as it stands.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -33,7 +41,7 @@ def tiny(
     num_heads: int = 4,
     max_length: int = 1024,
 ) -> TinyModel:
-    """Build a small Llama with random weights and a tokenizer whose tokens are the 256 bytes.
+    """Build a small Llama with random weights, and a byte-level tokenizer.
 
     Args:
         args: The run's arguments, of which `seed` decides the weights. The global random state is left as it was.
@@ -67,13 +75,23 @@ def tiny(
 
 
 def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token a byte of UTF-8, one for each role, and those for padding and the end of a turn."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate([PAD, END, *ROLES, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    """A tokenizer with a token for each byte of UTF-8, each number below 100, each of `WORDS` and each role.
+
+    Text is cut into `PIECES`; a piece that has no token of its own becomes its bytes.
+    """
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    numbers = [str(number) for number in range(100)]
+    words = WORDS.split()
+    first = [word for word in words if word.istitle()]  # at the start of a line there is no space before a word
+    pieces = [r"\boxed", *numbers, *first, *(f" {word}" for word in [*numbers, *words])]
+    encoded = [byte_level.pre_tokenize_str(piece)[0][0] for piece in pieces]
+    tokens = dict.fromkeys([PAD, END, *ROLES, *sorted(pre_tokenizers.ByteLevel.alphabet()), *encoded])
+    vocab = {token: index for index, token in enumerate(tokens)}
+    # Without merges, `ignore_merges` makes a piece one token where the vocabulary has it, and its bytes elsewhere.
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=END,
