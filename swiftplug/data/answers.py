@@ -85,9 +85,11 @@ class AnswerFinder:
     def _find(self, index: int, after: int) -> Answer | None:
         own = [place for place, piece in enumerate(self._pieces) if self._fields[piece.field].message == index]
         if not own:
-            if any(field.message == index and field.text.strip() for field in self._fields):
-                raise RowError(LEFT_OUT, f"message {index + 1}")
-            return self._find_empty(index, after)
+            if not any(field.message == index and field.text.strip() for field in self._fields):
+                return self._find_empty(index, after)
+            if self._writes_nothing(index):
+                return None
+            raise RowError(LEFT_OUT, f"message {index + 1}")
         if own != list(range(own[0], own[-1] + 1)) or len({self._pieces[place].field for place in own}) != len(own):
             raise RowError(ANSWER_NOT_LOCATED, f"the template scatters message {index + 1}")
         gap_start = max(after, self._pieces[own[0] - 1].end if own[0] else 0)

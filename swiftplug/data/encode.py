@@ -1,4 +1,4 @@
-"""From conversations to examples: token ids, labels and weights. What cannot be used is counted, never lost."""
+"""From conversations to examples of the right length. What cannot be used is counted, never lost."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -6,40 +6,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from swiftplug.data.conversation import Conversation, Origin
-from swiftplug.data.messages import RowError
 from swiftplug.data.render import ChatRenderer
-from swiftplug.data.segments import TEMPLATE_TEXT, Rendered, Segment
-from swiftplug.data.tokenizer import check_offsets, untrimmed_offsets
-from swiftplug.data.weights import lay_weights, token_weights
-from swiftplug.errors import UserError
-from swiftplug.plugin.loss_scale import ContextType, LossScale
+from swiftplug.data.weigh import IGNORED, Drop, WeighedRow, weigh_rows
+from swiftplug.plugin.loss_scale import LossScale
 from swiftplug.plugin.tools_format import ToolsFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
 TOO_LONG = "longer than max_length"
 UNTRAINED = "no token to train on"
 
 TooLong = Literal["drop", "truncate", "split"]
 Example = dict[str, Any]
-
-
-class Drop(NamedTuple):
-    """A row that was left out.
-
-    Attributes:
-        origin: Where it was read.
-        reason: The reason, the same words for all rows of one sort.
-        detail: What is particular about this row, or an empty text.
-        length: Its tokens, where it was left out for being too long.
-    """
-
-    origin: Origin
-    reason: str
-    detail: str
-    length: int | None = None
 
 
 class EncodedBatch(NamedTuple):
@@ -59,24 +38,6 @@ class EncodedBatch(NamedTuple):
     drops: list[Drop]
     cut: list[Origin]
     shortened: list[Origin]
-
-
-class WeighedRow(NamedTuple):
-    """A row as tokens, before its length is judged.
-
-    Attributes:
-        place: Which of the conversations it is.
-        rendered: Its text and segments.
-        input_ids: `(N,)` int32 token ids.
-        starts: `(N,)` the position of each token's first character in the text.
-        weights: `(N,)` float32 weights.
-    """
-
-    place: int
-    rendered: Rendered
-    input_ids: "np.ndarray[Any, Any]"
-    starts: "np.ndarray[Any, Any]"
-    weights: "np.ndarray[Any, Any]"
 
 
 def encode_batch(
@@ -129,48 +90,6 @@ def encode_batch(
     return batch
 
 
-def weigh_rows(
-    conversations: Sequence[Conversation],
-    renderer: ChatRenderer,
-    tokenizer: "PreTrainedTokenizerBase",
-    loss_scale: LossScale,
-    task: str,
-) -> tuple[list[WeighedRow], list[Drop]]:
-    """Render, tokenize and weigh rows, whatever their length.
-
-    Args:
-        conversations: The rows.
-        renderer: Renders with the tokenizer's chat template.
-        tokenizer: A fast tokenizer.
-        loss_scale: Weighs the text.
-        task: `sft` or `pt`.
-
-    Returns:
-        The rows that could be rendered, and those that could not.
-
-    Raises:
-        UserError: If the tokenizer has no offsets, or the loss scale breaks its contract (with the row's place).
-    """
-    check_offsets(tokenizer)
-    drops: list[Drop] = []
-    rendered: list[tuple[int, Rendered]] = []
-    for index, conversation in enumerate(conversations):
-        try:
-            rendered.append((index, _render(conversation, renderer, task)))
-        except RowError as error:
-            drops.append(Drop(conversation.origin, error.reason, error.detail))
-    tokenized = _tokenize([(whole.text, conversations[index].text is not None) for index, whole in rendered], tokenizer)
-    weighed = []
-    for (index, whole), (input_ids, starts) in zip(rendered, tokenized, strict=True):
-        conversation = conversations[index]
-        try:
-            spans = lay_weights(whole, loss_scale, conversation.messages)
-        except UserError as error:
-            raise UserError(f"{conversation.origin}: {error}") from None
-        weighed.append(WeighedRow(index, whole, input_ids, starts, token_weights(starts, spans)))
-    return weighed, drops
-
-
 def cut_tokens(length: int, max_length: int, too_long: TooLong) -> list[slice]:
     """The examples that a row of so many tokens is made into: itself, or what `too_long` makes of it."""
     if length <= max_length:
@@ -181,51 +100,14 @@ def cut_tokens(length: int, max_length: int, too_long: TooLong) -> list[slice]:
     return [slice(start, min(start + max_length, length)) for start in ends]
 
 
-def _render(conversation: Conversation, renderer: ChatRenderer, task: str) -> Rendered:
-    if conversation.text is None:
-        return renderer.plain(conversation) if task == "pt" else renderer.render(conversation)
-    length = len(conversation.text)
-    response = Segment(0, length, ContextType.RESPONSE, True, "", TEMPLATE_TEXT)
-    end_of_text = Segment(length, length + 1, ContextType.SUFFIX, True, "", TEMPLATE_TEXT)
-    return Rendered(conversation.text, [response, end_of_text], [])
-
-
-def _tokenize(
-    texts: Sequence[tuple[str, bool]], tokenizer: "PreTrainedTokenizerBase"
-) -> list[tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]]:
-    """The token ids of texts, and the position of each token's first character.
-
-    Args:
-        texts: Each with whether it is plain: it gets the tokenizer's special tokens, and the end-of-text token. The
-            text of a chat template has all its special tokens in it.
-        tokenizer: A fast tokenizer.
-    """
-    tokenized: dict[int, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
-    for plain in (False, True):
-        places = [place for place, (_, is_plain) in enumerate(texts) if is_plain is plain]
-        if not places:
-            continue
-        with untrimmed_offsets(tokenizer):
-            encodings = tokenizer(
-                [texts[place][0] for place in places],
-                add_special_tokens=plain,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            ).encodings
-        assert encodings is not None  # it is a fast tokenizer
-        for place, encoding in zip(places, encodings, strict=True):
-            ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
-            if plain and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-                ids.append(tokenizer.eos_token_id)
-                starts.append(len(texts[place][0]))
-            tokenized[place] = np.array(ids, dtype=np.int32), np.array(starts, dtype=np.int64)
-    return [tokenized[place] for place in range(len(texts))]
-
-
 def _example(row: WeighedRow, part: slice) -> Example:
-    input_ids, weights = row.input_ids[part], row.weights[part]
-    labels = np.where(weights == 0, np.int32(IGNORED), input_ids)
-    return {"input_ids": input_ids, "labels": labels, "loss_scale": weights, "length": len(input_ids)}
+    input_ids = row.input_ids[part]
+    return {
+        "input_ids": input_ids,
+        "labels": row.labels[part],
+        "loss_scale": row.weights[part],
+        "length": len(input_ids),
+    }
 
 
 def _drop(origin: Origin, length: int, max_length: int, fits: bool) -> Drop:

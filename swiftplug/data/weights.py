@@ -80,8 +80,8 @@ def cut_context(
     """
     parts, weights = scale.get_loss_scale(context, context_type, is_last_round, **kwargs)
     name = f"loss scale {type(scale).__name__}"
-    if "".join(parts) != context:
-        joined = "".join(parts)
+    joined = "".join(parts)
+    if joined != context:
         at = next(
             (i for i, (a, b) in enumerate(zip(joined, context, strict=False)) if a != b), min(len(joined), len(context))
         )
@@ -154,22 +154,37 @@ def _overridden(cut: list[WeightedSpan], message: dict[str, Any]) -> list[Weight
     return [span._replace(weight=span.weight * factor) for span in cut]
 
 
-def token_weights(starts: "np.ndarray[Any, Any]", spans: Sequence[WeightedSpan]) -> "np.ndarray[Any, Any]":
-    """Carry weights from characters to tokens: a token has the weight of its first character.
+def token_weights(
+    starts: "np.ndarray[Any, Any]", ends: Sequence[int], spans: Sequence[Sequence[WeightedSpan]]
+) -> "np.ndarray[Any, Any]":
+    """Carry weights from characters to the tokens of several texts: a token has the weight of its first character.
 
     Args:
-        starts: `(N,)` the position of each token's first character.
-        spans: Spans that cover the text, in order.
+        starts: `(N,)` the position of each token's first character in its text; the tokens of one text after another.
+        ends: Behind the last token of each text.
+        spans: For each text the spans that cover it, in order.
 
     Returns:
         `(N,)` float32 weights.
     """
     import numpy as np
 
-    filled = [span for span in spans if span.start < span.end]
-    if not filled:
-        return np.zeros(len(starts), dtype=np.float32)
-    ends = np.array([span.end for span in filled])
-    weights = np.array([span.weight for span in filled], dtype=np.float32)
-    place = np.searchsorted(ends, starts, side="right")
-    return weights[np.minimum(place, len(filled) - 1)]
+    # The texts are laid one behind the other, so that one search finds the span of every token.
+    span_ends: list[int] = []
+    weights: list[float] = []
+    origins, last_spans = [], []
+    origin = 0
+    for of_text in spans:
+        filled = [span for span in of_text if span.start < span.end] or [WeightedSpan(0, 1, 0.0)]
+        origins.append(origin)
+        span_ends.extend(origin + span.end for span in filled)
+        weights.extend(span.weight for span in filled)
+        last_spans.append(len(span_ends) - 1)
+        origin = span_ends[-1]
+    counts = [end - begin for begin, end in pairwise([0, *ends])]
+    positions = starts + np.repeat(np.array(origins, dtype=np.int64), counts)
+    places = np.searchsorted(np.array(span_ends, dtype=np.int64), positions, side="right")
+    # A token that stands for no character at the very end (starts there, ends there) has the last weight.
+    places = np.minimum(places, np.repeat(np.array(last_spans, dtype=np.int64), counts))
+    of_tokens: np.ndarray[Any, Any] = np.array(weights, dtype=np.float32)[places]
+    return of_tokens

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from swiftplug.data.conversation import Conversation
-from swiftplug.data.encode import TOO_LONG, TooLong, WeighedRow, cut_tokens, weigh_rows
+from swiftplug.data.encode import TOO_LONG, UNTRAINED, TooLong, cut_tokens
 from swiftplug.data.render import ChatRenderer
+from swiftplug.data.weigh import WeighedRow, weigh_rows
 from swiftplug.plugin.loss_scale import LossScale
 from swiftplug.plugin.tools_format import ToolsFormat
 
@@ -131,7 +132,7 @@ def _parts(
             tokens[cut],
             weights[cut],
             _segments(row, cut),
-            dropped if dropped or any(weights[cut][1:]) else "no token to train on",
+            dropped if dropped or any(weights[cut][1:]) else UNTRAINED,
             "; ".join(notes),
         )
         for cut in cuts

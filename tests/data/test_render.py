@@ -184,6 +184,23 @@ def test_what_cannot_be_located_is_refused(tokenizer: PreTrainedTokenizerFast, c
     assert why in f"{refusal.value.reason}: {refusal.value.detail}"
 
 
+def test_an_answer_that_is_left_out_with_its_turn_is_told_and_one_whose_turn_stays_is_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    conversation = _conversation("q", "early", "r", "a")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if loop.index0 != 1 %}<{{ m.role }}>{{ m.content }}</>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    rendered = render(conversation, tokenizer)
+    assert rendered.text == "<user>q</><user>r</><assistant>a</>"
+    assert _texts(rendered, ContextType.RESPONSE) == ["a"]
+    assert rendered.dropped == [1]
+    tokenizer.chat_template = CHATML.replace("{{ m.content }}", "{{ m.content if loop.index0 != 1 }}")
+    with pytest.raises(RowError, match="leaves out all of an answer"):
+        render(conversation, tokenizer)
+
+
 def test_a_template_that_raises_is_a_refusal_with_its_own_words(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = (
         "{% if messages[0].role != 'system' %}{{ raise_exception('a system,\n please') }}{% endif %}"

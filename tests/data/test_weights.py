@@ -362,9 +362,11 @@ def test_a_loss_scale_that_breaks_its_contract_is_told_with_the_row(
 
 def test_token_weights_of_positions_by_hand() -> None:
     spans = [WeightedSpan(0, 2, 1.0), WeightedSpan(2, 2, 9.0), WeightedSpan(2, 5, 0.5)]
-    weights = token_weights(np.array([0, 1, 2, 2, 4, 5]), spans)
-    assert weights.tolist() == [1.0, 1.0, 0.5, 0.5, 0.5, 0.5]
-    assert token_weights(np.array([0, 0]), []).tolist() == [0.0, 0.0]
+    starts = np.array([0, 1, 2, 2, 4, 5, 0, 0, 3])
+    weights = token_weights(starts, [6, 7, 7, 9], [spans, [WeightedSpan(0, 0, 7.0)], [], [WeightedSpan(0, 4, 3.0)]])
+    assert weights.tolist() == [1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.0, 3.0, 3.0]
+    assert weights.dtype == np.float32
+    assert token_weights(np.zeros(0, dtype=np.int64), [], []).tolist() == []
 
 
 def test_weights_do_not_change_the_ids(tmp_path: Path) -> None:
