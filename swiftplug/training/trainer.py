@@ -323,6 +323,6 @@ def _checked(made: Any, plugin: LoadedPlugin) -> tuple[Any, Any]:
     return optimizer, scheduler
 
 
-def _flops_per_token(model: torch.nn.Module) -> int:
+def _flops_per_token(model: Any) -> int:
     """Six for each parameter outside the embeddings (Kaplan et al., arXiv 2001.08361); 0 for a stranger's module."""
     return 6 * int(model.num_parameters(exclude_embeddings=True)) if hasattr(model, "num_parameters") else 0
