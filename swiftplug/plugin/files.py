@@ -6,8 +6,8 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable
-from functools import wraps
+from collections.abc import Iterable, Sequence
+from functools import cache, wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -34,10 +34,11 @@ class FilePlugin(NamedTuple):
     active: bool = False
 
 
-def load_file(path: str | Path) -> list[FilePlugin]:
+def load_file(path: str | Path) -> Sequence[FilePlugin]:
     """Run a file of plugins and see what it brought.
 
-    The file's folder goes to the end of `sys.path`, so that the file can import what lies beside it.
+    The file's folder goes to the end of `sys.path`, so that the file can import what lies beside it. A file runs once
+    in a process, as a module does: what it imports would not register anything a second time.
 
     Args:
         path: The Python file.
@@ -51,6 +52,12 @@ def load_file(path: str | Path) -> list[FilePlugin]:
     shown, path = str(path), Path(path).resolve()
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"--plugin {shown}: there is no such Python file")
+    return _load(path, shown, path.read_bytes())
+
+
+@cache
+def _load(path: Path, shown: str, content: bytes) -> tuple[FilePlugin, ...]:
+    """What a file of this content brings."""
     shared = {name: getattr(tables, name).copy() for name in tables.KIND_OF_TABLE}
     before = len(register.registered)
     module = _run(path, shown)
@@ -66,7 +73,7 @@ def load_file(path: str | Path) -> list[FilePlugin]:
         brought += [(Registered(kind, name, plugin), kind == "callback") for name, plugin in entries]
     if not brought:
         raise UserError(f"--plugin {shown}: it registers no plugin and has no table of plugins")
-    return [_file_plugin(entry, shown, active) for entry, active in _unique(brought, shown)]
+    return tuple(_file_plugin(entry, shown, active) for entry, active in _unique(brought, shown))
 
 
 def _run(path: Path, shown: str) -> ModuleType:

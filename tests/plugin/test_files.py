@@ -206,6 +206,34 @@ def test_tables_of_the_package_may_be_written_into(write: Any) -> None:
     assert names(other) == {("orm", "r")}
 
 
+def test_a_file_runs_once_however_often_it_is_looked_at(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        "from transformers import TrainerCallback\n"
+        "from swiftplug.plugin import register_loss_func\n"
+        "class Watch(TrainerCallback): ...\n"
+        "watch = Watch()\n"
+        "def custom(args, model, dataset): return None, None\n"
+        "@register_loss_func('decorated')\n"
+        "def loss(outputs, labels): return 0\n",
+        "lies_beside.py",
+    )
+    text = (
+        "import lies_beside\n"
+        "from swiftplug.plugin import extra_callbacks, optimizers_map\n"
+        "optimizers_map['mine'] = lies_beside.custom\n"
+        "extra_callbacks.append(lies_beside.watch)\n"
+        "print('running')\n"
+    )
+    path = write(text)
+    for _ in range(2):  # a run looks for names first, and resolves them later
+        registry = Registry.discover(files=[path])
+        assert names(registry) == {("optimizer", "mine"), ("callback", "Watch"), ("loss", "decorated")}
+        assert len(registry.active_callbacks) == 1
+    assert capsys.readouterr().out == "running\n"
+    write(text + "prms = {'steps': lambda requests, **kwargs: []}\n")
+    assert ("prm", "steps") in names(Registry.discover(files=[path]))  # changed, it is another file
+
+
 def test_files_that_import_what_lies_beside_them(write: Any) -> None:
     write("def beside(outputs, labels): return 11\n", "beside_it.py")
     path = write("from beside_it import beside\nfrom swiftplug.plugin import *\nregister_loss_func('b', beside)\n")
