@@ -1,6 +1,6 @@
 """Find where a template writes the texts of a conversation, by rendering it again with a mark at both ends of each.
 
-A mark is a private-use character that occurs nowhere in the conversation. A rendering with marks proves where texts
+A mark is a rare character that occurs nowhere in the conversation. A rendering with marks proves where texts
 stand only if it is, without its marks, the true rendering: a template may strip a text, or take another branch because
 of a mark. Then the marks move inwards (behind white space, behind tags), and at last one text is marked at a time.
 """
@@ -16,7 +16,8 @@ Messages = list[dict[str, Any]]
 Render = Callable[[Messages], str]
 
 NOT_LOCATED = "where the template writes a message cannot be told"
-_PRIVATE_USE = range(0xF0000, 0x10FFFE)
+# CJK ideographs of extension B: printable, so that no `repr` escapes them, and without case or white space.
+_RARE = range(0x20000, 0x2A6DE)
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _TAG = r"(?:<[^<>]*>|\[[^\[\]]*\])"
 _LEADING_TAGS = re.compile(rf"(?:\s|{_TAG})*")
@@ -142,18 +143,18 @@ def locate(messages: Messages, fields: Sequence[Field], text: str, render: Rende
 
 
 def unused_characters(texts: Iterable[str], count: int) -> int:
-    """The first of so many private-use characters in a row of which the texts use none.
+    """The first of so many rare characters in a row of which the texts use none.
 
     Raises:
         RowError: If the texts leave no such row.
     """
-    start = _PRIVATE_USE.start
-    for used in sorted(code for code in map(ord, set().union(*texts)) if code in _PRIVATE_USE):
+    start = _RARE.start
+    for used in sorted(code for code in map(ord, set().union(*texts)) if code in _RARE):
         if used - start >= count:
             break
         start = used + 1
-    if start + count > _PRIVATE_USE.stop:
-        raise RowError(NOT_LOCATED, "it uses all private-use characters")
+    if start + count > _RARE.stop:
+        raise RowError(NOT_LOCATED, "it uses too many rare characters")
     return start
 
 

@@ -121,6 +121,17 @@ def test_a_system_message_merged_into_the_query_keeps_its_type(tokenizer: PreTra
     assert _texts(rendered, ContextType.OTHER) == ["<user>", " / ", "</user><assistant>"]
 
 
+def test_arguments_that_a_template_writes_in_python(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = CHATML.replace(
+        "{{ m.content }}", "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments }}{% endfor %}"
+    )
+    conversation = _conversation("q", "")
+    calls = [{"function": {"name": "look", "arguments": {"at": ["學", 1, None], "in": {"it's": "a\nb"}}}}]
+    conversation.messages[1]["tool_calls"] = calls
+    rendered = render(conversation, tokenizer)
+    assert _texts(rendered, ContextType.RESPONSE) == [str(calls[0]["function"]["arguments"])]
+
+
 def test_rounds_and_queries(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = CHATML
     conversation = _conversation("one", "a", "two", "b")
@@ -144,6 +155,7 @@ def test_rounds_and_queries(tokenizer: PreTrainedTokenizerFast) -> None:
         ("same", "same", "same", "same"),
         ("{{ raise_exception('no') }}{% if %}", "{# not a comment #}"),
         ("\ue000\U000f0000", "\U00100000 private \U0010fffd"),
+        ("𠀀𠀁𪛝", "𠀂 rare 𠀃𠀀"),
         ("👩‍👩‍👧‍👦e\u0301", "ﷺ\u200d\ufeff𝔘"),
         ("\x00\x07", "\r\n\u2028 \x85a"),
     ],

@@ -5,6 +5,7 @@ of them. So a plain search of the text tells what must train and what must not.
 """
 
 import json
+import random
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -18,9 +19,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from swiftplug.data.conversation import Conversation, Origin
 from swiftplug.data.encode import encode_batch
-from swiftplug.data.render import render
+from swiftplug.data.messages import RowError
+from swiftplug.data.render import ChatRenderer, render
 from swiftplug.data.weights import lay_weights
-from swiftplug.plugin.loss_scale import LossScale
+from swiftplug.plugin.loss_scale import ContextType, LossScale
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 TEMPLATES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
@@ -347,3 +349,31 @@ def test_trains_what_the_generation_marks_of_trl_enclose(
             ours[stop : stop + len("<|tool_response>")] = [False] * len("<|tool_response>")
     assert _stretches(text, ours) == _stretches(text, expected)
     assert ours == expected
+
+
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if name.removesuffix("_training") not in PARTS_ONLY])
+def test_random_conversations_of_agents(template: str, tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
+    """Calls with arguments of every type, or none; several results; empty contents; thinking. All or nothing is right."""
+    tokenizer = tokenizers["byte level"]
+    tokenizer.chat_template = TEMPLATES[template]
+    renderer = ChatRenderer(tokenizer)
+    chance = random.Random(8)
+    arguments = [42, -1.5, True, None, [], {}, ["а", 1], {"k": "б"}, "", "ввв", "а\nб", "<|im_end|>", '"']
+    for _ in range(6):
+        messages = [SYSTEM] if chance.random() < 0.4 else []
+        for _ in range(chance.randint(1, 2)):
+            messages.append(_user("αβ"))
+            for _ in range(chance.randint(0, 2)):
+                given = {f"p{place}": chance.choice(arguments) for place in range(chance.randint(0, 3))}
+                messages.append(_assistant(chance.choice(["", "аб"]), tool_calls=[_tool_call("look_up", **given)]))
+                messages.append({**RESULT, "content": chance.choice(["γ", "", "δ\n", '{"δ": 1}'])})
+            thinking = {"reasoning_content": "дума"} if chance.random() < 0.3 else {}
+            messages.append(_assistant(chance.choice(["ответ", "да\n"]), **thinking))
+        conversation = Conversation(messages, ORIGIN, tools=TOOLS)
+        try:
+            rendered = renderer.render(conversation)
+        except RowError:
+            continue
+        for segment in rendered.segments:
+            text = rendered.text[segment.start : segment.end]
+            assert not (NOT_ANSWER if segment.type is ContextType.RESPONSE else ANSWER).search(text)
