@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from swiftplug.config.tree import Origins
 from swiftplug.data.options import DataOptions
-from swiftplug.plugin.choice import PluginChoice
+from swiftplug.plugin.choice import PluginChoice, WrittenChoice
 
 
 def _as_list(value: Any) -> Any:
@@ -14,7 +14,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, (str, dict, PluginChoice)) else value
 
 
-Choices = Annotated[list[PluginChoice], BeforeValidator(_as_list)]
+Choices = Annotated[list[WrittenChoice], BeforeValidator(_as_list)]
 Texts = Annotated[list[str], BeforeValidator(_as_list)]
 
 
@@ -77,15 +77,15 @@ class TrainConfig(Section):
     """
 
     task: Literal["pt", "sft"] = "sft"
-    model: PluginChoice | None = None
+    model: WrittenChoice | None = None
     dataset: Choices = []
     eval_dataset: Choices = []
     output_dir: str | None = None
-    tuner: PluginChoice = PluginChoice(name="swiftplug:full")
-    optimizer: PluginChoice = PluginChoice(name="swiftplug:default")
-    loss: PluginChoice = PluginChoice(name="swiftplug:cross_entropy")
-    loss_scale: PluginChoice = PluginChoice(name="swiftplug:default")
-    tools: PluginChoice = PluginChoice(name="swiftplug:template")
+    tuner: WrittenChoice = PluginChoice(name="swiftplug:full")
+    optimizer: WrittenChoice = PluginChoice(name="swiftplug:default")
+    loss: WrittenChoice = PluginChoice(name="swiftplug:cross_entropy")
+    loss_scale: WrittenChoice = PluginChoice(name="swiftplug:default")
+    tools: WrittenChoice = PluginChoice(name="swiftplug:template")
     metrics: Choices = []
     callbacks: Choices = []
     plugins: PluginsSection = PluginsSection()

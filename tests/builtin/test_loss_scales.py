@@ -206,7 +206,7 @@ class TestKeywords:
             patterns: {'\d+': 4}
             default: 0
         """
-        choice = PluginChoice.model_validate(yaml.safe_load(written))
+        choice = PluginChoice.from_yaml(yaml.safe_load(written))
         loss_scale = Registry.discover().resolve("loss_scale", choice, "train.yaml: loss_scale").bound
         parts = [("学习", 1), ("好", 0.5), ("数学", 2), ("是", 0.5), ("重要", 2), ("的", 0.1), ("吗", 0)]
         parts += [("Answer:", 2), ("是", 0.5), (" ", 3), ("18", 4), ("。", 3)]

@@ -7,6 +7,7 @@ import pytest
 
 from swiftplug.config.load import load_train_config, to_yaml
 from swiftplug.config.schema import TrainConfig
+from swiftplug.plugin.choice import PluginChoice
 
 WHOLE = """\
 task: sft
@@ -74,6 +75,7 @@ def test_defaults_are_qualified(tmp_path: Path) -> None:
         "model: m\ndataset: [{name: 数据, 标签: 'no', n: 1e-8, big: 1.5e+300, s: '.5', t: \"a: b # c\\n第二\"}]\n",
         "model: m\ndataset: d\nloss_scale: {name: keywords, words: {'学习': 1.0, '好': 0.5, '数学': 2.0, 'on': 0.1}}\n",
         "model: m\ndataset: d\ntraining: {a: .inf, b: [1, [2.0, null]], c: {d: {}}, e: [], f: '1_000', g: 1_000}\n",
+        "model: m\ndataset: d\nloss: {name: l, options: {a: 1}}\nmetrics: {name: m, options: x}\n",
         "model: m\ndataset: d\ndata: {val_size: 5}\nseed: 0\ndtype: bfloat16\ntask: pt\n",
     ],
 )
@@ -82,6 +84,13 @@ def test_to_yaml_and_back(tmp_path: Path, text: str) -> None:
     again = load_train_config(write(tmp_path, to_yaml(config)), {}, []).config
     assert again == config
     assert again.model_dump() == config.model_dump()
+
+
+def test_an_option_may_be_called_options(tmp_path: Path) -> None:
+    config = load_train_config(
+        write(tmp_path, "model: m\ndataset: d\nloss: {name: l, options: {a: 1}}\n"), {}, []
+    ).config
+    assert config.loss == PluginChoice(name="l", options={"options": {"a": 1}})
 
 
 def test_to_yaml_shows_every_key(tmp_path: Path) -> None:
