@@ -100,7 +100,8 @@ def check_pair(pair: Any) -> None:
     """
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise ContractError(
-            f"is {_described(pair)}, expected a pair (compute, preprocess or None) or a class with `generate = True`"
+            f"is {_described(pair)}, expected a pair (compute, preprocess or None), or a function of keyword-only "
+            "options that returns one, or a class with `generate = True`"
         )
     compute, preprocess = pair
     _check_call(compute, COMPUTE, "compute")

@@ -2,10 +2,11 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.contracts import CALLS, is_function
+from swiftplug.plugin.contracts import CALLS, TUNER_CALLS, Call, is_function
 
 
 class OptionSource(NamedTuple):
@@ -14,10 +15,12 @@ class OptionSource(NamedTuple):
     Attributes:
         parameters: Those parameters that are options; one of the sort `**kwargs` takes any other option.
         function: The function that has them; None where a plugin takes no options.
+        misplaced: Parameters of the function that are no options only because they are not keyword-only.
     """
 
     parameters: dict[str, inspect.Parameter]
     function: Callable[..., Any] | None
+    misplaced: frozenset[str] = frozenset()
 
 
 def option_source(kind: str, plugin: Any) -> OptionSource:
@@ -29,13 +32,12 @@ def option_source(kind: str, plugin: Any) -> OptionSource:
         plugin: An object that fits the kind's contract.
     """
     if kind == "tuner":
-        return _keyword_only(plugin.prepare_model, passed=(), catches_options=True)
+        return _keyword_only(plugin.prepare_model, TUNER_CALLS["prepare_model"], catches_options=True)
     if inspect.isclass(plugin):
         return _of_constructor(plugin)
     if is_function(plugin):
-        passed = (*CALLS[kind].keywords, *CALLS[kind].optional) if kind in CALLS else ()
         # What `**kwargs` of these catches is for later versions of their contract.
-        return _keyword_only(plugin, passed, catches_options=kind not in ("loss", "prm", "orm"))
+        return _keyword_only(plugin, CALLS.get(kind, Call(())), catches_options=kind not in ("loss", "prm", "orm"))
     return OptionSource({}, None)
 
 
@@ -47,13 +49,16 @@ def _of_constructor(cls: Any) -> OptionSource:
     return OptionSource(options, cls.__init__)
 
 
-def _keyword_only(function: Callable[..., Any], passed: tuple[str, ...], catches_options: bool) -> OptionSource:
+def _keyword_only(function: Callable[..., Any], call: Call, catches_options: bool) -> OptionSource:
     """The keyword-only parameters of a function, without those that its contract passes."""
-    options = {}
-    for it in inspect.signature(function).parameters.values():
-        if (it.kind is it.KEYWORD_ONLY and it.name not in passed) or (it.kind is it.VAR_KEYWORD and catches_options):
+    options, misplaced = {}, set()
+    for index, it in enumerate(inspect.signature(function).parameters.values()):
+        passed = it.name in (*call.keywords, *call.optional) or index < len(call.positional)
+        if (it.kind is it.KEYWORD_ONLY and not passed) or (it.kind is it.VAR_KEYWORD and catches_options):
             options[it.name] = it
-    return OptionSource(options, function)
+        elif it.kind is it.POSITIONAL_OR_KEYWORD and not passed:
+            misplaced.add(it.name)
+    return OptionSource(options, function, frozenset(misplaced))
 
 
 def check_options(options: Mapping[str, Any], source: OptionSource, of: str) -> dict[str, Any]:
@@ -79,6 +84,10 @@ def check_options(options: Mapping[str, Any], source: OptionSource, of: str) -> 
             checked[name] = _checked(value, annotations.get(name, Any), named[name].default, f"{of}: option {name!r}")
         elif takes_any:
             checked[name] = value
+        elif name in source.misplaced:
+            raise UserError(
+                f"{of} takes no option {name!r}: its function has that parameter, but not behind a `*`, as options are"
+            )
         elif named:
             raise UserError(f"{of} takes no option {name!r}{nearest(name, named)}")
         else:
@@ -100,6 +109,8 @@ def _checked(value: Any, annotation: Any, default: Any, where: str) -> Any:
         adapter = TypeAdapter(annotation)
     try:
         return adapter.validate_python(value)
+    except PydanticUserError:  # it names, deep within, what cannot be resolved
+        return value
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = "".join(f"[{part!r}]" for part in first["loc"] if part in _keys(value))
@@ -121,6 +132,8 @@ def _keys(value: Any) -> list[Any]:
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a function; Any for those that cannot be resolved (imported for type checkers only)."""
     target = inspect.unwrap(function)
+    while isinstance(target, partial):
+        target = inspect.unwrap(target.func)
     resolved = {}
     for name, annotation in inspect.get_annotations(target).items():
         if isinstance(annotation, str):

@@ -123,7 +123,7 @@ class Registry:
             UserError: If it is unknown, ambiguous, not allowed, broken, or does not take the options.
         """
         found = self._choose(kind, choice.name, where)
-        return self._use(found, choice.options, f"{where}: {found}")
+        return self._use(found, choice.options, where)
 
     @property
     def active_callbacks(self) -> list[LoadedPlugin]:
@@ -133,7 +133,7 @@ class Registry:
             UserError: If one does not fit its contract.
         """
         active = [it.found for it in self._from_files.values() if it.active]
-        return [self._use(found, {}, f"extra_callbacks: {found}") for found in active]
+        return [self._use(found, {}, "extra_callbacks") for found in active]
 
     def check(self, found: FoundPlugin) -> Check:
         """Import a plugin and check its contract."""
@@ -147,14 +147,13 @@ class Registry:
             return Check("broken", cause_of(error))
         return Check("fits")
 
-    def _use(self, found: FoundPlugin, options: dict[str, Any], of: str) -> LoadedPlugin:
+    def _use(self, found: FoundPlugin, options: dict[str, Any], where: str) -> LoadedPlugin:
+        of = f"{where}: {found}"
         try:
             plugin = self._load(found)
             check_contract(found.kind, plugin)
             checked = check_options(options, option_source(found.kind, plugin), of)
-            if further := getattr(plugin, "check_options", None):
-                further(**checked)  # what a signature cannot say, such as the fields of a class that an option names
-            bound = bind(found.kind, found.name, plugin, checked)
+            bound = _made(found, plugin, checked, where)
         except UserError:
             raise
         except (_MissingExtraError, ContractError) as error:
@@ -209,3 +208,13 @@ class Registry:
         if found.from_file or distribution == BUILT_IN:
             return []
         return [name for name, allowed in self._allow_lists.items() if distribution not in allowed]
+
+
+def _made(found: FoundPlugin, plugin: Any, options: dict[str, Any], where: str) -> Any:
+    """A plugin with its options; what it says against them itself is led by what named it."""
+    try:
+        if further := getattr(plugin, "check_options", None):
+            further(**options)  # what a signature cannot say, such as the fields of a class that an option names
+        return bind(found.kind, found.name, plugin, options)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

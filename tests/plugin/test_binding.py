@@ -98,6 +98,34 @@ def test_wrong_options(refusal: Any, options: dict[str, Any], message: str) -> N
     assert re.search(message, said)
 
 
+def test_a_parameter_that_is_not_keyword_only_is_named(refusal: Any) -> None:
+    message = refusal("dataset", "def it(size: int = 3): return size\n", size=4)
+    assert message == (
+        "dataset: dataset 'it' of acme 1.0 takes no option 'size': its function has that parameter, but not behind "
+        "a `*`, as options are"
+    )
+
+
+def test_options_of_a_partial_are_checked_as_those_of_its_function(resolve: Any, refusal: Any) -> None:
+    text = "from functools import partial\ndef f(a, b, *, gamma: float = 1, alpha: int = 2): return gamma, alpha\n"
+    text += "it = partial(f, alpha=3)\n"
+    assert resolve("loss", text, gamma="2").bound(1, 2) == (2.0, 3)
+    assert "option 'gamma': input should be a valid number" in refusal("loss", text, gamma="abc")
+
+
+def test_an_annotation_that_cannot_be_resolved_within_takes_anything(resolve: Any) -> None:
+    text = "def it(a, b, *, modules: list['Unknown'] = ()): return modules\n"
+    assert resolve("loss", text, modules=["x"]).bound(1, 2) == ["x"]
+
+
+def test_what_a_plugin_says_itself_is_led_by_what_named_it(refusal: Any) -> None:
+    raising = "from swiftplug.errors import UserError\ndef no(**options): raise UserError(f'not with {options}')\n"
+    made = raising + "class it:\n    __init__ = lambda self, *, x: no(x=x)\n    def __call__(self, a, b): return 0\n"
+    assert refusal("loss", made, x=1) == "loss: not with {'x': 1}"
+    hooked = raising + "def it(a, b, *, x=0): return 0\nit.check_options = no\n"
+    assert refusal("loss", hooked, x=1) == "loss: not with {'x': 1}"
+
+
 def test_the_signature_of_a_loss_with_options_still_shows_what_it_takes(resolve: Any) -> None:
     parameters = inspect.signature(resolve("loss", TYPED, number=2).bound).parameters
     assert {"loss_scale", "num_items_in_batch"} <= parameters.keys()

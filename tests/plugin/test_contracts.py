@@ -155,6 +155,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("loss_scale", WeighsWithoutQuery, r"get_loss_scale\(self, context, context_type, is_last_round\).*'query'"),
     ("loss_scale", Duck, "does not define get_loss_scale"),
     ("metric", lambda prediction: {}, "is a function, expected a pair"),
+    ("metric", lambda k=5: (None, None), "or a function of keyword-only options that returns one"),
     ("metric", (1, None), r"a compute that is int 1, expected a callable \(eval_prediction\)"),
     ("metric", (lambda prediction: {}, lambda logits: 0), r"signature preprocess\(logits\)"),
     ("metric", (lambda prediction: {},), "expected a pair"),
