@@ -11,6 +11,7 @@ from swiftplug.plugin.tools_format import ToolsFormat, ToolTurns
 
 _PROBE = {"name": "tool", "description": "", "parameters": {"type": "object", "properties": {}}}
 _TRAINING_KEYS = ("loss", "loss_scale")
+_PLAIN = {"role", "content"}
 
 
 class Turns(NamedTuple):
@@ -42,13 +43,10 @@ def write_turns(conversation: Conversation, tools_format: ToolsFormat | None) ->
     Raises:
         RowError: If a description of a tool has no name.
     """
-    messages = [
-        {key: value for key, value in message.items() if key not in _TRAINING_KEYS and value is not None}
-        for message in conversation.messages
-    ]
+    messages = [_rendered_part(message) for message in conversation.messages]
     roles = [message["role"] for message in messages]
     tools = conversation.tools or None
-    speaks_of_tools = tools or any(role == "tool" or "tool_calls" in m for role, m in zip(roles, messages, strict=True))
+    speaks_of_tools = tools or "tool" in roles or any("tool_calls" in message for message in messages)
     prompt = _prompt(tools, tools_format) if tools_format is not None and speaks_of_tools else None
     if tools_format is None or prompt is None:
         return Turns(messages, tools, list(range(len(messages))), roles)
@@ -71,6 +69,13 @@ def write_turns(conversation: Conversation, tools_format: ToolsFormat | None) ->
             message["content"] = f"{own}\n{calls}" if own else calls
         _add(turns, message, index, roles[index])
     return turns
+
+
+def _rendered_part(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without its nulls and what is for training alone."""
+    if message.keys() == _PLAIN and message["content"] is not None:
+        return message
+    return {key: value for key, value in message.items() if key not in _TRAINING_KEYS and value is not None}
 
 
 def _prompt(tools: list[Any] | None, tools_format: ToolsFormat) -> str | None:

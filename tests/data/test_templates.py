@@ -353,7 +353,7 @@ def test_trains_what_the_generation_marks_of_trl_enclose(
 
 @pytest.mark.parametrize("template", [name for name in TEMPLATES if name.removesuffix("_training") not in PARTS_ONLY])
 def test_random_conversations_of_agents(template: str, tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
-    """Calls with arguments of every type, or none; several results; empty contents; thinking. All or nothing is right."""
+    """Calls with arguments of every type, or none; several results; empty contents; thinking."""
     tokenizer = tokenizers["byte level"]
     tokenizer.chat_template = TEMPLATES[template]
     renderer = ChatRenderer(tokenizer)
