@@ -3,9 +3,10 @@
 import json
 import math
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -361,6 +362,10 @@ def test_perf_log_tells_other_callbacks(
         ("NVIDIA H200", True, "highest", 989.4),
         ("NVIDIA H100 80GB HBM3", True, "highest", 989.4),
         ("NVIDIA H100 PCIe", True, "highest", 756.5),
+        ("NVIDIA H200 NVL", True, "highest", 835.5),
+        ("NVIDIA H200 MIG 1g.18gb", True, "highest", None),
+        ("Tesla V100-SXM2-16GB", True, "highest", 125.0),
+        ("Tesla V100-PCIE-32GB", True, "highest", 112.0),
         ("NVIDIA A100-SXM4-80GB", False, "high", 156.0),
         ("NVIDIA A100-SXM4-80GB", False, "highest", 19.5),
         ("NVIDIA L40", True, "highest", None),
@@ -370,10 +375,28 @@ def test_perf_log_tells_other_callbacks(
 def test_peaks_of_devices(
     monkeypatch: pytest.MonkeyPatch, name: str, half: bool, precision: str, expected: float | None
 ) -> None:
-    fake = SimpleNamespace(get_device_name=lambda device: name)
-    monkeypatch.setattr(peak_flops.torch, "cuda", fake)
-    monkeypatch.setattr(peak_flops.torch, "get_float32_matmul_precision", lambda: precision)
-    assert peak_flops.peak_tflops(torch.device("cuda", 0), half) == expected
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert peak_flops.peak_tflops(torch.device("cuda", 0), half) == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_peak_of_tf32_as_trainer_switches_it_on() -> None:
+    # In a process of its own: torch does not take back the mix of its old and new switches.
+    script = """
+import torch
+from swiftplug.builtin.callbacks.peak_flops import peak_tflops
+from transformers.utils.import_utils import enable_tf32
+torch.cuda.get_device_name = lambda device: "NVIDIA A100-SXM4-80GB"
+for on in (True, False):
+    enable_tf32(on)
+    print(peak_tflops(torch.device("cuda", 0), False))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.split() == ["156.0", "19.5"], result.stderr
 
 
 def test_no_peak_of_a_cpu() -> None:
