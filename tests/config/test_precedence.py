@@ -173,7 +173,7 @@ class TestQuickstart:
         loaded = load_train_config(None, {}, [])
         assert loaded.quickstart
         assert loaded.config.model is not None and loaded.config.model.name.endswith("tiny")
-        assert [choice.name.partition("#")[0].rpartition(":")[2] for choice in loaded.config.dataset] == ["arithmetic"]
+        assert {choice.name.partition("#")[0].rpartition(":")[2] for choice in loaded.config.dataset} == {"arithmetic"}
 
     def test_options_and_sets_apply_on_top(self) -> None:
         loaded = load_train_config(
