@@ -26,8 +26,10 @@ Listed = tuple[FoundPlugin, Check | None]
 
 def list_plugins(
     kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Only one kind, such as loss.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Import each and check that it fits its contract.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a list of JSON objects.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", metavar="", help="Import each and check that it fits its contract.")
+    ] = False,
     files: Annotated[
         list[str] | None, typer.Option("--plugin", metavar="FILE.py", help="Also what a file has.")
     ] = None,

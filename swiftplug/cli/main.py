@@ -32,7 +32,7 @@ def _print_version(wanted: bool) -> None:
 def _swiftplug(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool, typer.Option("--version", metavar="", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Fine-tune language models; every part is a plugin that pip installs.

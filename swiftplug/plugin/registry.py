@@ -21,6 +21,7 @@ from swiftplug.plugin.discovery import (
     normalized,
 )
 from swiftplug.plugin.files import FilePlugin, load_file
+from swiftplug.plugin.kinds import KINDS
 from swiftplug.plugin.options import check_options, option_source
 from swiftplug.plugin.sources import source_of
 
@@ -79,7 +80,9 @@ class Registry:
         from_files: Sequence[FilePlugin],
         allow_lists: Mapping[str, Container[str]],
     ) -> None:
-        self._plugins = [*installed, *(it.found for it in from_files)]
+        kinds = list(KINDS)
+        plugins = [*installed, *(it.found for it in from_files)]
+        self._plugins = sorted(plugins, key=lambda it: kinds.index(it.kind))
         self._from_files = {it.found: it for it in from_files}
         self._allow_lists = allow_lists
 
@@ -100,7 +103,7 @@ class Registry:
         return cls(installed, [it for file in unique.values() for it in load_file(file)], allow_lists(allow))
 
     def found(self, kind: str | None = None) -> list[FoundPlugin]:
-        """The plugins that may be used, of one kind or of all."""
+        """The plugins that may be used, of one kind or of all, in order of kind; those of files come last of theirs."""
         return [it for it in self._plugins if kind in (None, it.kind) and self._may_load(it)]
 
     def refused(self, kind: str | None = None) -> list[FoundPlugin]:

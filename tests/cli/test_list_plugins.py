@@ -94,6 +94,10 @@ def test_a_file_is_listed_with_the_rest(run: Any, tmp_path: Path) -> None:
     path.write_text("from swiftplug.plugin import *\n\n@register_loss_func('mine')\n" + GOOD)
     row = rows(run("--json", "--plugin", "mine.py"))["loss file:mine"]
     assert (row["value"], row["version"], row["summary"]) == ("mine.py:f", "", "Does good.")
+    headings = [
+        line.split()[0] for line in run("--plugin", "mine.py", COLUMNS="160").stdout.splitlines() if "(--" in line
+    ]
+    assert sorted(headings) == sorted(set(headings))  # its kinds are those of the others
     path.write_text("\n1 / 0\n")
     done = run("--plugin", "mine.py")
     assert (done.returncode, done.stderr) == (2, "error: mine.py:2: ZeroDivisionError: division by zero\n")
