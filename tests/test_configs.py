@@ -52,12 +52,6 @@ def test_the_whole_of_it_can_be_planned_without_a_model(config: Path, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_the_quickstart_is_the_embedded_one() -> None:
-    shown = load_train_config(str(ROOT / "configs" / "quickstart.yaml"), {}, []).config
-    embedded = load_train_config(None, {}, []).config
-    assert shown.model_dump(exclude={"output_dir"}) == embedded.model_dump(exclude={"output_dir"})
-
-
 def test_the_agent_learns_its_calls_at_double_weight_and_nothing_of_the_results(tiny_model_dir: Path) -> None:
     line = [sys.executable, "-m", "swiftplug", "preview", "configs/agent_tools.yaml", "--model", str(tiny_model_dir)]
     done = subprocess.run([*line, "--rows=12", "--format=json"], cwd=ROOT, capture_output=True, text=True)
