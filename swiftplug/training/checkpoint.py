@@ -21,10 +21,10 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 
 def clear_leftovers(run_dir: Path) -> None:
-    """Remove what a killed run was writing or deleting."""
+    """Remove what a killed run was writing or deleting; several processes of a run may do so at once."""
     for pattern in (f"{STAGING}*", f"{DOOMED}*"):
         for path in run_dir.glob(pattern):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -87,6 +87,13 @@ def rotate(run_dir: Path, keep: int | None, best: str | None) -> None:
     excess = len(found) - max(keep, len(protected))
     for path in [path for path in found if path not in protected][: max(excess, 0)]:
         remove_checkpoint(path)
+
+
+def keep_only(run_dir: Path, best: Path) -> None:
+    """Delete every checkpoint but one."""
+    for path in checkpoints(run_dir):
+        if path != best:
+            remove_checkpoint(path)
 
 
 def remove_checkpoint(path: Path) -> None:

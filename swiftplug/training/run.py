@@ -193,9 +193,8 @@ def _print_end(console: Console, run_dir: Path, metrics: dict[str, Any], seconds
     hidden = ("runtime", "per_second", "preparation_time")
     others = sorted(name for name in metrics if name.startswith("eval_") and not name.endswith(hidden))
     told = [*(name for name in first if name in metrics), *(name for name in others if name not in first)]
-    say(
-        console, f"finished in {duration(seconds)}: {', '.join(f'{name} {metrics[name]:.4f}' for name in told)}", "bold"
-    )
+    values = ", ".join(f"{name} {metrics[name]:.4f}" for name in told)
+    say(console, f"finished in {duration(seconds)}: {values}".rstrip(": "), "bold")
     say(console, f"the model, its log and its curves (loss.png) are in {run_dir}")
 
 

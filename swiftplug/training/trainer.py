@@ -15,18 +15,20 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from transformers import Trainer
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from swiftplug.data.sampler import EpochSampler
-from swiftplug.errors import UserError
-from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.errors import UserError, nearest
 from swiftplug.training.arguments import RunArguments
-from swiftplug.training.checkpoint import PREFIX, STAGING, rotate, staged, staged_into
+from swiftplug.training.callback_state import restore_states, states_of
+from swiftplug.training.checkpoint import PREFIX, STAGING, keep_only, rotate, staged, staged_into
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer
 from swiftplug.training.marker import MARKER, Marker, write_marker
+from swiftplug.training.optimizer import make_optimizer
 from swiftplug.training.plugins import RunPlugins
 
 IGNORED = -100
@@ -64,6 +66,7 @@ class PlugTrainer(Trainer):
         self.metrics = Metrics(plugins.metrics)
         self.run_dir = Path(run_args.training_args.output_dir or ".")
         self._already_ended = False
+        self._last_step_of_epoch = -1
         super().__init__(
             model=model,
             args=run_args.training_args,
@@ -72,6 +75,9 @@ class PlugTrainer(Trainer):
             preprocess_logits_for_metrics=self.metrics.preprocess if self.metrics.of_tokens else None,
             **kwargs,
         )
+        # Plugins add to the logs (`perf_log` does), so whoever reports them comes after all of those.
+        reporters = tuple(get_reporting_integration_callbacks(self.args.report_to))
+        self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, reporters))
         self.loss_is_scaled_for_ga = True
         self._flops_per_token = _flops_per_token(model)
         self.loss_computer = LossComputer(plugins.loss, model, self.accelerator, self.args)
@@ -100,11 +106,43 @@ class PlugTrainer(Trainer):
             return
         super()._run_epoch(model, epoch, *args, **kwargs)
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        started = super()._init_training_state(*args, **kwargs)
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save; what the last step of an epoch has to save waits for the end of the epoch.
+
+        That may evaluate too: a checkpoint from before it would let a resumed run miss the evaluation.
+        """
+        ends_epoch = float(self.state.epoch or 0).is_integer() or self.control.should_training_stop
+        if not ends_epoch or self._last_step_of_epoch == self.state.global_step:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            return
+        self._last_step_of_epoch = self.state.global_step  # the next call is that of the epoch
+        wants_save, self.control.should_save = self.control.should_save, False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.control.should_save = wants_save
+
+    def _init_training_state(
+        self, max_steps: int, steps_in_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        started = super()._init_training_state(max_steps, steps_in_epoch, epochs, resume_from_checkpoint, trial)
         # A run that a callback had stopped is not taken up again; the base class would train one step more.
         self._already_ended = self.control.should_training_stop
+        if resume_from_checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+            best = self.run_dir / Path(state.best_model_checkpoint or "none").name  # the folder may have been moved
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
         return started
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint:
+            # The base class would do the same, but not so that a half-deleted checkpoint has another name.
+            keep_only(self.run_dir, Path(self.state.best_model_checkpoint))
+        return super()._finalize_training(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, but no mean loss of no steps, which a run has that was resumed at its end."""
+        if self.state.global_step == self._initial_global_step:
+            logs.pop("train_loss", None)
+        super().log(logs, start_time)
 
     # Optimizer
 
@@ -115,8 +153,9 @@ class PlugTrainer(Trainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Ask the optimizer plugin for an optimizer and scheduler; what it leaves out is the base class's own."""
         if self.optimizer is None:
-            made = self.plugins.optimizer.bound(self.run_args, model or self.model, self.train_dataset)
-            self.optimizer, self.lr_scheduler = _checked(made, self.plugins.optimizer)
+            whole: Any = self.model if model is None else model
+            made = make_optimizer(self.plugins.optimizer, self.run_args, whole, self.train_dataset)
+            self.optimizer, self.lr_scheduler = made
         return super().create_optimizer(model)
 
     # Loss
@@ -187,6 +226,11 @@ class PlugTrainer(Trainer):
         labels[max(real, 0) :] = IGNORED
         return labels
 
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        if skip_scheduler and self.state.global_step:
+            return {}  # this is for `eval_on_start`, and a resumed run was evaluated at its start
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
     def evaluation_loop(
         self,
         dataloader: Any,
@@ -212,6 +256,9 @@ class PlugTrainer(Trainer):
             )
             for name, value in self.metrics.compute_on_texts(answers).items():
                 metrics[f"{metric_key_prefix}_{name}"] = value
+        wanted = self.args.metric_for_best_model
+        if wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
+            raise UserError(f"training.metric_for_best_model: no evaluation gives {wanted!r}{nearest(wanted, metrics)}")
         return output._replace(metrics=metrics)
 
     # Saving and loading
@@ -239,8 +286,9 @@ class PlugTrainer(Trainer):
         """Save all that an exact resume needs, into a folder that takes its name when it is complete."""
         self.store_flos()
         final = self.run_dir / f"{PREFIX}{self.state.global_step}"
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(self.run_dir / f"{PREFIX}{self.state.best_global_step}")
+        best = self.run_dir / f"{PREFIX}{self.state.best_global_step}"
+        if best == final or best.is_dir():  # not every step that is evaluated is saved
+            self.state.best_model_checkpoint = str(best)
         # Averaging optimizers keep other weights for use than for training; both runs, broken or not, switch here.
         self._optimizer_mode("eval")
         if self.args.world_size > 1:
@@ -270,25 +318,12 @@ class PlugTrainer(Trainer):
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
         if self.args.should_save:
-            self._collect_callback_states()
+            states: Any = states_of([*self.callback_handler.callbacks, self.control])
+            self.state.stateful_callbacks = states
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
-    def _collect_callback_states(self) -> None:
-        states: Any = {}
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                states.setdefault(type(callback).__name__, []).append(callback.state())
-        self.state.stateful_callbacks = states
-
     def _load_callback_state(self) -> None:
-        """Give each callback its state back in place: the base class would make it anew, at the end of the order."""
-        saved: Any = self.state.stateful_callbacks
-        states = {name: list(each) for name, each in saved.items()}
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState) and states.get(type(callback).__name__):
-                state = states[type(callback).__name__].pop(0)
-                for name, value in {**state["args"], **state["attributes"]}.items():
-                    setattr(callback, name, value)
+        restore_states([*self.callback_handler.callbacks, self.control], self.state.stateful_callbacks)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing: the tuner plugin has loaded the weights, before this trainer was made."""
@@ -296,31 +331,13 @@ class PlugTrainer(Trainer):
     def _load_best_model(self) -> None:
         self.model = self.model_wrapped = self.reload_best(str(self.state.best_model_checkpoint))
         self._move_model_to_device(self.model, self.args.device)
+        self.callback_handler.model = self.model
         self.loss_computer = LossComputer(self.plugins.loss, self.model, self.accelerator, self.args)
 
     def _optimizer_mode(self, mode: str) -> None:
         switch = getattr(self.optimizer, mode, None)
         if callable(switch):
             switch()
-
-
-def _checked(made: Any, plugin: LoadedPlugin) -> tuple[Any, Any]:
-    """What an optimizer plugin returned, if it is what its contract says.
-
-    Raises:
-        UserError: It is not.
-    """
-    name = f"optimizer {plugin.found.qualified_name!r}"
-    if not isinstance(made, tuple) or len(made) != 2:
-        raise UserError(f"{name}: returned a {type(made).__name__}; expected a pair (optimizer, scheduler)")
-    optimizer, scheduler = made
-    if optimizer is None and scheduler is not None:
-        raise UserError(f"{name}: returned a scheduler without its optimizer")
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise UserError(
-            f"{name}: returned a {type(optimizer).__name__} first; expected a torch.optim.Optimizer or None"
-        )
-    return optimizer, scheduler
 
 
 def _flops_per_token(model: Any) -> int:

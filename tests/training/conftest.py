@@ -1,6 +1,5 @@
 """A small dataset, and runs made in this process by the function that the command line calls."""
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,8 +56,3 @@ def run(tiny_model_dir: Path, chat_file: Path, tmp_path: Path, monkeypatch: pyte
         return result
 
     return start
-
-
-def log_of(result: TrainResult) -> list[dict[str, Any]]:
-    """The lines of a run's `log.jsonl`."""
-    return [json.loads(line) for line in (result.run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -97,6 +97,7 @@ def test_a_finished_run_resumed_is_left_as_it_is(run: Any) -> None:
     again = run("r", sets, resume=True)
     assert (again.run_dir / "model.safetensors").read_bytes() == weights
     assert again.metrics["step"] == 1
+    assert "train_loss" not in again.metrics  # it trained no step: 0 would be a lie
 
 
 @pytest.mark.parametrize(
