@@ -4,13 +4,16 @@ import importlib
 import traceback
 from pathlib import Path
 
+_OUR_FOLDER = Path(__file__).parent
+
 
 def cause_of(error: BaseException) -> str:
     """What went wrong and where: `NameError: name 'x' is not defined (acme/loss.py:12)`."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
     frames = [it for it in traceback.extract_tb(error.__traceback__) if not it.filename.startswith("<frozen")]
-    if not frames or frames[-1].filename == importlib.__file__:  # what was imported was not there
+    # What was imported was not there, or what it was called for was not in it: that line is not theirs.
+    if not frames or frames[-1].filename == importlib.__file__ or Path(frames[-1].filename).parent == _OUR_FOLDER:
         return _one_line(error)
     return f"{_one_line(error)} ({frames[-1].filename}:{frames[-1].lineno})"
 
