@@ -86,7 +86,12 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         ("\ndef f(:\n", "SyntaxError: .*acme.py:2"),
         ("x = 1\nraise ValueError('two\\nlines')", r"ValueError: two lines \(.*acme.py:2\)"),
         ("raise SystemExit(3)", "SystemExit: 3"),
-        ("g = 1", "AttributeError: module 'acme' has no attribute 'f'"),
+        ("g = 1", "AttributeError: module 'acme' has no attribute 'f'$"),
+        (
+            "from abc import ABC, abstractmethod\nclass f(ABC):\n    def __call__(self, outputs, labels): ...\n"
+            "    @abstractmethod\n    def forgotten(self): ...",
+            "TypeError: Can't instantiate abstract class f .*forgotten'?$",
+        ),
     ],
 )
 def test_a_broken_plugin_is_one_line_with_its_cause_and_breaks_nothing_else(
@@ -160,6 +165,36 @@ def test_a_constructor_that_refuses_its_options_is_one_line(install: Any) -> Non
     text += "    def __call__(self, outputs, labels): return 0\n"
     install("acme", {"losses": {"mine": "acme:F"}}, {"acme.py": text})
     assert "ValueError: n must be positive" in refusal("loss", "mine", n=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [
+        ("tuner", "lora", {"r": 0}),
+        ("tuner", "lora", {"lora_dropout": 1.0}),
+        ("optimizer", "muon", {"momentum": 1}),
+        ("optimizer", "muon", {"ns_steps": 0}),
+        ("optimizer", "muon", {"adamw_lr": -1e-3}),
+        ("optimizer", "lorap", {"lr_ratio": 0}),
+        ("optimizer", "galore", {"rank": 0}),
+        ("optimizer", "galore", {"update_proj_gap": 0}),
+        ("metric", "nlg", {"max_new_tokens": 0}),
+        ("metric", "exact_match", {"max_new_tokens": -1}),
+        ("callback", "early_stop", {"patience": 0}),
+        ("callback", "lisa", {"interval": 0}),
+        ("loss", "focal", {"gamma": -1}),
+        ("loss", "label_smoothing", {"epsilon": 1}),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_there_is_a_model(
+    kind: str, name: str, options: dict[str, float]
+) -> None:
+    if name in ("galore", "nlg"):
+        pytest.importorskip({"galore": "pytorch_optimizer", "nlg": "rouge_score"}[name])
+    message = refusal(kind, name, **options)
+    assert message.startswith(f"--{kind}: ")
+    (option,) = options
+    assert option in message
 
 
 def test_every_built_in_fits_its_contract_or_needs_an_extra() -> None:

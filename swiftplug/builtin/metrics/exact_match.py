@@ -2,6 +2,8 @@ r"""The share of generated answers that are exactly right: the last `\boxed{...}
 
 import re
 
+from pydantic import PositiveInt
+
 _BOX = re.compile(r"\\boxed\{")
 _BRACE = re.compile(r"\\.|[{}]")  # an escaped brace is a character of the answer
 
@@ -19,7 +21,7 @@ class ExactMatch:
 
     generate = True
 
-    def __init__(self, max_new_tokens: int = 256) -> None:
+    def __init__(self, max_new_tokens: PositiveInt = 256) -> None:
         """Set the length of answers.
 
         Args:

@@ -5,6 +5,7 @@ import re
 from statistics import fmean
 
 import jieba
+from pydantic import PositiveInt
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
@@ -40,7 +41,7 @@ class NLG:
 
     generate = True
 
-    def __init__(self, max_new_tokens: int = 256) -> None:
+    def __init__(self, max_new_tokens: PositiveInt = 256) -> None:
         self.max_new_tokens = max_new_tokens
         self._rouge = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Words())
 

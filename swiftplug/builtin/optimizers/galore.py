@@ -4,6 +4,7 @@ import re
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from pytorch_optimizer import GaLore
 from pytorch_optimizer.optimizer.utils.galore import GaLoreProjector
 
@@ -16,8 +17,8 @@ def galore(
     model: torch.nn.Module,
     dataset: Any,
     *,
-    rank: int = 128,
-    update_proj_gap: int = 200,
+    rank: PositiveInt = 128,
+    update_proj_gap: PositiveInt = 200,
     scale: float = 0.25,
     projection_type: Literal["std", "reverse_std", "right", "left", "full"] = "std",
     target_modules: list[str] | None = None,

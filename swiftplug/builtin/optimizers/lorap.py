@@ -5,12 +5,20 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
+from pydantic import PositiveFloat
 
 from swiftplug.builtin.optimizers.groups import Made, trainable
 from swiftplug.errors import UserError
 
 
-def lorap(args: Any, model: torch.nn.Module, dataset: Any, *, lr_ratio: float = 16, lr_embedding: float = 1e-6) -> Made:
+def lorap(
+    args: Any,
+    model: torch.nn.Module,
+    dataset: Any,
+    *,
+    lr_ratio: PositiveFloat = 16,
+    lr_embedding: PositiveFloat = 1e-6,
+) -> Made:
     """AdamW whose learning rate is `lr_ratio` times `training.learning_rate` on B matrices and on vectors.
 
     Args:

@@ -1,8 +1,9 @@
 """Muon for the matrices inside the network, AdamW for the rest."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from swiftplug.builtin.optimizers.chained import Chained
 from swiftplug.builtin.optimizers.groups import Made, decay_groups, hidden_matrices, trainable
@@ -14,11 +15,11 @@ def muon(
     model: torch.nn.Module,
     dataset: Any,
     *,
-    momentum: float = 0.95,
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95,
     nesterov: bool = True,
-    ns_steps: int = 5,
+    ns_steps: PositiveInt = 5,
     adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw",
-    adamw_lr: float | None = None,
+    adamw_lr: PositiveFloat | None = None,
 ) -> Made:
     """Momentum orthogonalized by Newton-Schulz iteration (Keller Jordan, kellerjordan.github.io/posts/muon).
 

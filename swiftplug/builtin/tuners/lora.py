@@ -1,9 +1,10 @@
 """LoRA: low-rank matrices beside frozen linear layers (arXiv 2106.09685), on a quantized base too (QLoRA)."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from peft import LoraConfig
+from pydantic import Field, PositiveInt
 
 from swiftplug.builtin.tuners.adapters import Adapter, configure, wrap
 
@@ -16,9 +17,9 @@ class LoRA(Adapter):
         args: Any,
         model: torch.nn.Module,
         *,
-        r: int = 8,
+        r: PositiveInt = 8,
         lora_alpha: int = 16,
-        lora_dropout: float = 0.0,
+        lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         target_modules: str | list[str] = "all-linear",
         modules_to_save: list[str] | None = None,
         bias: Literal["none", "all", "lora_only"] = "none",
