@@ -42,6 +42,7 @@ def train(
     from swiftplug.cli.allocator import keep_freed_memory
     from swiftplug.cli.launch import is_first, run_in_processes
     from swiftplug.cli.quiet import quiet_libraries, settle_tokenizer_threads
+    from swiftplug.cli.threads import wait_without_spinning
     from swiftplug.config.load import load_train_config
     from swiftplug.training.plugins import check_names
 
@@ -56,6 +57,7 @@ def train(
     if loaded.quickstart and is_first():
         typer.echo("No model, dataset or config given: this is the embedded quickstart. Nothing is downloaded.")
     keep_freed_memory()
+    wait_without_spinning()
     settle_tokenizer_threads(config.data.num_proc)
     if not request.debug:
         quiet_libraries()
