@@ -50,7 +50,7 @@ def arithmetic(
     split: Split = "train",
     min_steps: int = 1,
     max_steps: int = 2,
-    max_number: int = 20,
+    max_number: int = 15,
 ) -> datasets.Dataset:
     r"""Word problems, no two alike, of people who gain and lose things.
 
