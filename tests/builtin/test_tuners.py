@@ -205,7 +205,6 @@ def test_options_are_refused_before_a_model_is_there(name: str, options: dict[st
         ("lora", {"target_modules": ["q_prj"]}, "did you mean 'q_proj'?"),
         ("lora", {"target_modules": r".*\.q_prj"}, r"no module matches '.*\\.q_prj'"),
         ("lora", {"modules_to_save": ["lm_haed"]}, "modules_to_save: the model has no module 'lm_haed'; did you mean"),
-        ("lora", {"r": 0}, "tuner lora: "),
         ("ia3", {"target_modules": ["k_proj"], "feedforward_modules": ["down_proj"]}, "tuner ia3: "),
         ("peft", {"type": "lora", "target_modules": ["k_prj"]}, "tuner peft: target_modules: the model has no module"),
         ("peft", {"type": "lora", "init_lora_weights": "pissa_niter_4"}, "cannot be loaded again exactly"),
