@@ -5,7 +5,9 @@ from typing import Any, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.utils.import_utils import is_liger_kernel_available
 
 from swiftplug.config.schema import TrainConfig
 from swiftplug.errors import UserError, nearest
@@ -24,6 +26,19 @@ DECIDED_ELSEWHERE = {
     "do_eval": "eval_dataset",
     "do_predict": "eval_dataset",
     "local_rank": "torchrun, or the option --nproc",
+    "enable_jit_checkpoint": "training.save_steps: a run may be killed at any moment",
+    # What Trainer pushes has its arguments pickled beside the weights.
+    **dict.fromkeys(
+        (
+            "push_to_hub",
+            "hub_model_id",
+            "hub_strategy",
+            "hub_private_repo",
+            "hub_always_push",
+            "hub_revision",
+        ),
+        "nothing: push the folder of the finished run, by `hf upload REPOSITORY FOLDER`",
+    ),
     **dict.fromkeys(
         (
             "remove_unused_columns",
@@ -31,6 +46,8 @@ DECIDED_ELSEWHERE = {
             "include_num_input_tokens_seen",
             "logging_nan_inf_filter",
             "batch_eval_metrics",
+            "eval_do_concat_batches",
+            "include_for_metrics",
             "prediction_loss_only",
             "restore_callback_states_from_checkpoint",
             "ignore_data_skip",
@@ -39,6 +56,8 @@ DECIDED_ELSEWHERE = {
         "nothing: it is fixed, and runs rely on it",
     ),
 }
+
+AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 class RunArguments:
@@ -102,12 +121,30 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> 
         values["liger_kernel_config"] = own | (given.get("liger_kernel_config") or {})
     try:
         arguments = TrainingArguments(**values)
-    except (ValueError, TypeError, ImportError) as error:
+        _try_out(arguments)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
     # One process drives one device; several devices are several processes (--nproc), never DataParallel.
     _ = arguments.device
     arguments._n_gpu = min(arguments._n_gpu, 1)
     return arguments
+
+
+def _try_out(arguments: TrainingArguments) -> None:
+    """Let fail now what Trainer would find out when the model is loaded: reporters, learning rate, schedule."""
+    for reporter in get_reporting_integration_callbacks(arguments.report_to):
+        reporter()
+    schedule: Any = arguments.lr_scheduler_kwargs
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
+    get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=1,
+        num_training_steps=1_000_000,
+        scheduler_specific_kwargs=schedule,
+    )
+    if arguments.use_liger_kernel and not is_liger_kernel_available():
+        raise ImportError("use_liger_kernel needs liger-kernel; pip install liger-kernel")
 
 
 def check_training_section(section: dict[str, Any]) -> dict[str, Any]:
@@ -147,11 +184,25 @@ def _check_agreement(config: TrainConfig, given: dict[str, Any], has_eval: bool)
     for name in ("bf16", "fp16"):
         if given.get(name) and config.dtype != "auto":
             raise UserError(f"training.{name}: excludes dtype: {config.dtype}; set only one of them")
+    for name in AT_LEAST_ONE:
+        if given.get(name) is not None and given[name] < 1:
+            raise UserError(f"training.{name}: found {given[name]}, expected 1 or more")
     strategy = given.get("eval_strategy")
     if strategy not in (None, "no") and not has_eval:
         raise UserError(f"training.eval_strategy: {strategy!r} needs eval_dataset or data.val_size")
     if (given.get("load_best_model_at_end") or given.get("save_strategy") == "best") and not has_eval:
         raise UserError("training.load_best_model_at_end: needs eval_dataset or data.val_size")
+    if given.get("eval_on_start") and not has_eval:
+        raise UserError("training.eval_on_start: needs eval_dataset or data.val_size")
+    best = given.get("metric_for_best_model")
+    if given.get("save_strategy") == "best" and best is None:
+        raise UserError("training.save_strategy: best needs training.metric_for_best_model, eval_loss for instance")
+    if best is not None and not config.metrics and best.removeprefix("eval_") != "loss":
+        raise UserError(
+            f"training.metric_for_best_model: {best!r} is no metric of this run; without metrics: eval_loss"
+        )
+    if strategy == "no" and config.metrics and not given.get("eval_on_start"):
+        raise UserError("metrics: nothing is measured with training.eval_strategy: no; drop one of them")
 
 
 def _eval_strategy(given: dict[str, Any], has_eval: bool) -> str:

@@ -108,13 +108,46 @@ def test_a_finished_run_resumed_is_left_as_it_is(run: Any) -> None:
         ("output_dir=x", "training.output_dir: not set here; set the key output_dir"),
         ("eval_strategy=steps", "training.eval_strategy: 'steps' needs eval_dataset or data.val_size"),
         ("lr_scheduler_type=linea", "training"),
+        ("lr_scheduler_kwargs={foo: 1}", "unexpected keyword argument 'foo'"),
+        ("learning_rate=-1", "training: Invalid learning rate: -1.0"),
+        ("per_device_train_batch_size=0", "training.per_device_train_batch_size: found 0, expected 1 or more"),
+        ("gradient_accumulation_steps=0", "training.gradient_accumulation_steps: found 0, expected 1 or more"),
+        ("report_to=wandbb", "training: wandbb is not supported"),
+        ("eval_on_start=true", "training.eval_on_start: needs eval_dataset or data.val_size"),
+        ("push_to_hub=true", "by `hf upload REPOSITORY FOLDER`"),
+        ("enable_jit_checkpoint=true", "not set here; set training.save_steps"),
     ],
 )
-def test_wrong_fields_of_training(run: Any, field: str, words: str) -> None:
+def test_wrong_fields_of_training(run: Any, tmp_path: Path, field: str, words: str) -> None:
     with pytest.raises(UserError) as raised:
         run("r", [f"training.{field}"])
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "metrics", "words"),
+    [
+        (["save_strategy=best"], [], "training.save_strategy: best needs training.metric_for_best_model"),
+        (["metric_for_best_model=acc"], [], "training.metric_for_best_model: 'acc' is no metric of this run"),
+        (["eval_strategy=no"], ["acc"], "metrics: nothing is measured with training.eval_strategy: no"),
+        (["load_best_model_at_end=true"], [], "requires the save and eval strategy to match"),
+    ],
+)
+def test_evaluations_that_do_not_fit(
+    run: Any, chat_file: Path, tmp_path: Path, fields: list[str], metrics: list[str], words: str
+) -> None:
+    with pytest.raises(UserError) as raised:
+        run("r", [f"training.{field}" for field in fields], eval_dataset=[f"{chat_file}#4"], metrics=metrics)
+    assert words in str(raised.value)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_best_metric_that_no_evaluation_gives_is_named(run: Any, chat_file: Path) -> None:
+    sets = ["training.metric_for_best_model=token_ac"]
+    with pytest.raises(UserError, match=r"metric_for_best_model: no evaluation gives 'token_ac'.*eval_token_acc"):
+        run("r", sets, eval_dataset=[f"{chat_file}#4"], metrics=["acc"])
 
 
 def test_optim_goes_with_the_default_optimizer(run: Any) -> None:
