@@ -58,27 +58,26 @@ class ChatRenderer:
         Raises:
             RowError: If the template raises, or if it cannot be told for certain where an answer stands.
         """
-        turns, text = self._write(conversation)
-        contents = _plain_contents(turns)
-        layout = self._layouts.get(tuple(turns.roles)) if contents else None
-        if layout and contents and layout.fits(contents, text):
-            return Rendered(text, layout.segments(contents), [])
-        try:
-            return self._examine(turns, text)
-        except RowError:
-            again = self._apply(turns, turns.messages, False)
-            if again == text:
-                raise
-            return self._examine(turns, again)  # the template writes a date, and the day is another one now
+        return self._read(*self._write(conversation))
 
-    def plain(self, conversation: Conversation) -> Rendered:
-        """The text of a conversation as one response, for training on all of it.
+    def render_all(self, conversations: Sequence[Conversation], whole: bool) -> list[Rendered | RowError]:
+        """Render many, which is quicker than one by one.
 
-        Raises:
-            RowError: If the template raises.
+        Args:
+            conversations: Rows with messages.
+            whole: Whether each is one response, to train on all of it.
+
+        Returns:
+            As `render`; what cannot be rendered has its error in its place.
         """
-        _, text = self._write(conversation)
-        return Rendered(text, [Segment(0, len(text), ContextType.RESPONSE, True, "", TEMPLATE_TEXT)], [])
+        rendered: list[Rendered | RowError] = []
+        for conversation, written in zip(conversations, self._write_all(conversations), strict=True):
+            try:
+                turns, text = written or self._write(conversation)
+                rendered.append(_as_response(text) if whole else self._read(turns, text))
+            except RowError as error:
+                rendered.append(error)
+        return rendered
 
     def prompt(self, conversation: Conversation) -> str | None:
         """What a model is given to write the last answer: all that precedes it, with the generation prompt.
@@ -93,6 +92,31 @@ class ChatRenderer:
         if len(turns.messages) < 2 or turns.roles[-1] != "assistant":
             return None
         return self._apply(turns, turns.messages[:-1], True)
+
+    def _read(self, turns: Turns, text: str) -> Rendered:
+        """The segments of a text."""
+        contents = _plain_contents(turns)
+        layout = self._layouts.get(tuple(turns.roles)) if contents else None
+        if layout and contents and layout.fits(contents, text):
+            return Rendered(text, layout.segments(contents), [])
+        try:
+            return self._examine(turns, text)
+        except RowError:
+            again = self._apply(turns, turns.messages, False)
+            if again == text:
+                raise
+            return self._examine(turns, again)  # the template writes a date, and the day is another one now
+
+    def _write_all(self, conversations: Sequence[Conversation]) -> list[tuple[Turns, str]] | list[None]:
+        """The turns of conversations and their texts; None for all where they must be rendered one by one."""
+        try:
+            all_turns = [write_turns(conversation, self._tools_format) for conversation in conversations]
+            if conversations and not any(turns.tools for turns in all_turns):
+                texts = self._tokenizer.apply_chat_template([turns.messages for turns in all_turns], tokenize=False)
+                return list(zip(all_turns, texts, strict=True))
+        except Exception:  # whatever it is, the row that raised it raises it again, alone
+            pass
+        return [None] * len(conversations)
 
     def _write(self, conversation: Conversation) -> tuple[Turns, str]:
         """The turns of a conversation and their text."""
@@ -152,6 +176,11 @@ def render(
 ) -> Rendered:
     """Render one conversation; see `ChatRenderer.render`."""
     return ChatRenderer(tokenizer, tools_format).render(conversation)
+
+
+def _as_response(text: str) -> Rendered:
+    """A text that is one response."""
+    return Rendered(text, [Segment(0, len(text), ContextType.RESPONSE, True, "", TEMPLATE_TEXT)], [])
 
 
 def _plain_contents(turns: Turns) -> list[str] | None:

@@ -1,6 +1,6 @@
 """From conversations to weighed tokens: rendered, tokenized in one go, and each token given its weight."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -81,11 +81,11 @@ def weigh_rows(
     check_offsets(tokenizer)
     drops: list[Drop] = []
     rendered: list[tuple[int, Rendered]] = []
-    for place, conversation in enumerate(conversations):
-        try:
-            rendered.append((place, _render(conversation, renderer, task)))
-        except RowError as error:
-            drops.append(Drop(conversation.origin, error.reason, error.detail))
+    for place, whole in enumerate(_render(conversations, renderer, task)):
+        if isinstance(whole, RowError):
+            drops.append(Drop(conversations[place].origin, whole.reason, whole.detail))
+        else:
+            rendered.append((place, whole))
     if not rendered:
         return [], drops
     tokens = _tokenize([(whole.text, conversations[place].text is not None) for place, whole in rendered], tokenizer)
@@ -106,13 +106,20 @@ def weigh_rows(
     return weighed, drops
 
 
-def _render(conversation: Conversation, renderer: ChatRenderer, task: str) -> Rendered:
-    if conversation.text is None:
-        return renderer.plain(conversation) if task == "pt" else renderer.render(conversation)
-    length = len(conversation.text)
+def _render(conversations: Sequence[Conversation], renderer: ChatRenderer, task: str) -> Iterator[Rendered | RowError]:
+    """The rendering of each row, or why there is none."""
+    chats = [conversation for conversation in conversations if conversation.text is None]
+    of_chats = iter(renderer.render_all(chats, whole=task == "pt"))
+    for conversation in conversations:
+        yield next(of_chats) if conversation.text is None else _plain_text(conversation.text)
+
+
+def _plain_text(text: str) -> Rendered:
+    """A text as one response, whose suffix is the end-of-text token."""
+    length = len(text)
     response = Segment(0, length, ContextType.RESPONSE, True, "", TEMPLATE_TEXT)
     end_of_text = Segment(length, length + 1, ContextType.SUFFIX, True, "", TEMPLATE_TEXT)
-    return Rendered(conversation.text, [response, end_of_text], [])
+    return Rendered(text, [response, end_of_text], [])
 
 
 class _Tokens(NamedTuple):

@@ -40,7 +40,7 @@ class CombinedLossScale(LossScale):
     ) -> tuple[list[str], list[float]]:
         """Cut the context wherever one of the loss scales does."""
         scales = self._scales if context_type is ContextType.RESPONSE else self._scales[:1]
-        cuts = [cut_context(scale, context, context_type, is_last_round, **kwargs) for scale in scales]
+        cuts = [cut_context(scale, 0, context, context_type, is_last_round, **kwargs) for scale in scales]
         edges = sorted({0, *(span.end for spans in cuts for span in spans)})
         if len(edges) == 1:
             return [context], [math.prod(spans[-1].weight if spans else 0.0 for spans in cuts)]
@@ -61,19 +61,20 @@ def combine(scales: Sequence[LossScale]) -> LossScale:
 
 
 def cut_context(
-    scale: LossScale, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
+    scale: LossScale, start: int, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
 ) -> list[WeightedSpan]:
     """Ask a loss scale for one context, and check its answer.
 
     Args:
         scale: The loss scale.
+        start: Where the context starts.
         context: The text of the context.
         context_type: What the context is.
         is_last_round: Whether it belongs to the last round.
         **kwargs: `query`, the text of the round's query.
 
     Returns:
-        Spans that cover the context, positions counted from its start.
+        Spans that cover the context.
 
     Raises:
         UserError: If the parts do not join to the context, or are not weighed by one finite number each.
@@ -92,7 +93,7 @@ def cut_context(
     if len(parts) != len(weights):
         raise UserError(f"{name}: found {len(parts)} parts and {len(weights)} weights, expected one weight a part")
     spans = []
-    position = 0
+    position = start
     for part, weight in zip(parts, weights, strict=True):
         if not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise UserError(f"{name}: found the weight {weight!r}, expected a finite number")
@@ -127,12 +128,12 @@ def lay_weights(
         if kind is ContextType.SUFFIX:
             spans.append(WeightedSpan(start, end, of_response))
             continue
-        cut = cut_context(loss_scale, rendered.text[start:end], kind, is_last_round, query=query)
+        cut = cut_context(loss_scale, start, rendered.text[start:end], kind, is_last_round, query=query)
         if 0 <= message < len(messages):
             cut = _overridden(cut, messages[message])
         if kind is ContextType.RESPONSE:
             of_response = next((span.weight for span in reversed(cut) if span.start < span.end), _last(cut))
-        spans.extend(WeightedSpan(start + span.start, start + span.end, span.weight) for span in cut)
+        spans += cut
     return spans
 
 
@@ -142,15 +143,14 @@ def _last(cut: Sequence[WeightedSpan]) -> float:
 
 def _overridden(cut: list[WeightedSpan], message: dict[str, Any]) -> list[WeightedSpan]:
     """The weights of a turn, with what its message says of training."""
-    factor = message.get("loss_scale")
+    loss, factor = message.get("loss"), message.get("loss_scale")
+    if loss is None and factor is None:
+        return cut
     factor = 1.0 if factor is None else float(factor)
-    loss = message.get("loss")
     if loss is False:
         factor = 0.0
     if loss and not any(span.weight for span in cut):
         return [span._replace(weight=factor) for span in cut]
-    if factor == 1:
-        return cut
     return [span._replace(weight=span.weight * factor) for span in cut]
 
 
