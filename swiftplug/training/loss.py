@@ -83,7 +83,8 @@ class LossComputer:
             outputs.logits = outputs.logits[:, -labels.shape[1] :]
             loss = self.function(outputs, labels, **self._optional(scale, num_items))
             self._check_scalar(loss)
-        if self.aux_coefficient and outputs.aux_loss is not None:
+        # In training only: it depends on how rows are batched, and `eval_loss` must not.
+        if self.aux_coefficient and model.training and outputs.aux_loss is not None:
             loss = loss + self.aux_coefficient * self._share(labels, num_items) * outputs.aux_loss.to(loss.device)
         return LossResult(loss, outputs)
 

@@ -1,9 +1,11 @@
 """Losses on labelled positions equal the model's own loss, for heads of every known form and for unknown ones."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -12,10 +14,12 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MixtralConfig,
+    TrainingArguments,
 )
 
 from swiftplug.builtin.losses.cross_entropy import CrossEntropy
 from swiftplug.training.head import find_known_head, run_headless, token_loss_sum
+from swiftplug.training.loss import LossComputer
 
 SMALL = {
     "vocab_size": 99,
@@ -94,3 +98,14 @@ def test_a_head_of_another_form_is_not_taken_for_a_known_one() -> None:
 
     model.forward = squared
     assert find_known_head(model) is None
+
+
+def test_the_auxiliary_loss_is_part_of_training_and_not_of_evaluation() -> None:
+    model, data = build("mixtral"), batch()
+    plugin: Any = SimpleNamespace(bound=CrossEntropy(), found=None)
+    arguments = TrainingArguments(use_cpu=True)  # before the accelerator, whose state it resets
+    computer = LossComputer(plugin, model, Accelerator(cpu=True), arguments)
+    outputs = model(**data)
+    plain = outputs.loss - 0.5 * outputs.aux_loss
+    torch.testing.assert_close(computer(model, dict(data), None).loss, plain)
+    torch.testing.assert_close(computer(model.train(), dict(data), None).loss, outputs.loss)
