@@ -29,9 +29,14 @@ def check_run_dir(folder: Path, resume: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file; expected a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not resume:
         held = "another run" if (folder / CONFIG).exists() else "other files"
         raise UserError(f"output_dir: {folder} holds {held}; name another folder, or go on with that run by --resume")
+    partial = {f".{name}.partial" for name in (CONFIG, MANIFEST)}  # a run killed at once leaves no more
+    if not (folder / CONFIG).exists() and {path.name for path in folder.iterdir()} - partial:
+        raise UserError(f"--resume: {folder} holds other files, and no run to go on with; name another folder")
 
 
 def open_run_dir(
@@ -52,14 +57,13 @@ def open_run_dir(
     Raises:
         UserError: What is to be resumed is another run than this one, or a plugin of it has changed.
     """
-    if not resume or not (folder / MANIFEST).exists():
+    if not resume or not (folder / CONFIG).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(folder)
         return None
     text = (folder / CONFIG).read_text(encoding="utf-8")
     if text != to_yaml(config):
         raise UserError(f"--resume: {folder / CONFIG} is another run's: {_first_difference(text, to_yaml(config))}")
-    if not allow_changed:
+    if not allow_changed and (folder / MANIFEST).exists():
         _refuse_changed_plugins(folder, plugins)
     clear_leftovers(folder)
     found = checkpoints(folder)

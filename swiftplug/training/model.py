@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from swiftplug.config.schema import ModelOptions, TrainConfig
@@ -60,6 +60,7 @@ def _from_plugin(plugin: LoadedPlugin, args: RunArguments) -> ModelSource:
     built: list[torch.nn.Module] = []
 
     def build() -> tuple[torch.nn.Module, Any]:
+        set_seed(args.seed)  # a resumed run must get the weights that an unbroken one had
         pair = plugin.bound(args)
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise UserError(f"{plugin.found} returned a {type(pair).__name__}; expected a pair (model, tokenizer)")
@@ -126,7 +127,10 @@ def _load_merged(folder: str, config: TrainConfig, plugins: RunPlugins, args: Ru
         update={
             "model": choice,
             "seed": marker.seed,
-            "model_options": ModelOptions.model_validate(marker.model_options),
+            # Code that came with a model runs where this run allows it, whatever the folder says.
+            "model_options": ModelOptions.model_validate(
+                {**marker.model_options, "trust_remote_code": config.model_options.trust_remote_code}
+            ),
         }
     )
     base_plugins = replace(plugins, registry=registry, model=base_plugin)

@@ -78,6 +78,7 @@ def train(
     setup = set_up(config)
     data = setup.data
     _check_weights(setup.plugins, data)
+    _check_size(setup)
     print_data(console, setup)
     if dry_run:
         print_plan(console, setup)
@@ -106,6 +107,14 @@ def _check_weights(plugins: RunPlugins, data: PreparedData) -> None:
         )
 
 
+def _check_size(setup: RunSetup) -> None:
+    """A dataset that makes no batch is refused."""
+    arguments, rows = setup.args.training_args, len(setup.data.train)
+    batch = arguments.per_device_train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and rows < batch:
+        raise UserError(f"training.dataloader_drop_last: drops all {rows} examples, as a batch takes {batch}")
+
+
 def _model_to_train(setup: RunSetup, checkpoint: Path | None) -> torch.nn.Module:
     """The base model, wrapped by the tuner anew or as a checkpoint has it."""
     set_seed(setup.config.seed)
@@ -125,9 +134,10 @@ def _model_to_train(setup: RunSetup, checkpoint: Path | None) -> torch.nn.Module
 
 def _trainer(setup: RunSetup, model: torch.nn.Module, run_dir: Path, console: Console) -> PlugTrainer:
     config, tuner = setup.config, setup.plugins.tuner
+    model_name = str(config.model and config.model.name)
     marker = Marker(
         base_model={
-            "name": place_of(str(config.model and config.model.name)),
+            "name": model_name if setup.plugins.model else place_of(model_name),
             "options": config.model.options if config.model else {},
         },
         model_options=config.model_options.model_dump(),

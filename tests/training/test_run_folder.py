@@ -1,6 +1,7 @@
 """What a run leaves, what it refuses to write over, and how it is made again."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,9 @@ def test_another_run_is_not_written_over(run: Any) -> None:
 def test_other_files_are_not_written_over(run: Any, tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="holds other files"):
-        run("r")
+    for resume in (False, True):
+        with pytest.raises(UserError, match="holds other files"):
+            run("r", resume=resume)
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["thesis.tex"]
 
 
@@ -154,3 +156,53 @@ def test_optim_goes_with_the_default_optimizer(run: Any) -> None:
     with pytest.raises(UserError, match="'sgd' is for the default optimizer"):
         run("r", ["training.optim=sgd"], optimizer="muon")
     run("r", ["training.optim=sgd", "training.max_steps=1"])
+
+
+def test_a_dataset_of_less_than_a_batch(run: Any) -> None:
+    few = ["training.per_device_train_batch_size=32"]
+    assert run("kept", few).metrics["step"] == 1
+    with pytest.raises(UserError, match="dataloader_drop_last: drops all 16 examples, as a batch takes 32"):
+        run("dropped", [*few, "training.dataloader_drop_last=true"])
+
+
+def test_an_adapter_on_a_model_plugin_is_resumed_on_the_same_base(
+    run: Any, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = f"""
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from swiftplug.plugin import register_model
+
+@register_model("drawn")
+def drawn(args):
+    config = AutoConfig.from_pretrained({str(tiny_model_dir)!r})
+    return AutoModelForCausalLM.from_config(config), AutoTokenizer.from_pretrained({str(tiny_model_dir)!r})
+"""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "drawn").mkdir()  # a plugin's name is not that of the folder beside it
+    losses = []
+    for name in ("one", "two"):
+        torch.manual_seed(len(name) * len(losses))
+        result = run(name, ["training.max_steps=1"], plugins=source, model="drawn", tuner="lora")
+        losses.append(result.metrics["loss"])
+        marker = json.loads((result.run_dir / "swiftplug.json").read_text())
+        assert marker["base_model"]["name"] == "drawn"
+    assert losses[0] == losses[1]
+
+
+def test_an_adapter_s_folder_does_not_allow_code(run: Any) -> None:
+    first = run("adapter", ["training.max_steps=1"], tuner="lora")
+    marker = json.loads((first.run_dir / "swiftplug.json").read_text())
+    marker["model_options"]["trust_remote_code"] = True
+    (first.run_dir / "swiftplug.json").write_text(json.dumps(marker))
+    base = Path(marker["base_model"]["name"])
+    config = json.loads((base / "config.json").read_text())
+    copy = first.run_dir.parent / "base"
+    shutil.copytree(base, copy)
+    (copy / "evil.py").write_text("raise SystemExit('it ran')\n")
+    config["model_type"] = "unheard-of"
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (copy / "config.json").write_text(json.dumps(config))
+    marker["base_model"]["name"] = str(copy)
+    (first.run_dir / "swiftplug.json").write_text(json.dumps(marker))
+    with pytest.raises(UserError, match="cannot load"):
+        run("next", ["training.max_steps=1"], model=str(first.run_dir))
