@@ -39,20 +39,24 @@ class CombinedLossScale(LossScale):
         self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
     ) -> tuple[list[str], list[float]]:
         """Cut the context wherever one of the loss scales does."""
-        scales = self._scales if context_type is ContextType.RESPONSE else self._scales[:1]
-        cuts = [cut_context(scale, 0, context, context_type, is_last_round, **kwargs) for scale in scales]
-        edges = sorted({0, *(span.end for spans in cuts for span in spans)})
-        if len(edges) == 1:
-            return [context], [math.prod(spans[-1].weight if spans else 0.0 for spans in cuts)]
-        parts, weights = [], []
-        following = [0] * len(cuts)
-        for start, end in pairwise(edges):
-            for number, spans in enumerate(cuts):
-                while spans[following[number]].end <= start:
-                    following[number] += 1
-            parts.append(context[start:end])
-            weights.append(math.prod(spans[place].weight for spans, place in zip(cuts, following, strict=True)))
-        return parts, weights
+        spans = cut_context(self._scales[0], 0, context, context_type, is_last_round, **kwargs)
+        if context_type is ContextType.RESPONSE:
+            for scale in self._scales[1:]:
+                spans = _multiplied(spans, cut_context(scale, 0, context, context_type, is_last_round, **kwargs))
+        return [context[span.start : span.end] for span in spans], [span.weight for span in spans]
+
+
+def _multiplied(one: Sequence[WeightedSpan], other: Sequence[WeightedSpan]) -> list[WeightedSpan]:
+    """Spans that are cut where either are, with the product of their weights. Both cover the same text."""
+    product = []
+    position = first = second = 0
+    while first < len(one) and second < len(other):
+        end = min(one[first].end, other[second].end)
+        product.append(WeightedSpan(position, end, one[first].weight * other[second].weight))
+        position = end
+        first += one[first].end == end
+        second += other[second].end == end
+    return product
 
 
 def combine(scales: Sequence[LossScale]) -> LossScale:
