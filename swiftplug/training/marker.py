@@ -16,15 +16,14 @@ class Marker(NamedTuple):
         base_model: The base model as the config named it: a folder, hub id or model plugin, with its options.
         model_options: The config's `model_options`.
         seed: The run's seed, which a model plugin may have drawn its weights from.
-        tuner: The qualified name of the tuner plugin, with its options.
-        plugin_files: The `--plugin` files that the plugins may come from.
+        tuner: The qualified name of the tuner plugin, with its options. A file that it came from is not named: what is
+            downloaded must not say which code runs here.
     """
 
     base_model: dict[str, Any]
     model_options: dict[str, Any]
     seed: int
     tuner: dict[str, Any]
-    plugin_files: list[str]
 
 
 def write_marker(folder: Path, marker: Marker) -> None:

@@ -14,7 +14,7 @@ from swiftplug.config.schema import ModelOptions, TrainConfig
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.model_arch import attach_model_meta
-from swiftplug.plugin.registry import LoadedPlugin, Registry
+from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.training.arguments import RunArguments
 from swiftplug.training.marker import MARKER, read_marker
 from swiftplug.training.plugins import RunPlugins
@@ -118,8 +118,8 @@ def _load_merged(folder: str, config: TrainConfig, plugins: RunPlugins, args: Ru
     """The model that a run left as an adapter: its base model, with the adapter merged in."""
     marker = read_marker(folder)
     assert marker is not None
-    registry = Registry.discover([*config.plugins.files, *marker.plugin_files], config.plugins.allow)
     where = f"{folder}/{MARKER}"
+    registry = plugins.registry
     tuner = registry.resolve("tuner", PluginChoice.model_validate(marker.tuner), where)
     choice = PluginChoice.model_validate(marker.base_model)
     base_plugin = registry.resolve("model", choice, where) if registry.has("model", choice.name) else None
@@ -133,7 +133,7 @@ def _load_merged(folder: str, config: TrainConfig, plugins: RunPlugins, args: Ru
             ),
         }
     )
-    base_plugins = replace(plugins, registry=registry, model=base_plugin)
+    base_plugins = replace(plugins, model=base_plugin)
     base = open_model(base_config, base_plugins, RunArguments(base_config, args.training_args)).make()
     model: torch.nn.Module = tuner.bound.from_pretrained(base, folder, is_trainable=False)
     if isinstance(model, PeftModel):

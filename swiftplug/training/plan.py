@@ -44,9 +44,8 @@ def print_plan(console: Console, setup: RunSetup) -> None:
 def steps_of(setup: RunSetup) -> str:
     """The optimizer steps that a run will take, as Trainer counts them, and how they come about."""
     arguments = setup.args.training_args
-    batches = math.ceil(
-        math.ceil(len(setup.data.train) / arguments.per_device_train_batch_size) / max(arguments.world_size, 1)
-    )
+    rounded = math.floor if arguments.dataloader_drop_last else math.ceil
+    batches = rounded(rounded(len(setup.data.train) / arguments.per_device_train_batch_size) / arguments.world_size)
     per_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
     if arguments.max_steps > 0:
         return f"{arguments.max_steps} (max_steps; {per_epoch} an epoch)"

@@ -143,7 +143,8 @@ class LossContract:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        parameters = inspect.signature(function).parameters
+        # A module's own signature is that of any call; its `forward` says what it takes.
+        parameters = inspect.signature(getattr(function, "forward", function)).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self.takes_scale = takes_any or "loss_scale" in parameters
         self.takes_num_items = takes_any or "num_items_in_batch" in parameters

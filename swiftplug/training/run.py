@@ -143,7 +143,6 @@ def _trainer(setup: RunSetup, model: torch.nn.Module, run_dir: Path, console: Co
         model_options=config.model_options.model_dump(),
         seed=config.seed,
         tuner={"name": tuner.found.qualified_name, "options": tuner.options},
-        plugin_files=[str(Path(file).resolve()) for file in config.plugins.files],
     )
 
     def reload_best(checkpoint: str) -> torch.nn.Module:

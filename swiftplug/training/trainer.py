@@ -4,7 +4,7 @@ What differs from the base class, and where:
 - the loss goes through the loss plugin, on labelled positions only where that gives the same (`compute_loss`);
 - `eval_loss` is the mean over the trained tokens of the whole set (`evaluation_loop`);
 - the order of the data is a function of seed and epoch (`_get_train_sampler`, `_run_epoch`);
-- saving and loading go through the tuner plugin, and a checkpoint appears whole or not at all (`_save_checkpoint`).
+- saving and loading go through the tuner plugin, and a checkpoint appears whole or not at all (`SavingTrainer`).
 """
 
 from collections.abc import Callable
@@ -14,27 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from swiftplug.data.sampler import EpochSampler
 from swiftplug.errors import UserError, nearest
 from swiftplug.training.arguments import RunArguments
-from swiftplug.training.callback_state import restore_states, states_of
-from swiftplug.training.checkpoint import PREFIX, STAGING, keep_only, rotate, staged, staged_into
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer
-from swiftplug.training.marker import MARKER, Marker, write_marker
+from swiftplug.training.marker import Marker
 from swiftplug.training.optimizer import make_optimizer
 from swiftplug.training.plugins import RunPlugins
+from swiftplug.training.saving import SavingTrainer
 
 IGNORED = -100
 
 
-class PlugTrainer(Trainer):
+class PlugTrainer(SavingTrainer):
     """Trains one model with the plugins of a run.
 
     Args:
@@ -65,7 +61,6 @@ class PlugTrainer(Trainer):
         self.reload_best = reload_best
         self.metrics = Metrics(plugins.metrics)
         self.run_dir = Path(run_args.training_args.output_dir or ".")
-        self._already_ended = False
         self._last_step_of_epoch = -1
         super().__init__(
             model=model,
@@ -119,24 +114,6 @@ class PlugTrainer(Trainer):
         wants_save, self.control.should_save = self.control.should_save, False
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self.control.should_save = wants_save
-
-    def _init_training_state(
-        self, max_steps: int, steps_in_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
-    ) -> tuple[int, int]:
-        started = super()._init_training_state(max_steps, steps_in_epoch, epochs, resume_from_checkpoint, trial)
-        # A run that a callback had stopped is not taken up again; the base class would train one step more.
-        self._already_ended = self.control.should_training_stop
-        if resume_from_checkpoint is not None:
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
-            best = self.run_dir / Path(state.best_model_checkpoint or "none").name  # the folder may have been moved
-            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
-        return started
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint:
-            # The base class would do the same, but not so that a half-deleted checkpoint has another name.
-            keep_only(self.run_dir, Path(self.state.best_model_checkpoint))
-        return super()._finalize_training(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, but no mean loss of no steps, which a run has that was resumed at its end."""
@@ -261,83 +238,13 @@ class PlugTrainer(Trainer):
             raise UserError(f"training.metric_for_best_model: no evaluation gives {wanted!r}{nearest(wanted, metrics)}")
         return output._replace(metrics=metrics)
 
-    # Saving and loading
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.run_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        self.plugins.tuner.bound.save_pretrained(model, str(folder), state_dict=state_dict, safe_serialization=True)
-        self.tokenizer.save_pretrained(folder)
-        write_marker(folder, self.marker)
-
-    def save_final(self) -> None:
-        """Write the trained weights to the root of the run's folder, all of them or none."""
-        self._optimizer_mode("eval")
-        if not self.args.should_save:
-            self.save_model(str(self.run_dir), _internal_call=True)  # sharded weights are gathered by all processes
-            return
-        with staged_into(self.run_dir, last=MARKER) as staging:
-            self.save_model(str(staging), _internal_call=True)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Save all that an exact resume needs, into a folder that takes its name when it is complete."""
-        self.store_flos()
-        final = self.run_dir / f"{PREFIX}{self.state.global_step}"
-        best = self.run_dir / f"{PREFIX}{self.state.best_global_step}"
-        if best == final or best.is_dir():  # not every step that is evaluated is saved
-            self.state.best_model_checkpoint = str(best)
-        # Averaging optimizers keep other weights for use than for training; both runs, broken or not, switch here.
-        self._optimizer_mode("eval")
-        if self.args.world_size > 1:
-            self._save_together(final)
-        else:
-            with staged(final) as staging:
-                self._write_checkpoint(staging)
-        if self.args.should_save:
-            rotate(self.run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
-
-    def _save_together(self, final: Path) -> None:
-        """Every process writes its part of a checkpoint; the first of them names it when all have."""
-        staging = final.with_name(f"{STAGING}{final.name}")
-        staging.mkdir(parents=True, exist_ok=True)
-        self._write_checkpoint(staging)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            staging.rename(final)
-        self.accelerator.wait_for_everyone()
-
-    def _write_checkpoint(self, folder: Path) -> None:
-        self.save_model(str(folder), _internal_call=True)
-        if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
-        if self.args.should_save:
-            states: Any = states_of([*self.callback_handler.callbacks, self.control])
-            self.state.stateful_callbacks = states
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-
-    def _load_callback_state(self) -> None:
-        restore_states([*self.callback_handler.callbacks, self.control], self.state.stateful_callbacks)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing: the tuner plugin has loaded the weights, before this trainer was made."""
+    # Loading
 
     def _load_best_model(self) -> None:
         self.model = self.model_wrapped = self.reload_best(str(self.state.best_model_checkpoint))
         self._move_model_to_device(self.model, self.args.device)
         self.callback_handler.model = self.model
         self.loss_computer = LossComputer(self.plugins.loss, self.model, self.accelerator, self.args)
-
-    def _optimizer_mode(self, mode: str) -> None:
-        switch = getattr(self.optimizer, mode, None)
-        if callable(switch):
-            switch()
 
 
 def _flops_per_token(model: Any) -> int:
