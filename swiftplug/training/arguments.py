@@ -26,7 +26,7 @@ DECIDED_ELSEWHERE = {
     "do_eval": "eval_dataset",
     "do_predict": "eval_dataset",
     "local_rank": "torchrun, or the option --nproc",
-    "auto_find_batch_size": "training.per_device_train_batch_size: a run that found its own could not be resumed exactly",
+    "auto_find_batch_size": "training.per_device_train_batch_size: with a size found at run time no resume is exact",
     "enable_jit_checkpoint": "training.save_steps: a run may be killed at any moment",
     # What Trainer pushes has its arguments pickled beside the weights.
     **dict.fromkeys(
