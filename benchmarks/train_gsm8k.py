@@ -1,7 +1,7 @@
-"""Fine-tune a model on GSM8K with swiftplug and with its peers, in turn, and compare time, tokens per second and memory.
+"""Fine-tune a model on GSM8K with swiftplug and with its peers, in turn: time, tokens per second, peak memory.
 
-All of them train the same rows in the same way: LoRA of rank 8 on all linear layers, float32, batches of 4, one epoch, the
-answers only, no checkpoint. TRL runs in its Python API, twice: as it comes (with gradient checkpointing) and
+All of them train the same rows in the same way: LoRA of rank 8 on all linear layers, float32, batches of 4, one epoch,
+the answers only, no checkpoint. TRL runs in its Python API, twice: as it comes (with gradient checkpointing) and
 without. ms-swift and LLaMA-Factory join in where their commands are installed.
 
     python benchmarks/train_gsm8k.py MODEL [--rows 64] [--rounds 1]
