@@ -7,6 +7,7 @@ from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.data.tokenizer import check_offsets, set_chat_template
 from swiftplug.errors import UserError
 from swiftplug.training.arguments import RunArguments, training_arguments
+from swiftplug.training.blame import blaming
 from swiftplug.training.model import ModelSource, open_model
 from swiftplug.training.plugins import RunPlugins, resolve_plugins
 
@@ -60,7 +61,8 @@ def open_run(config: TrainConfig) -> OpenedRun:
     if plugins.metrics and not has_eval:
         raise UserError("metrics: need eval_dataset or data.val_size")
     args = RunArguments(config, training_arguments(config, str(config.output_dir), has_eval))
-    source = open_model(config, plugins, args)
+    with blaming(plugins.all()):
+        source = open_model(config, plugins, args)
     check_offsets(source.tokenizer)
     notes = set_chat_template(source.tokenizer, config.data.template)
     return OpenedRun(plugins, args, source, notes)
@@ -74,16 +76,17 @@ def set_up(config: TrainConfig) -> RunSetup:
     """
     opened = open_run(config)
     plugins, source = opened.plugins, opened.source
-    data = prepare_data(
-        dataset=config.dataset,
-        eval_dataset=config.eval_dataset,
-        registry=plugins.registry,
-        tokenizer=source.tokenizer,
-        tools=plugins.tools,
-        loss_scales=plugins.loss_scales,
-        task=config.task,
-        options=config.data,
-        seed=config.seed,
-        generation=any(metric.bound.generate for metric in plugins.metrics),
-    )
+    with blaming(plugins.all()):
+        data = prepare_data(
+            dataset=config.dataset,
+            eval_dataset=config.eval_dataset,
+            registry=plugins.registry,
+            tokenizer=source.tokenizer,
+            tools=plugins.tools,
+            loss_scales=plugins.loss_scales,
+            task=config.task,
+            options=config.data,
+            seed=config.seed,
+            generation=any(metric.bound.generate for metric in plugins.metrics),
+        )
     return RunSetup(config, plugins, opened.args, source, data, opened.notes)

@@ -10,7 +10,8 @@ from swiftplug.errors import UserError
 BAD = """
 import torch
 from transformers import TrainerCallback
-from swiftplug.plugin import register_callback, register_loss_func, register_optimizer, register_tuner, TokenLoss, Tuner
+from swiftplug.plugin import register_callback, register_loss_func, register_loss_scale, register_model
+from swiftplug.plugin import register_optimizer, register_tuner, LossScale, TokenLoss, Tuner
 
 @register_loss_func("nan")
 def nan(outputs, labels, num_items_in_batch=None):
@@ -53,6 +54,15 @@ class Nothing(Tuner):
     def from_pretrained(model, model_id, **kwargs):
         return model
 
+@register_loss_scale("trips")
+class Trips(LossScale):
+    def get_loss_scale(self, context, context_type, is_last_round, **kwargs):
+        raise ValueError("no weight")
+
+@register_model("lost")
+def lost(args):
+    raise OSError("no such weights")
+
 @register_callback("falls")
 class Falls(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
@@ -65,9 +75,11 @@ CASES = {
     "number": ({"loss": "number"}, ["file:number", "returned a float", "expected a scalar tensor"]),
     "detached": ({"loss": "detached"}, ["file:detached", "without a gradient"]),
     "one_number": ({"loss": "one_number"}, ["file:one_number", "shape () from token_loss", "one loss a position"]),
-    "raises": ({"loss": "raises"}, ["raises", "raised KeyError: 'surprise'", "plugins_under_test.py:29"]),
+    "raises": ({"loss": "raises"}, ["raises", "raised KeyError: 'surprise'", "plugins_under_test.py:30"]),
     "alone": ({"optimizer": "alone"}, ["file:alone", "returned a SGD", "a pair (optimizer, scheduler)"]),
     "nothing": ({"tuner": "nothing"}, ["nothing", "leaves no parameter to train"]),
+    "trips": ({"loss_scale": "trips"}, ["loss scale 'trips'", "raised ValueError: no weight"]),
+    "lost": ({"model": "lost"}, ["model 'lost'", "raised OSError: no such weights"]),
     "falls": ({"callbacks": ["falls"]}, ["falls", "raised RuntimeError: fell over"]),
 }
 
