@@ -1,0 +1,25 @@
+"""The embedded quickstart, as a newcomer runs it: no arguments, in an empty folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_quickstart_learns_arithmetic(tmp_path: Path) -> None:
+    environment = {**os.environ, "SWIFTPLUG_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "swiftplug", "train"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=800)
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.splitlines()
+    assert "embedded quickstart" in first
+    assert last.startswith("Next: swiftplug ")
+    log = [json.loads(line) for line in (tmp_path / "runs/quickstart/log.jsonl").read_text().splitlines()]
+    (evaluation,) = [entry for entry in log if "eval_exact_match" in entry]
+    assert evaluation["eval_exact_match"] >= 0.8
+    assert (tmp_path / "runs/quickstart/loss.png").stat().st_size > 0
