@@ -185,9 +185,11 @@ class TestErrors:
 class TestProcesses:
     def test_exit_code_and_output_are_those_of_the_command(self, tmp_path: Path) -> None:
         code = "from swiftplug.cli.launch import run_in_processes\nraise SystemExit(run_in_processes(2, {}))"
-        run = lambda *arguments: subprocess.run(  # noqa: E731
-            [sys.executable, "-c", code.format(list(arguments))], capture_output=True, text=True, cwd=tmp_path
-        )
+
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-c", code.format(list(arguments))]
+            return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
         good = run("--version")
         assert (good.returncode, len(good.stdout.splitlines()), good.stderr) == (0, 2, "")
         bad = run("train", "--set", "x")
