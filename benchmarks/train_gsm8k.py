@@ -84,8 +84,10 @@ def ms_swift(job: Job) -> list[str]:
     """ms-swift's command."""
     options = {
         "model": job.model,
+        "model_type": "llama",
+        "template": "chatml",
         "dataset": job.data,
-        "train_type": "lora",
+        "tuner_type": "lora",
         "lora_rank": 8,
         "target_modules": "all-linear",
         "torch_dtype": "float32",
@@ -118,7 +120,7 @@ def llama_factory(job: Job) -> list[str]:
         "model_name_or_path": job.model,
         "dataset": "gsm8k",
         "dataset_dir": job.folder,
-        "template": "default",
+        "template": "chatml",
         "finetuning_type": "lora",
         "lora_rank": 8,
         "lora_target": "all",
@@ -168,7 +170,11 @@ def measure(trainer: Trainer, model: str, rows: list[str]) -> Measured:
 
 
 def _figure(name: str, text: str) -> float:
-    return float(re.findall(rf"{name}\W+([\d.]+)", text)[-1])
+    """The last figure of that name; LLaMA-Factory prints times as h:mm:ss."""
+    figure = 0.0
+    for part in re.findall(rf"{name}\W+([\d.:]+)", text)[-1].split(":"):
+        figure = figure * 60 + float(part)
+    return figure
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """The public API for plugin authors: the contracts, the decorators, and the parts of a model by name."""
 
+from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
 from swiftplug.plugin.loss import TokenLoss
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 from swiftplug.plugin.model_arch import MODEL_ARCH_MAPPING, ModelKeys, find_all_linears
 from swiftplug.plugin.register import (
     register_callback,
     register_dataset,
+    register_engine,
     register_loss_func,
     register_loss_scale,
     register_metric,
@@ -16,7 +18,7 @@ from swiftplug.plugin.register import (
     register_tools,
     register_tuner,
 )
-from swiftplug.plugin.rewards import ORM, PRM, InferRequest
+from swiftplug.plugin.rewards import ORM, PRM, InferRequest, Unscored
 from swiftplug.plugin.tables import (
     LOSS_MAPPING,
     METRIC_MAPPING,
@@ -37,14 +39,20 @@ __all__ = [
     "MODEL_ARCH_MAPPING",
     "ORM",
     "PRM",
+    "Answered",
+    "Completion",
     "ContextType",
+    "Engine",
     "InferRequest",
     "LossScale",
     "ModelKeys",
+    "Prompt",
+    "Sampling",
     "TokenLoss",
     "ToolTurns",
     "ToolsFormat",
     "Tuner",
+    "Unscored",
     "extra_callbacks",
     "extra_tuners",
     "find_all_linears",
@@ -54,6 +62,7 @@ __all__ = [
     "prms",
     "register_callback",
     "register_dataset",
+    "register_engine",
     "register_loss_func",
     "register_loss_scale",
     "register_metric",

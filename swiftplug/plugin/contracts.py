@@ -4,6 +4,7 @@ import inspect
 from functools import partial
 from typing import Any, NamedTuple
 
+from swiftplug.plugin.engine import Engine
 from swiftplug.plugin.loss import TokenLoss
 from swiftplug.plugin.rewards import ORM, PRM
 from swiftplug.plugin.tuner import Tuner
@@ -46,6 +47,12 @@ PREPROCESS = Call(("logits", "labels"))
 GENERATED = Call(("predictions", "references"))
 LOSS_SCALE = Call(("context", "context_type", "is_last_round"), ("query",))
 TOKEN_LOSS = Call(("logits", "targets"))
+ENGINE_CALLS: dict[str, Call] = {
+    "prompts_at_once": Call(("sampling",)),
+    "open": Call(("args", "sampling")),
+    "generate": Call(("prompts",)),
+    "close": Call(()),
+}
 TUNER_CALLS: dict[str, Call] = {
     "prepare_model": Call(("args", "model")),
     "save_pretrained": Call(("model", "save_directory"), ("state_dict", "safe_serialization")),
@@ -73,6 +80,8 @@ def check_contract(kind: str, plugin: Any) -> None:
         case "tuner":
             for name, call in TUNER_CALLS.items():
                 _check_method(plugin, name, call, declared_by=(Tuner,))
+        case "engine":
+            _check_engine(plugin)
         case "model" if isinstance(plugin, str):
             pass
         case _:
@@ -121,6 +130,14 @@ def _check_callback(plugin: Any) -> None:
             f"is {_described(plugin)}, expected a subclass of transformers.TrainerCallback, an instance of one, or a "
             "function (args) that returns one"
         )
+
+
+def _check_engine(plugin: Any) -> None:
+    cls = plugin if inspect.isclass(plugin) else type(plugin)
+    if not issubclass(cls, Engine):
+        raise ContractError(f"is {_described(plugin)}, expected a subclass of swiftplug.plugin.Engine")
+    for name, call in ENGINE_CALLS.items():
+        _check_method(plugin, name, call, declared_by=(Engine,) if name == "generate" else ())
 
 
 def _check_metric(plugin: Any) -> None:

@@ -35,5 +35,6 @@ KINDS: dict[str, Kind] = {
         Kind("orm", "swiftplug.orms", "orm", "--orm", many=True),
         Kind("model", "swiftplug.models", "model", "--model"),
         Kind("dataset", "swiftplug.datasets", "dataset", "--dataset", many=True),
+        Kind("engine", "swiftplug.engines", "engine", "--engine"),
     )
 }

@@ -1,6 +1,5 @@
 """Checkpoints on disk: one takes its name only when it is complete, and loses it before it is deleted."""
 
-import errno
 import re
 import shutil
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from swiftplug.errors import UserError
+from swiftplug.runs.disk import disk_full_message, is_disk_full
 
 PREFIX = "checkpoint-"
 STAGING = ".saving-"
@@ -101,24 +101,6 @@ def remove_checkpoint(path: Path) -> None:
     doomed = path.with_name(f"{DOOMED}{path.name}")
     path.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is that of a full disk."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        # safetensors and torch's archive writer raise errors of their own, which tell it in words only.
-        if any(words in str(seen) for words in ("No space left", "inline_container.cc", "PytorchStreamWriter failed")):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
-def disk_full_message(place: Path) -> str:
-    """What to say when the disk has filled while a run was writing."""
-    return f"{place}: the disk is full; free some space and go on with --resume (what was saved before is unharmed)"
 
 
 def _step(path: Path) -> str:

@@ -1,23 +1,15 @@
-"""The folder of a run: which one it is, and what it says of the run."""
+"""The folder of a training run: whether it may be written into, and where to go on from."""
 
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-from swiftplug import __version__
 from swiftplug.config.load import to_yaml
 from swiftplug.config.schema import TrainConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.runs.manifest import CONFIG, MANIFEST, first_difference
 from swiftplug.training.checkpoint import checkpoints, clear_leftovers
 
-CONFIG = "config.yaml"
-MANIFEST = "run.json"
 LOG = "log.jsonl"
 
 
@@ -62,45 +54,12 @@ def open_run_dir(
         return None
     text = (folder / CONFIG).read_text(encoding="utf-8")
     if text != to_yaml(config):
-        raise UserError(f"--resume: {folder / CONFIG} is another run's: {_first_difference(text, to_yaml(config))}")
+        raise UserError(f"--resume: {folder / CONFIG} is another run's: {first_difference(text, to_yaml(config))}")
     if not allow_changed and (folder / MANIFEST).exists():
         _refuse_changed_plugins(folder, plugins)
     clear_leftovers(folder)
     found = checkpoints(folder)
     return found[-1] if found else None
-
-
-def write_run_files(folder: Path, config: TrainConfig, plugins: list[LoadedPlugin]) -> None:
-    """Write `config.yaml` and `run.json`: with them the run can be made again, and its parts be told from others."""
-    write_atomically(folder / CONFIG, to_yaml(config))
-    manifest = {
-        "command": sys.argv[1:],
-        "seed": config.seed,
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {"swiftplug": __version__, **_versions()},
-        "plugins": [_plugin_record(plugin) for plugin in plugins],
-    }
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that nobody ever sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def _plugin_record(plugin: LoadedPlugin) -> dict[str, Any]:
-    found = plugin.found
-    return {
-        "kind": found.kind,
-        "name": found.qualified_name,
-        "version": found.version,
-        "source_sha256": plugin.source_hash,
-        "options": json.loads(json.dumps(plugin.options, default=str)),
-    }
 
 
 def _refuse_changed_plugins(folder: Path, plugins: list[LoadedPlugin]) -> None:
@@ -113,34 +72,3 @@ def _refuse_changed_plugins(folder: Path, plugins: list[LoadedPlugin]) -> None:
                 f"--resume: the {key[0]} plugin {key[1]!r} ({plugin.source_file}) has changed since this run began; "
                 "put it back, or go on with it as it is by --allow-changed-plugins"
             )
-
-
-def _first_difference(before: str, now: str) -> str:
-    pairs = zip((before + "\n(end)").splitlines(), (now + "\n(end)").splitlines(), strict=False)
-    old, new = next((old, new) for old, new in pairs if old != new)
-    return f"it has {old.strip()!r} where this one has {new.strip()!r}"
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
-    return {name: importlib.metadata.version(name) for name in names}
-
-
-def _git_commit() -> str | None:
-    """The commit of the folder that the command was given in, with `+` behind it where files have changed since."""
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, env=environment, timeout=10, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=10,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{commit}+" if changed.strip() else commit

@@ -19,20 +19,23 @@ from rich.console import Console
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
+from swiftplug.config.load import to_yaml
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.collate import Collator
 from swiftplug.data.prepare import PreparedData
 from swiftplug.errors import UserError
 from swiftplug.plugin.choice import PluginChoice
 from swiftplug.report.curves import draw_curves
-from swiftplug.training.blame import blaming
-from swiftplug.training.checkpoint import disk_full_message, is_disk_full
-from swiftplug.training.folder import check_run_dir, open_run_dir, write_run_files
-from swiftplug.training.marker import Marker
-from swiftplug.training.model import place_of, set_precision
+from swiftplug.runs.blame import blaming
+from swiftplug.runs.disk import disk_full_message, is_disk_full
+from swiftplug.runs.manifest import write_run_files
+from swiftplug.runs.marker import Marker
+from swiftplug.runs.model import place_of
+from swiftplug.training.folder import check_run_dir, open_run_dir
 from swiftplug.training.packing import check_packing
 from swiftplug.training.plan import print_data, print_plan, say
 from swiftplug.training.plugins import LossContract, RunPlugins
+from swiftplug.training.precision import set_precision
 from swiftplug.training.progress import ProgressLine, duration
 from swiftplug.training.run_log import RunLog
 from swiftplug.training.setup import RunSetup, set_up
@@ -92,7 +95,7 @@ def train(
         if config.data.packing:
             check_packing(model, trainer.accelerator)
         if trainer.is_world_process_zero():
-            write_run_files(run_dir, config, every_plugin)
+            write_run_files(run_dir, to_yaml(config), config.seed, every_plugin)
         _print_start(console, setup, model, checkpoint)
         return _train_and_leave(trainer, run_dir, checkpoint, console)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from swiftplug.training.folder import LOG, write_atomically
+from swiftplug.runs.manifest import write_atomically
+from swiftplug.training.folder import LOG
 
 
 class RunLog(TrainerCallback):

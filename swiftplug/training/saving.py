@@ -8,9 +8,9 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
+from swiftplug.runs.marker import MARKER, Marker, write_marker
 from swiftplug.training.callback_state import restore_states, states_of
 from swiftplug.training.checkpoint import PREFIX, STAGING, keep_only, rotate, staged, staged_into
-from swiftplug.training.marker import MARKER, Marker, write_marker
 from swiftplug.training.plugins import RunPlugins
 
 

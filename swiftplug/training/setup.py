@@ -2,14 +2,18 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.data.tokenizer import check_offsets, set_chat_template
 from swiftplug.errors import UserError
+from swiftplug.plugin.choice import PluginChoice
+from swiftplug.runs.blame import blaming
+from swiftplug.runs.model import ModelRequest, ModelSource, open_model
 from swiftplug.training.arguments import RunArguments, training_arguments
-from swiftplug.training.blame import blaming
-from swiftplug.training.model import ModelSource, open_model
 from swiftplug.training.plugins import RunPlugins, resolve_plugins
+from swiftplug.training.precision import half_type
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def open_run(config: TrainConfig) -> OpenedRun:
         raise UserError("metrics: need eval_dataset or data.val_size")
     args = RunArguments(config, training_arguments(config, str(config.output_dir), has_eval))
     with blaming(plugins.all()):
-        source = open_model(config, plugins, args)
+        source = open_model(_request(config, plugins, args))
     check_offsets(source.tokenizer)
     notes = set_chat_template(source.tokenizer, config.data.template)
     return OpenedRun(plugins, args, source, notes)
@@ -90,3 +94,22 @@ def set_up(config: TrainConfig) -> RunSetup:
             generation=any(metric.bound.generate for metric in plugins.metrics),
         )
     return RunSetup(config, plugins, opened.args, source, data, opened.notes)
+
+
+def _request(config: TrainConfig, plugins: RunPlugins, args: RunArguments) -> ModelRequest:
+    half = half_type(args)
+
+    def arguments(choice: PluginChoice, seed: int) -> RunArguments:
+        return RunArguments(config.model_copy(update={"model": choice, "seed": seed}), args.training_args)
+
+    return ModelRequest(
+        name=str(config.model and config.model.name),
+        plugin=plugins.model,
+        registry=plugins.registry,
+        options=config.model_options,
+        seed=config.seed,
+        arguments=arguments,
+        # In mixed precision the checkpoint's own type is kept until the tuner has said what trains.
+        dtype=torch.float32 if half == torch.float32 else "auto",
+        compute_dtype=half,
+    )

@@ -19,10 +19,10 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from swiftplug.data.sampler import EpochSampler
 from swiftplug.errors import UserError, nearest
+from swiftplug.runs.marker import Marker
 from swiftplug.training.arguments import RunArguments
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer
-from swiftplug.training.marker import Marker
 from swiftplug.training.optimizer import make_optimizer
 from swiftplug.training.plugins import RunPlugins
 from swiftplug.training.saving import SavingTrainer
