@@ -1,5 +1,6 @@
 """The contracts of reward models: outcome (ORM) and process (PRM)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,9 @@ class ORM:
     right_from: float | None = 0.5
     """The score from which an answer counts as right; None for one that ranks answers and does not judge them."""
 
-    def __call__(self, infer_requests: list[InferRequest], ground_truths: list[Any], **kwargs: Any) -> list[float]:
+    def __call__(
+        self, infer_requests: list[InferRequest], ground_truths: list[Any], **kwargs: Any
+    ) -> Sequence[float | Unscored]:
         """Score the last message of each request.
 
         Args:
@@ -75,7 +78,7 @@ class ORM:
 class PRM:
     """A process reward model: scores the steps of an answer. `__call__` may also be `async`."""
 
-    def __call__(self, infer_requests: list[InferRequest], **kwargs: Any) -> list[float | list[float]]:
+    def __call__(self, infer_requests: list[InferRequest], **kwargs: Any) -> Sequence[float | list[float] | Unscored]:
         """Score the last message of each request.
 
         Args:
