@@ -11,6 +11,7 @@ from swiftplug import __version__
 from swiftplug.cli.launch import is_first
 from swiftplug.cli.list_plugins import list_plugins
 from swiftplug.cli.preview import preview
+from swiftplug.cli.sample import sample
 from swiftplug.cli.train import train
 from swiftplug.errors import UserError
 
@@ -18,6 +19,7 @@ _INTERRUPTED = 130
 
 app = typer.Typer(name="swiftplug", add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.command("train")(train)
+app.command("sample")(sample)
 app.command("preview")(preview)
 app.command("list-plugins")(list_plugins)
 
@@ -35,7 +37,7 @@ def _swiftplug(
         bool, typer.Option("--version", metavar="", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Fine-tune language models; every part is a plugin that pip installs.
+    """Fine-tune language models and sample from them; every part is a plugin that pip installs.
 
     Example: swiftplug train        (the embedded quickstart, about a minute)
     """

@@ -7,7 +7,6 @@ from pydantic_core import ErrorDetails
 
 from swiftplug.config.tree import Path, Tree
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.choice import PluginChoice
 
 _PLUGIN = "the name of a plugin, or {name: ..., and its options}"
 _EXPECTED = {
@@ -96,7 +95,7 @@ def _said(loc: Path, tree: Tree) -> Path:
 
 
 def _expected(detail: ErrorDetails) -> str:
-    if detail["type"] == "model_type" and detail["ctx"]["class_name"] == PluginChoice.__name__:
+    if detail["type"] == "model_type" and detail["ctx"]["class_name"].endswith("Choice"):
         return _PLUGIN
     if detail["type"] == "literal_error":
         return str(detail["ctx"]["expected"])

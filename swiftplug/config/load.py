@@ -2,28 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from swiftplug.config.complain import explain, shown
-from swiftplug.config.output_dir import default_output_dir
-from swiftplug.config.overrides import Override, apply_overrides
-from swiftplug.config.schema import TrainConfig
+from swiftplug.config.output_dir import default_output_dir, last_quickstart_run
+from swiftplug.config.overrides import PLUGIN_KEYS, Override, apply_overrides
+from swiftplug.config.sample_schema import SampleConfig
+from swiftplug.config.schema import RunConfig, TrainConfig
 from swiftplug.config.tree import Origin, Origins, Tree
 from swiftplug.config.yaml_text import read_yaml, write_yaml
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.choice import PluginChoice
 
 QUICKSTART = Path(__file__).with_name("quickstart.yaml")
-_DEFAULTS = {
-    key: field.default.name
-    for key, field in TrainConfig.model_fields.items()
-    if isinstance(field.default, PluginChoice)
-}
+QUICKSTART_SAMPLE = Path(__file__).with_name("quickstart_sample.yaml")
+
+C = TypeVar("C", bound=RunConfig)
 
 
-class Loaded(NamedTuple):
+class Loaded(NamedTuple, Generic[C]):
     """A config, checked.
 
     Attributes:
@@ -31,13 +30,13 @@ class Loaded(NamedTuple):
         quickstart: Whether it is the embedded quickstart, for want of a model, a dataset and a config.
     """
 
-    config: TrainConfig
+    config: C
     quickstart: bool
 
 
 def load_train_config(
     path: str | None, options: Mapping[str, Any], sets: Sequence[str], *, resume: bool = False
-) -> Loaded:
+) -> Loaded[TrainConfig]:
     """Merge what the user said, where the later beats the earlier: defaults, YAML, `--set`, options.
 
     Without a config, a model and a dataset it is the embedded quickstart, on which `--set` and options act likewise.
@@ -58,27 +57,112 @@ def load_train_config(
         >>> load_train_config(None, {"loss": "focal"}, ["loss.gamma=2"]).config.loss.options
         {'gamma': 2}
     """
-    given = {key: value for key, value in options.items() if value not in (None, [], ())}
-    overrides = [Override.parse(text) for text in sets]
-    named = {*given, *(override.key for override in overrides if override.names_plugin)}
-    quickstart = path is None and not named & {"model", "dataset"}
+    said = _Said.of(options, sets)
+    quickstart = path is None and not said.named & {"model", "dataset"}
     if quickstart:
         path = str(QUICKSTART)
-    tree = _read(path) if path is not None else Tree({}, Origins())
-    apply_overrides(tree, given, overrides, _DEFAULTS)
-    tree.value = {key: value for key, value in tree.value.items() if value is not None}
-    try:
-        config = TrainConfig.model_validate(tree.value)
-    except ValidationError as error:
-        raise explain(error, tree, TrainConfig) from error
-    _require_input(config, path)
+    config = _merged(TrainConfig, path, said)
+    _require(config.model, "model", "a folder, a hub id or a model plugin", path)
+    _require(config.dataset, "dataset", "a file, a hub id or a plugin", path)
     if config.output_dir is None:
         config.output_dir = default_output_dir(Path(path).stem if path else config.task, resume)
-    config.remember(tree.origins)
     return Loaded(config, quickstart)
 
 
-def to_yaml(config: TrainConfig) -> str:
+def load_sample_config(
+    path: str | None, options: Mapping[str, Any], sets: Sequence[str], *, resume: bool = False
+) -> Loaded[SampleConfig]:
+    """Merge what the user said of a sampling run, as `load_train_config` does of a training run.
+
+    Without a config, a model, a dataset and a file of candidates it samples from the last finished quickstart run in
+    the current folder.
+
+    Raises:
+        UserError: Something is unknown, of the wrong type or missing; the message says where.
+
+    Example:
+        >>> load_sample_config(None, {"model": "gpt2", "dataset": ["test.jsonl"], "orm": ["math"]}, []).config.orm
+        [ScorerChoice(name='math', options={}, weight=1.0)]
+    """
+    said = _Said.of(options, sets)
+    quickstart = path is None and not said.named & {"model", "dataset", "candidates_file"}
+    if quickstart:
+        said = said.with_default("model", last_quickstart_run())
+        path = str(QUICKSTART_SAMPLE)
+    config = _merged(SampleConfig, path, said)
+    _check_candidates_file(config)
+    if config.candidates_file is None:
+        _require(config.dataset, "dataset", "a file, a hub id or a plugin", path)
+    if config.output_dir is None:
+        config.output_dir = default_output_dir(_run_name(path), resume)
+    return Loaded(config, quickstart)
+
+
+def _run_name(path: str | None) -> str:
+    if path is None:
+        return "sample"
+    return "quickstart-samples" if path == str(QUICKSTART_SAMPLE) else Path(path).stem
+
+
+def _check_candidates_file(config: SampleConfig) -> None:
+    """Candidates that exist and an engine that makes new ones exclude each other."""
+    scores_only = config.engine.name in ("none", "swiftplug:none")
+    if scores_only and config.candidates_file is None:
+        raise UserError(f"{config.where('engine')}: none samples nothing; name the candidates with --candidates-file")
+    if config.candidates_file is not None and not scores_only:
+        raise UserError(
+            f"{config.where('candidates_file')}: existing candidates are scored with --engine none, and the engine is "
+            f"{config.engine.name!r}"
+        )
+
+
+class _Said(NamedTuple):
+    """What the command line says.
+
+    Attributes:
+        options: The values of options that were given.
+        overrides: Every `--set`.
+    """
+
+    options: dict[str, Any]
+    overrides: list[Override]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], sets: Sequence[str]) -> "_Said":
+        given = {key: value for key, value in options.items() if value not in (None, [], ())}
+        return cls(given, [Override.parse(text) for text in sets])
+
+    @property
+    def named(self) -> set[str]:
+        """The keys that something was named for."""
+        of_sets = {it.key for it in self.overrides if it.names_plugin or it.key not in PLUGIN_KEYS}
+        return {*self.options, *of_sets}
+
+    def with_default(self, key: str, value: str) -> "_Said":
+        return self._replace(options={key: value, **self.options})
+
+
+def _merged(model: type[C], path: str | None, said: _Said) -> C:
+    tree = _read(path) if path is not None else Tree({}, Origins())
+    fields = model.model_fields.items()
+    defaults = {key: field.default.name for key, field in fields if isinstance(field.default, PluginChoice)}
+    apply_overrides(tree, said.options, said.overrides, defaults)
+    tree.value = {key: value for key, value in tree.value.items() if value is not None}
+    try:
+        config = model.model_validate(tree.value)
+    except ValidationError as error:
+        raise explain(error, tree, model) from error
+    config.remember(tree.origins)
+    return config
+
+
+def _require(value: Any, key: str, what: str, path: str | None) -> None:
+    if not value:
+        where = f"{path}: " if path else ""
+        raise UserError(f"{where}no {key}; name {what} with --{key} or the key {key!r}")
+
+
+def to_yaml(config: RunConfig) -> str:
     """A config as YAML with every key in it; loading that gives an equal config."""
     return write_yaml({name: _plain(getattr(config, name)) for name in type(config).model_fields})
 
@@ -114,11 +198,3 @@ def _read_text(path: str) -> str:
         raise UserError(f"{path}: is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _require_input(config: TrainConfig, path: str | None) -> None:
-    where = f"{path}: " if path else ""
-    if config.model is None:
-        raise UserError(f"{where}no model; name a folder, a hub id or a model plugin with --model or the key 'model'")
-    if not config.dataset:
-        raise UserError(f"{where}no dataset; name a file, a hub id or a plugin with --dataset or the key 'dataset'")

@@ -1,8 +1,10 @@
-"""The run folder of a run that was not told one."""
+"""The run folder of a run that was not told one, and the one that the quickstart left."""
 
 import os
 from itertools import count
 from pathlib import Path
+
+from swiftplug.errors import UserError
 
 
 def default_output_dir(name: str, resume: bool) -> str:
@@ -29,3 +31,23 @@ def default_output_dir(name: str, resume: bool) -> str:
 
 def _taken(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
+
+
+def last_quickstart_run() -> str:
+    """The folder of the last quickstart training that finished in the current folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    numbers = {"": 1, **{f"-{number}": number for number in range(2, 1000)}}
+    finished = [
+        folder
+        for folder in Path("runs").glob("quickstart*")
+        if (folder / "swiftplug.json").is_file() and folder.name.removeprefix("quickstart") in numbers
+    ]
+    if not finished:
+        raise UserError(
+            "no model and no dataset named, and no finished quickstart run in ./runs to sample from; make one with "
+            "`swiftplug train` (about a minute), or name --model and --dataset"
+        )
+    return str(max(finished, key=lambda folder: numbers[folder.name.removeprefix("quickstart")]))

@@ -24,11 +24,28 @@ OPTIONS = {
     "callbacks": "--callback",
     "plugins.files": "--plugin",
     "data.template": "--template",
+    "adapter": "--adapter",
+    "engine": "--engine",
+    "orm": "--orm",
+    "prm": "--prm",
+    "system": "--system",
+    "num_return_sequences": "--num-return-sequences",
+    "n_best_to_keep": "--n-best-to-keep",
+    "max_new_tokens": "--max-new-tokens",
+    "temperature": "--temperature",
+    "top_p": "--top-p",
+    "top_k": "--top-k",
+    "prm_threshold": "--prm-threshold",
+    "prm_reduce": "--prm-reduce",
+    "easy_query_threshold": "--easy-query-threshold",
+    "include_reference": "--include-reference",
+    "candidates_file": "--candidates-file",
+    "shard": "--shard",
 }
 """The config key of each option that stands for one."""
 
-PLUGIN_LISTS = frozenset({"dataset", "eval_dataset", "metrics", "callbacks"})
-PLUGIN_KEYS = PLUGIN_LISTS | {"model", "tuner", "optimizer", "loss", "loss_scale", "tools"}
+PLUGIN_LISTS = frozenset({"dataset", "eval_dataset", "metrics", "callbacks", "orm", "prm"})
+PLUGIN_KEYS = PLUGIN_LISTS | {"model", "tuner", "optimizer", "loss", "loss_scale", "tools", "engine"}
 
 
 class Override(NamedTuple):

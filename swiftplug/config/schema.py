@@ -1,4 +1,4 @@
-"""What a training config may say, typed and checked."""
+"""What a config may say, typed and checked: the sections that runs share, and a training run."""
 
 from typing import Annotated, Any, Literal
 
@@ -52,7 +52,38 @@ class ModelOptions(Section):
     trust_remote_code: bool = False
 
 
-class TrainConfig(Section):
+class RunConfig(Section):
+    """A run of any sort; it knows where each of its keys got its value."""
+
+    _origins: Origins = PrivateAttr(default_factory=Origins)
+
+    def where(self, *path: str | int) -> str:
+        """Where a key got its value, to begin an error message with.
+
+        Args:
+            path: The key, and what lies under it: a key of a section, or the index in a list.
+
+        Returns:
+            For instance `train.yaml:7: loss`, `--set training.seed=1`, `--metric`; the key itself for a default.
+
+        Example:
+            >>> TrainConfig().where("training", "learning_rate")
+            'training.learning_rate'
+        """
+        return self._origins.where(path)
+
+    def remember(self, origins: Origins) -> None:
+        """Note where each part was said, for `where`."""
+        self._origins = origins
+
+    def __eq__(self, other: object) -> bool:
+        """Equal when they ask for the same run, whichever file each came from."""
+        return type(self) is type(other) and isinstance(other, RunConfig) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class TrainConfig(RunConfig):
     """A training run, whole: merged from defaults, YAML, `--set` and options, and checked.
 
     Attributes:
@@ -94,30 +125,3 @@ class TrainConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: int = Field(default=42, ge=0, lt=2**32)
     training: dict[str, Any] = {}
-
-    _origins: Origins = PrivateAttr(default_factory=Origins)
-
-    def where(self, *path: str | int) -> str:
-        """Where a key got its value, to begin an error message with.
-
-        Args:
-            path: The key, and what lies under it: a key of a section, or the index in a list.
-
-        Returns:
-            For instance `train.yaml:7: loss`, `--set training.seed=1`, `--metric`; the key itself for a default.
-
-        Example:
-            >>> TrainConfig().where("training", "learning_rate")
-            'training.learning_rate'
-        """
-        return self._origins.where(path)
-
-    def remember(self, origins: Origins) -> None:
-        """Note where each part was said, for `where`."""
-        self._origins = origins
-
-    def __eq__(self, other: object) -> bool:
-        """Equal when they ask for the same run, whichever file each came from."""
-        return isinstance(other, TrainConfig) and self.model_dump() == other.model_dump()
-
-    __hash__ = None  # type: ignore[assignment]

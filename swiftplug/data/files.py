@@ -6,10 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Features
-
 from swiftplug.data.conversation import Origin
 from swiftplug.errors import UserError
 
@@ -82,6 +78,10 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
     Raises:
         UserError: The file is not Parquet.
     """
+    import pyarrow as pa  # these take a second, which reading plain files should not
+    import pyarrow.parquet as pq
+    from datasets import Features
+
     try:
         with pq.ParquetFile(path) as file:
             features = Features.from_arrow_schema(file.schema_arrow)

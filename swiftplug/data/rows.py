@@ -31,7 +31,7 @@ SHAREGPT_ROLES = {
 
 
 def to_conversation(
-    row: Any, origin: Origin, task: Literal["pt", "sft"], columns: Mapping[str, str] | None = None
+    row: Any, origin: Origin, task: Literal["pt", "sft", "sample"], columns: Mapping[str, str] | None = None
 ) -> Conversation:
     """Bring a row of any accepted format into the one form that is rendered.
 
@@ -42,7 +42,7 @@ def to_conversation(
     Args:
         row: The row, as JSON has it.
         origin: Where it was read.
-        task: What it is to be used for: `sft` needs an answer at the end.
+        task: What it is to be used for: `sft` needs an answer at the end, `sample` a question.
         columns: Columns to rename first, from the dataset's name to the one known here.
 
     Returns:

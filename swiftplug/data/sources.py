@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-
-import datasets
-from datasets import Dataset
+from typing import TYPE_CHECKING
 
 from swiftplug.data.conversation import Origin
 from swiftplug.data.files import READERS, RawRow, without_nulls
@@ -16,6 +14,9 @@ from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.causes import cause_of
 from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -111,6 +112,8 @@ def _open_file(path: Path, where: str) -> Source:
 
 
 def _open_repository(name: str, location: str, part: str, where: str) -> Source:
+    import datasets  # takes a second, which reading plain files should not
+
     subset, _, split = part.partition("/")
     try:
         loaded = datasets.load_dataset(location, name=subset or None, split=split or "train")
@@ -121,6 +124,8 @@ def _open_repository(name: str, location: str, part: str, where: str) -> Source:
 
 
 def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source:
+    from datasets import Dataset
+
     plugin = registry.resolve("dataset", choice, where)
     try:
         loaded = plugin.bound()
@@ -131,7 +136,7 @@ def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source
     return _open_dataset(choice.name, loaded)
 
 
-def _open_dataset(name: str, loaded: Dataset) -> Source:
+def _open_dataset(name: str, loaded: "Dataset") -> Source:
     def read() -> Iterator[RawRow]:
         for number, row in enumerate(loaded.with_format(None), 1):
             yield RawRow(without_nulls(row), Origin(name, number))

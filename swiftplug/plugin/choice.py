@@ -29,14 +29,14 @@ class PluginChoice(BaseModel):
             >>> PluginChoice.from_yaml({"name": "focal", "gamma": 2}).options
             {'gamma': 2}
         """
-        return cls.model_validate(_fields(value))
+        return cls.model_validate(fields_of(value))
 
     def to_yaml(self) -> str | dict[str, Any]:
         """The choice as a config writes it: the bare name where there are no options."""
         return {"name": self.name, **self.options} if self.options else self.name
 
 
-def _fields(value: Any) -> Any:
+def fields_of(value: Any) -> Any:
     """What a config writes as the fields of a choice; what is none is left for pydantic to refuse."""
     if isinstance(value, str):
         return {"name": value}
@@ -45,5 +45,5 @@ def _fields(value: Any) -> Any:
     return value
 
 
-WrittenChoice = Annotated[PluginChoice, BeforeValidator(_fields)]
+WrittenChoice = Annotated[PluginChoice, BeforeValidator(fields_of)]
 """A choice, as the type of a field that is read from a config."""

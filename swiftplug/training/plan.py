@@ -5,6 +5,7 @@ import math
 from rich.console import Console
 from rich.table import Table
 
+from swiftplug.runs.say import say
 from swiftplug.training.setup import RunSetup
 
 
@@ -51,8 +52,3 @@ def steps_of(setup: RunSetup) -> str:
         return f"{arguments.max_steps} (max_steps; {per_epoch} an epoch)"
     total = math.ceil(arguments.num_train_epochs * per_epoch)
     return f"{total} ({per_epoch} an epoch x {arguments.num_train_epochs:g} epochs)"
-
-
-def say(console: Console, line: str, style: str = "") -> None:
-    """Print a line as it is: not wrapped, and nothing in it taken for markup."""
-    console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from swiftplug.runs.say import duration
+
 # Bookkeeping of Trainer's that a person does not watch.
 UNTOLD = {
     "epoch",
@@ -109,15 +111,6 @@ class ProgressLine(TrainerCallback):
             tokens = (state.num_input_tokens_seen - self.first_tokens) / seconds
             parts += [f"{steps / seconds:.2f} steps/s", f"{tokens:,.0f} tokens/s", f"{duration(left)} left"]
         return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: `47s`, `3m05s`, `2h07m`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes == 0:
-        return f"{rest}s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
 def _number(value: Any) -> str:

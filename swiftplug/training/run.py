@@ -31,12 +31,13 @@ from swiftplug.runs.disk import disk_full_message, is_disk_full
 from swiftplug.runs.manifest import write_run_files
 from swiftplug.runs.marker import Marker
 from swiftplug.runs.model import place_of
+from swiftplug.runs.say import duration, say
 from swiftplug.training.folder import check_run_dir, open_run_dir
 from swiftplug.training.packing import check_packing
-from swiftplug.training.plan import print_data, print_plan, say
+from swiftplug.training.plan import print_data, print_plan
 from swiftplug.training.plugins import LossContract, RunPlugins
 from swiftplug.training.precision import set_precision
-from swiftplug.training.progress import ProgressLine, duration
+from swiftplug.training.progress import ProgressLine
 from swiftplug.training.run_log import RunLog
 from swiftplug.training.setup import RunSetup, set_up
 from swiftplug.training.trainer import PlugTrainer

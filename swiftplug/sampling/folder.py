@@ -1,0 +1,60 @@
+"""The folder of a sampling run: whether it may be written into, and whether it is this run's."""
+
+from pathlib import Path
+
+from swiftplug.errors import UserError
+from swiftplug.runs.manifest import CONFIG, MANIFEST, first_difference
+from swiftplug.sampling.outputs import CANDIDATES, PAGE, SAMPLES
+
+LEDGER = "ledger.sqlite"
+_RESULTS = (LEDGER, f"{LEDGER}-journal", CANDIDATES, SAMPLES, PAGE, MANIFEST, CONFIG)
+
+
+def check_sample_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that a run must not write into; nothing is made or changed.
+
+    Raises:
+        UserError: It is no folder, or holds another run or other files.
+    """
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other: go on with the run, or begin it again")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir: {folder} is a file; expected a folder")
+    held = _held(folder)
+    if not held:
+        return
+    if LEDGER not in held:
+        what = "a training run" if CONFIG in held else "other files"
+        raise UserError(f"output_dir: {folder} holds {what}; name another folder")
+    if not resume and not overwrite:
+        raise UserError(
+            f"output_dir: {folder} holds another run; name another folder, go on with that run by --resume, or begin it "
+            "again by --overwrite"
+        )
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a run has begun in a folder."""
+    return (folder / LEDGER).is_file()
+
+
+def check_same_run(folder: Path, config: str) -> None:
+    """Refuse to go on with a run that another config began.
+
+    Raises:
+        UserError: The configs differ.
+    """
+    before = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else ""
+    if before and before != config:
+        raise UserError(f"--resume: {folder / CONFIG} is another run's: {first_difference(before, config)}")
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run left; the ledger last, so that what is left half-removed still counts as a run."""
+    for name in reversed(_RESULTS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _held(folder: Path) -> set[str]:
+    """The files of a folder, but those that a killed run was still writing."""
+    return {it.name for it in folder.iterdir() if not it.name.endswith(".partial")} if folder.is_dir() else set()
