@@ -28,8 +28,8 @@ def check_sample_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"output_dir: {folder} holds {what}; name another folder")
     if not resume and not overwrite:
         raise UserError(
-            f"output_dir: {folder} holds another run; name another folder, go on with that run by --resume, or begin it "
-            "again by --overwrite"
+            f"output_dir: {folder} holds another run; name another folder, go on with this one by --resume, or begin "
+            "it again by --overwrite"
         )
 
 
