@@ -1,5 +1,6 @@
-"""What many tests share: a random tiny chat model on disk, made once a session."""
+"""What many tests share: a random tiny chat model on disk, made once a session, plugins to install, a chat server."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -125,3 +126,25 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         file = getattr(sys.modules[module], "__file__", None) or ""
         if file.startswith(str(tmp_path)):
             del sys.modules[module]
+
+
+@pytest.fixture
+def openai_server() -> Iterator[Any]:
+    """Start OpenAI-compatible servers on loopback: `openai_server(lambda request: "4").base_url`.
+
+    See `openai_server.py` for what a request has, what may be answered and how a server can fail.
+    """
+    spec = importlib.util.spec_from_file_location("openai_server", Path(__file__).with_name("openai_server.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    started: list[Any] = []
+
+    def start(answer: Any) -> Any:
+        started.append(module.OpenAIServer(answer))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
