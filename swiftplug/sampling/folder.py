@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from swiftplug.errors import UserError
-from swiftplug.runs.manifest import CONFIG, MANIFEST, first_difference
+from swiftplug.runs.manifest import CONFIG, MANIFEST
 from swiftplug.sampling.outputs import CANDIDATES, PAGE, SAMPLES
 
 LEDGER = "ledger.sqlite"
@@ -38,17 +38,6 @@ def is_begun(folder: Path) -> bool:
     return (folder / LEDGER).is_file()
 
 
-def check_same_run(folder: Path, config: str) -> None:
-    """Refuse to go on with a run that another config began.
-
-    Raises:
-        UserError: The configs differ.
-    """
-    before = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else ""
-    if before and before != config:
-        raise UserError(f"--resume: {folder / CONFIG} is another run's: {first_difference(before, config)}")
-
-
 def clear(folder: Path) -> None:
     """Remove what a run left; the ledger last, so that what is left half-removed still counts as a run."""
     for name in reversed(_RESULTS):
@@ -57,4 +46,4 @@ def clear(folder: Path) -> None:
 
 def _held(folder: Path) -> set[str]:
     """The files of a folder, but those that a killed run was still writing."""
-    return {it.name for it in folder.iterdir() if not it.name.endswith(".partial")} if folder.is_dir() else set()
+    return {it.name for it in folder.iterdir() if ".partial" not in it.name} if folder.is_dir() else set()

@@ -5,17 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from swiftplug.config.load import to_yaml
 from swiftplug.config.sample_schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Completion
 from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.runs.manifest import first_difference
 from swiftplug.sampling.candidates_file import Read, read_candidates
 from swiftplug.sampling.ledger import NO_REFERENCE, Ledger
 from swiftplug.sampling.plugins import SamplePlugins, Scorer
 from swiftplug.sampling.records import REFERENCE
 from swiftplug.sampling.rows import open_sources, read_questions
 
-_SOURCES, _PARTS, _SCORERS = "sources", "parts", "scorers"
+_CONFIG, _SOURCES, _PARTS, _SCORERS = "config", "sources", "parts", "scorers"
 
 
 class Intake(NamedTuple):
@@ -48,6 +50,7 @@ def fill(ledger: Ledger, config: SampleConfig, plugins: SamplePlugins) -> Intake
     _check_references(ledger, config, plugins.scorers)
     if config.include_reference and read is not None:
         add_references(ledger)
+    ledger.put(_CONFIG, to_yaml(config))
     ledger.put(_SOURCES, json.dumps([source.fingerprint for source in sources]))
     ledger.put(_PARTS, _fingerprint(_parts(plugins)))
     ledger.put(_SCORERS, _fingerprint([scorer.plugin for scorer in plugins.scorers]))
@@ -63,8 +66,11 @@ def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: SamplePlugins
         What the user should know.
 
     Raises:
-        UserError: A dataset or a plugin that samples has changed.
+        UserError: The config is another one, or a dataset or a plugin that samples has changed.
     """
+    config_before, config_now = ledger.get(_CONFIG) or "", to_yaml(config)
+    if config_before != config_now:
+        raise UserError(f"--resume: the folder holds another run: {first_difference(config_before, config_now)}")
     sources = open_sources(config, plugins.registry)
     for source, before in zip(sources, json.loads(ledger.get(_SOURCES) or "[]"), strict=True):
         if source.fingerprint != before:

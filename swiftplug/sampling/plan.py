@@ -78,15 +78,25 @@ def facts_of(config: SampleConfig, plugins: SamplePlugins) -> list[tuple[str, st
     return facts
 
 
-def print_end(console: Console, run_dir: Path, summary: Summary, seconds: float) -> None:
-    """Print what came of a run."""
+def print_end(console: Console, run_dir: Path, summary: Summary, failed: int, seconds: float) -> None:
+    """Print what came of a run.
+
+    Args:
+        console: Where.
+        run_dir: Its folder.
+        summary: Its statistics.
+        failed: How many rows the engine could not answer.
+        seconds: How long it took.
+    """
     say(console, f"finished in {duration(seconds)}: {summary.kept:,} of {summary.candidates:,} candidates kept", "bold")
     for reason, count in summary.left_out.items():
-        say(console, f"  {count:,} rows left out: {reason}")
-    told = [f"pass@{k} {share:.1%}" for k, share in (summary.pass_at or {}).items()]
+        say(console, f"  {count:,} {'row' if count == 1 else 'rows'} left out: {reason}")
+    told = [f"pass@{k} {share:.1%}" for k, share in summary.pass_at.items()]
     if summary.majority is not None:
         told.append(f"majority {summary.majority:.1%}")
     told += [f"mean {name} {value:.3f}" for name, value in summary.mean_scores.items()]
     if told:
         say(console, f"  {', '.join(told)}")
+    if failed:
+        say(console, "  rows at which the engine failed are tried again by --resume")
     say(console, f"rows to train on: {run_dir / SAMPLES}; to look through all candidates: {run_dir / PAGE}")

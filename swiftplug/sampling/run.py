@@ -28,7 +28,7 @@ from swiftplug.runs.manifest import write_run_files
 from swiftplug.runs.say import say
 from swiftplug.sampling.answering import Answering
 from swiftplug.sampling.arguments import SampleArguments
-from swiftplug.sampling.folder import LEDGER, check_same_run, check_sample_dir, clear, is_begun
+from swiftplug.sampling.folder import LEDGER, check_sample_dir, clear, is_begun
 from swiftplug.sampling.intake import check_unchanged, fill
 from swiftplug.sampling.ledger import Ledger
 from swiftplug.sampling.outputs import write_outputs
@@ -91,7 +91,8 @@ def sample(
             title = f"{config.model.name if config.model else config.candidates_file}"
             summary = write_outputs(run_dir, ledger, positions, selection, config.num_return_sequences, title, facts)
             write_run_files(run_dir, to_yaml(config), config.seed, plugins.all(), {"results": asdict(summary)})
-            print_end(console, run_dir, summary, time.monotonic() - started)
+            failed = ledger.count("failure != ''", positions)
+            print_end(console, run_dir, summary, failed, time.monotonic() - started)
     return SampleResult(run_dir, summary)
 
 
@@ -112,7 +113,6 @@ def _ledger(
 ) -> Iterator[Ledger]:
     """The ledger of a run that goes on, or a new one in place of what the folder held."""
     if resume and is_begun(run_dir):
-        check_same_run(run_dir, to_yaml(config))
         ledger = Ledger(run_dir / LEDGER)
         try:
             for note in check_unchanged(ledger, config, plugins):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from swiftplug.errors import UserError
 from swiftplug.plugin.rewards import InferRequest, Unscored
+from swiftplug.runs.blame import blaming
 from swiftplug.sampling.ledger import Reward, StoredCandidate, StoredRow
 from swiftplug.sampling.plugins import Scorer
 
@@ -83,7 +84,8 @@ def _call(scorer: Scorer, requests: list[InferRequest], truths: list[Any], timeo
             "(score_timeout); what was sampled is kept: go on with --resume"
         )
     if errors:
-        raise errors[0]
+        with blaming([scorer.plugin]):
+            raise errors[0]
     return outcome[0]
 
 

@@ -1,0 +1,149 @@
+"""Bad input ends with exit code 2 and one clear line, or is counted; nothing is lost."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.sampling.conftest import Command, lines
+
+DRAW = ["--engine", "dice", "--model", "m", "--output-dir", "run"]
+
+
+def refused(done: object, *words: str) -> None:
+    """One line on stderr with these words in it, and exit code 2."""
+    assert done.returncode == 2, done.stdout + done.stderr  # type: ignore[attr-defined]
+    (line,) = done.stderr.splitlines()  # type: ignore[attr-defined]
+    for word in words:
+        assert word in line
+
+
+def test_rows_without_a_question_are_counted_with_their_place(sample: Command, tmp_path: Path) -> None:
+    good = {"messages": [{"role": "user", "content": "roll"}], "answer": "1"}
+    bad = [
+        {"messages": [{"role": "assistant", "content": "1"}]},
+        {"messages": []},
+        {"text": "a text"},
+        {"messages": [{"role": "user", "content": "  "}], "answer": "1"},
+        {"messages": [{"role": "user", "content": "no answer to this one"}]},
+        {"question": "?"},
+        "no object",
+    ]
+    rows = [good, *bad, good]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = sample("--dataset", "rows.jsonl", *DRAW, "--orm", "box")
+    assert done.returncode == 0, done.stderr
+    for line in range(2, 9):
+        assert f"rows.jsonl:{line}" in done.stdout
+    assert "rows: 2 of 9" in done.stdout
+    assert "no reference for box" in done.stdout
+    assert len(lines(tmp_path / "run" / "candidates.jsonl")) == 2 * 8
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    assert results["rows"] == 9
+
+
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_an_empty_dataset_is_refused(sample: Command, tmp_path: Path, content: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(content)
+    refused(sample("--dataset", "rows.jsonl", *DRAW), "rows.jsonl", "no rows")
+    assert not (tmp_path / "run").exists()
+
+
+def test_references_that_no_row_has_are_asked_for_before_anything_is_made(sample: Command, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "roll"}) + "\n")
+    refused(sample("--dataset", "rows.jsonl", *DRAW, "--orm", "box"), "orm 'box'", "references", "solution")
+    refused(sample("--dataset", "rows.jsonl", *DRAW, "--include-reference"), "--include-reference", "references")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("scorer", "words"),
+    [
+        (["--orm", "raises"], ["orm 'raises'", "RuntimeError: the judge is ill", "dice.py:"]),
+        (["--orm", "one_short"], ["orm 'one_short'", "31 rewards for 32 candidates"]),
+        (["--orm", "nan"], ["orm 'nan'", "nan", "questions.jsonl:1", "finite number"]),
+        (["--orm", "texts"], ["orm 'texts'", "'good'", "finite number"]),
+        (["--orm", "hangs", "--set", "score_timeout=0.3"], ["orm 'hangs'", "0.3 s", "--resume"]),
+        (["--orm", "bxo"], ["--orm", "'bxo'", "did you mean 'box'"]),
+        (["--prm", "no/such-model"], ["no/such-model"]),
+        (["--orm", "box", "--orm", "box"], ["two scorers", "'box'"]),
+        (["--orm", "box", "--set", "orm.box.weight=-1"], ["orm.box.weight=-1"]),
+        (["--orm", "box", "--set", "orm.box.weight=0"], ["weight 0"]),
+        (["--prm-reduce", "max"], ["--prm-reduce", "'min', 'mean', 'last' or 'prod'"]),
+        (["--shard", "3/3"], ["--shard", "0/3"]),
+        (["--temperature", "-1"], ["--temperature", "greater than or equal to 0"]),
+        (["--num-return-sequences", "0"], ["--num-return-sequences"]),
+        (["--candidates-file", "x.jsonl"], ["--candidates-file", "--engine none"]),
+        (["--set", "n_best=3"], ["n_best", "did you mean"]),
+        (["--set", "engine.sides=many"], ["engine 'dice'", "'sides'"]),
+        (["--resume", "--overwrite"], ["exclude each other"]),
+        (["--dataset", "nothing.jsonl"], ["nothing.jsonl"]),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(
+    questions: Callable[..., Path], sample: Command, scorer: list[str], words: list[str]
+) -> None:
+    data = [] if "--dataset" in scorer else ["--dataset", questions(9)]
+    refused(sample(*data, *DRAW, *scorer), *words)
+
+
+def test_an_engine_that_samples_nothing_needs_candidates(sample: Command) -> None:
+    refused(sample("--engine", "none", "--dataset", "x.jsonl"), "--candidates-file")
+    refused(sample("--engine", "none", "--candidates-file", "x.jsonl"), "x.jsonl", "no such file")
+
+
+def test_nothing_named_and_no_quickstart_run_says_how_to_get_one(sample: Command) -> None:
+    refused(sample("--orm", "math"), "swiftplug train", "--model")
+
+
+def test_a_folder_of_another_run_is_left_as_it_is(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    data = questions(4)
+    assert sample("--dataset", data, *DRAW).returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    refused(sample("--dataset", data, *DRAW), "run", "--resume", "--overwrite")
+    refused(sample("--dataset", data, *DRAW, "--resume", "--temperature", "2"), "temperature: 2")
+    refused(sample("--dataset", questions(5), *DRAW, "--resume"), "questions.jsonl", "has changed")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("all my work")
+    refused(sample("--dataset", data, *DRAW[:-1], "other", "--overwrite"), "other files")
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "all my work"
+
+
+def candidate(question: str, answer: str, **more: object) -> str:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": messages, **more}, ensure_ascii=False)
+
+
+def test_a_torn_last_line_and_a_stranger_are_counted(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    known = candidate("问题 1: a die 🎲?", "\\boxed{1}")
+    text = "\n".join([known, candidate("who is this?", "\\boxed{1}"), known, known[:40]])
+    (tmp_path / "given.jsonl").write_text(text, encoding="utf-8")
+    scoring = ["--engine", "none", "--candidates-file", "given.jsonl", "--orm", "box", "--output-dir", "run"]
+    done = sample(*scoring, "--dataset", questions(2))
+    assert done.returncode == 0, done.stderr
+    assert "given.jsonl:4" in done.stdout
+    assert "of no row of the dataset: given.jsonl:2" in done.stdout
+    assert [it["index"] for it in lines(tmp_path / "run" / "candidates.jsonl")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{broken", ["given.jsonl:2", "not JSON"]),
+        ('{"text": "x"}', ["given.jsonl:2", "'messages'"]),
+        (json.dumps({"messages": [{"role": "user", "content": "q"}]}), ["given.jsonl:2", "assistant"]),
+        (json.dumps({"messages": [{"role": "robot", "content": "q"}]}), ["given.jsonl:2", "robot"]),
+    ],
+)
+def test_a_line_that_is_no_candidate_is_named(sample: Command, tmp_path: Path, line: str, words: list[str]) -> None:
+    good = candidate("q", "\\boxed{1}", reference="1")
+    (tmp_path / "given.jsonl").write_text(f"{good}\n{line}\n{good}\n")
+    done = sample("--engine", "none", "--candidates-file", "given.jsonl", "--orm", "box", "--output-dir", "run")
+    refused(done, *words)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,113 @@
+"""A killed run that goes on ends in the bytes of one that was not killed, and shards joined are the whole."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.sampling.conftest import DICE, Command, lines
+
+FILES = ("candidates.jsonl", "samples.jsonl", "report.html")
+DRAW = ["--engine", "dice", "--orm", "box", "--prm", "halves", "--num-return-sequences", "3"]
+
+
+def killed_after(seconds: float, arguments: list[str], folder: Path) -> None:
+    """Begin a run, and kill it unless it is done before."""
+    command = [sys.executable, "-m", "swiftplug", "sample", "--plugin", str(DICE), *arguments]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path, part: int
+) -> None:
+    arguments = ["--dataset", str(questions(30)), *DRAW, "--set", "engine.seconds=0.03", "--model", "m"]
+    started = time.monotonic()
+    whole = sample(*arguments, "--output-dir", "whole")
+    seconds = time.monotonic() - started
+    assert whole.returncode == 0, whole.stderr
+    drawn = random.Random(part)
+    for number in range(5):
+        name = f"killed-{number}"
+        killed_after(drawn.uniform(0.2, 1) * seconds, [*arguments, "--output-dir", name], tmp_path)
+        killed_after(drawn.uniform(0.2, 1) * seconds, [*arguments, "--output-dir", name, "--resume"], tmp_path)
+        again = sample(*arguments, "--output-dir", name, "--resume")
+        assert again.returncode == 0, again.stderr
+        for file in FILES:
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 23])
+def test_shards_joined_are_the_whole(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path, count: int
+) -> None:
+    arguments = ["--dataset", questions(count), *DRAW, "--model", "m"]
+    assert sample(*arguments, "--output-dir", "whole").returncode == 0
+    for shard in range(3):
+        done = sample(*arguments, "--output-dir", f"shard-{shard}", "--shard", f"{shard}/3")
+        assert done.returncode == 0, done.stderr
+    for file in ("candidates.jsonl", "samples.jsonl"):
+        joined = b"".join((tmp_path / f"shard-{shard}" / file).read_bytes() for shard in range(3))
+        assert joined == (tmp_path / "whole" / file).read_bytes()
+    assert len(lines(tmp_path / "whole" / "candidates.jsonl")) == 3 * count
+
+
+def test_a_mended_scorer_scores_again_what_was_sampled(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    scorer = tmp_path / "scorer.py"
+    text = (
+        "from swiftplug.plugin import register_orm\n"
+        "@register_orm('mine')\n"
+        "def mine(infer_requests, ground_truths):\n"
+        "    return [{} for _ in infer_requests]\n"
+    )
+    scorer.write_text(text.format("float('nan')"))
+    arguments = ["--dataset", questions(5), "--engine", "dice", "--orm", "mine", "--model", "m", "--plugin", scorer]
+    broken = sample(*arguments, "--output-dir", "run")
+    assert broken.returncode == 2
+    assert "nan" in broken.stderr
+    scorer.write_text(text.format("0.75"))
+    mended = sample(*arguments, "--output-dir", "run", "--resume")
+    assert mended.returncode == 0, mended.stderr
+    candidates = lines(tmp_path / "run" / "candidates.jsonl")
+    assert len(candidates) == 5 * 8
+    assert {candidate["scores"]["mine"] for candidate in candidates} == {0.75}
+
+
+def test_rows_that_failed_are_tried_again(questions: Callable[..., Path], sample: Command, tmp_path: Path) -> None:
+    arguments = ["--dataset", questions(6), "--engine", "dice", "--orm", "box", "--model", "m"]
+    assert sample(*arguments, "--output-dir", "whole").returncode == 0
+    (tmp_path / "ill").touch()
+    first = sample(*arguments, "--output-dir", "run")
+    assert first.returncode == 0, first.stderr
+    assert "1 row left out: HTTP 500 after 5 tries" in first.stdout
+    assert "--resume" in first.stdout
+    assert len(lines(tmp_path / "run" / "candidates.jsonl")) == 5 * 8
+    (tmp_path / "ill").unlink()
+    again = sample(*arguments, "--output-dir", "run", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run" / "candidates.jsonl").read_bytes() == (tmp_path / "whole/candidates.jsonl").read_bytes()
+
+
+def test_two_runs_in_one_folder_exclude_each_other(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    arguments = ["--dataset", str(questions(40)), *DRAW, "--set", "engine.seconds=0.2", "--model", "m"]
+    command = [sys.executable, "-m", "swiftplug", "sample", "--plugin", str(DICE), *arguments, "--output-dir", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not (tmp_path / "run" / "ledger.sqlite").exists():
+            time.sleep(0.05)
+        second = sample(*arguments, "--output-dir", "run", "--resume")
+        process.kill()
+    assert second.returncode == 2
+    assert "another process" in second.stderr

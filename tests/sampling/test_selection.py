@@ -1,0 +1,150 @@
+"""Which candidates are kept, and what the files say of the others."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sampling.conftest import Command, lines
+
+DRAW = ["--engine", "dice", "--model", "m", "--output-dir", "run"]
+
+
+def by_row(candidates: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for candidate in candidates:
+        rows.setdefault(candidate["id"], []).append(candidate)
+    return rows
+
+
+def number(candidate: dict[str, Any]) -> int:
+    return int(candidate["messages"][-1]["content"][-2])
+
+
+def test_every_row_has_all_candidates_and_no_reference_among_them(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    done = sample("--dataset", questions(10), *DRAW, "--orm", "box", "--num-return-sequences", "3")
+    assert done.returncode == 0, done.stderr
+    rows = by_row(lines(tmp_path / "run" / "candidates.jsonl"))
+    assert [[it["index"] for it in candidates] for candidates in rows.values()] == [[0, 1, 2]] * 10
+    for index, candidates in enumerate(rows.values()):
+        for it in candidates:
+            assert it["messages"][0]["content"] == f"问题 {index}: a die 🎲?"
+            assert it["messages"][1]["content"].startswith("Let us see")
+            assert it["reference"] == str(index % 4)
+            assert it["scores"]["box"] == float(number(it) == index % 4)
+            assert bool(it["reasons"]) or it["scores"]["box"] == 1.0
+
+
+def test_the_reference_is_a_candidate_when_asked_for(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    done = sample("--dataset", questions(4), *DRAW, "--prm", "halves", "--include-reference")
+    assert done.returncode != 0  # `halves` cannot read a bare number: the plugin's error names it
+    assert "halves" in done.stderr
+    done = sample("--dataset", questions(4), *DRAW, "--overwrite", "--include-reference", "--num-return-sequences", "2")
+    assert done.returncode == 0, done.stderr
+    for index, candidates in enumerate(by_row(lines(tmp_path / "run" / "candidates.jsonl")).values()):
+        assert [it["finish_reason"] for it in candidates] == ["stop", "stop", "reference"]
+        assert candidates[2]["messages"][-1]["content"] == str(index)
+
+
+def test_the_best_right_ones_are_kept_by_the_documented_formula(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    done = sample(
+        *("--dataset", questions(20), *DRAW, "--orm", "box", "--prm", "halves", "--set", "orm.box.weight=3"),
+        *("--prm-reduce", "mean", "--n-best-to-keep", "2", "--num-return-sequences", "12"),
+    )
+    assert done.returncode == 0, done.stderr
+    kept = by_row(lines(tmp_path / "run" / "samples.jsonl"))
+    for row_id, candidates in by_row(lines(tmp_path / "run" / "candidates.jsonl")).items():
+        for it in candidates:
+            assert it["scores"]["halves"] == [1.0, number(it) / 4]
+        right = [it for it in candidates if str(number(it)) == it["reference"]]
+        expected = [right[0]] if right else []  # all right answers of a row are one text, so one of them is kept
+        assert [it["messages"] for it in kept.get(row_id, [])] == [it["messages"] for it in expected]
+        for it in kept.get(row_id, []):
+            wrong = [other for other in candidates if str(number(other)) != other["reference"]]
+            worst = min(wrong, key=lambda other: (3 * 0 + (1 + number(other) / 4) / 2, other["index"]))
+            assert it["rejected_response"] == worst["messages"][-1]["content"]
+        reasons = Counter(reason for it in candidates for reason in it["reasons"])
+        assert reasons["wrong"] == len(candidates) - len(right)
+        assert reasons["same answer as a better one"] == max(len(right) - 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("reduce", "reduced"), [("min", min), ("last", lambda x: x[-1]), ("prod", lambda x: x[0] * x[1])]
+)
+def test_answers_below_the_prm_threshold_are_left_out(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path, reduce: str, reduced: Callable[[Any], float]
+) -> None:
+    options = ["--prm", "halves", "--prm-threshold", "0.5", "--prm-reduce", reduce, "--n-best-to-keep", "9"]
+    done = sample("--dataset", questions(12), *DRAW, *options, "--num-return-sequences", "3")
+    assert done.returncode == 0, done.stderr
+    rows = by_row(lines(tmp_path / "run" / "candidates.jsonl"))
+    for candidates in rows.values():
+        for it in candidates:
+            assert ("below the PRM threshold" in it["reasons"]) == (reduced(it["scores"]["halves"]) < 0.5)
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    none_left = sum(all(number(it) < 2 for it in candidates) for candidates in rows.values())
+    assert results["left_out"].get("below the PRM threshold", 0) == none_left > 0
+
+
+def test_rows_that_are_too_easy_or_all_wrong_are_counted(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    done = sample("--dataset", questions(40), *DRAW, "--orm", "box", "--easy-query-threshold", "0.25")
+    assert done.returncode == 0, done.stderr
+    counts = Counter()
+    for candidates in by_row(lines(tmp_path / "run" / "candidates.jsonl")).values():
+        right = sum(it["scores"]["box"] for it in candidates)
+        counts["all wrong" if right == 0 else "too easy" if right / 8 > 0.25 else "kept"] += 1
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    assert results["left_out"] == {name: counts[name] for name in ("too easy", "all wrong")}
+    assert results["kept"] == counts["kept"] == len(lines(tmp_path / "run" / "samples.jsonl"))
+    assert f"{counts['too easy']} rows left out: too easy" in done.stdout
+
+
+def test_rows_of_one_content_are_each_answered(sample: Command, tmp_path: Path) -> None:
+    row = json.dumps({"messages": [{"role": "user", "content": "roll"}], "answer": 1})
+    (tmp_path / "same.jsonl").write_text(f"{row}\n" * 3)
+    done = sample("--dataset", "same.jsonl", *DRAW, "--orm", "slow_box", "--num-return-sequences", "16")
+    assert done.returncode == 0, done.stderr
+    rows = by_row(lines(tmp_path / "run" / "candidates.jsonl"))
+    assert [len(candidates) for candidates in rows.values()] == [16, 16, 16]
+    drawn = {tuple(map(number, candidates)) for candidates in rows.values()}
+    assert len(drawn) == 3
+
+
+def test_kept_rows_can_be_trained_on_as_they_are(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path, swiftplug: Command
+) -> None:
+    done = sample("--dataset", questions(12), *DRAW, "--orm", "box", "--system", "你是骰子")
+    assert done.returncode == 0, done.stderr
+    kept = lines(tmp_path / "run" / "samples.jsonl")
+    assert all(it["messages"][0] == {"role": "system", "content": "你是骰子"} for it in kept)
+    trained = swiftplug("train", "--model", "tiny", "--dataset", tmp_path / "run" / "samples.jsonl", "--dry-run")
+    assert trained.returncode == 0, trained.stderr
+    assert f"{len(kept)} of {len(kept)} rows" in trained.stdout
+
+
+def test_candidates_are_scored_again_by_other_scorers(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    data = questions(9)
+    assert sample("--dataset", data, *DRAW, "--orm", "box").returncode == 0
+    for arguments in ([], ["--dataset", data]):
+        done = sample(
+            *("--engine", "none", "--candidates-file", "run/candidates.jsonl", *arguments, "--overwrite"),
+            *("--orm", "box", "--prm", "halves", "--output-dir", "again"),
+        )
+        assert done.returncode == 0, done.stderr
+        before, after = (lines(tmp_path / folder / "candidates.jsonl") for folder in ("run", "again"))
+        for key in ("id", "index", "messages", "reference", "finish_reason"):
+            assert [it[key] for it in after] == [it[key] for it in before]
+        assert all(it["scores"]["halves"] == [1.0, number(it) / 4] for it in after)
