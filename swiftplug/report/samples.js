@@ -1,0 +1,304 @@
+"use strict";
+// Shows the questions of a sampling run. The address's fragment is the whole state (#filter=kept&row=3), so that every
+// view can be linked. Texts of models and datasets become text nodes, never markup.
+
+const byId = (id) => document.getElementById(id);
+const scorers = JSON.parse(byId("scorers").textContent);
+const rows = JSON.parse(byId("rows").textContent).map(withCounts);
+
+function withCounts(row) {
+  const judged = row.candidates.filter((candidate) => candidate.sampled && candidate.right !== null);
+  const right = judged.filter((candidate) => candidate.right).length;
+  const kept = row.candidates.filter((candidate) => !candidate.reasons.length).length;
+  const question = row.prompt.findLast((message) => message.role === "user") ?? row.prompt.at(-1);
+  return { ...row, judged: judged.length, right, kept, question: question ? plain(question.text) : "" };
+}
+
+// A text is a string or, of a very long one, [head, number of characters left out, tail].
+function plain(text) {
+  return Array.isArray(text) ? `${text[0]} … ${text[2]}` : text;
+}
+
+/* State */
+
+const FILTERS = {
+  "all": ["All", () => true],
+  "all-right": ["All right", (row) => row.judged && row.right === row.judged],
+  "some-right": ["Some right", (row) => row.right && row.right < row.judged],
+  "none-right": ["None right", (row) => row.judged && !row.right],
+  "kept": ["Kept", (row) => row.kept],
+  "left-out": ["Left out", (row) => !row.kept],
+};
+const SHOWN = {
+  "all": ["All", () => true],
+  "right": ["Right", (candidate) => candidate.right === true],
+  "wrong": ["Wrong", (candidate) => candidate.right === false],
+  "kept": ["Kept", (candidate) => !candidate.reasons.length],
+};
+const share = (row) => (row.judged ? row.right / row.judged : -1);
+const SORTS = {
+  "position": ["In order", (one, other) => one.position - other.position],
+  "most-right": ["Most right first", (one, other) => share(other) - share(one) || one.position - other.position],
+  "least-right": ["Least right first", (one, other) => share(one) - share(other) || one.position - other.position],
+};
+const JUDGED_ONLY = new Set(["all-right", "some-right", "none-right", "right", "wrong", "most-right", "least-right"]);
+const judges = rows.some((row) => row.judged);
+const offered = (table) => Object.entries(table).filter(([name]) => judges || !JUDGED_ONLY.has(name));
+
+let state, found, current, drawnList;
+
+function readState() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  const choice = (key, table) => (Object.hasOwn(table, given.get(key) ?? "") ? given.get(key) : Object.keys(table)[0]);
+  return {
+    filter: choice("filter", FILTERS),
+    show: choice("show", SHOWN),
+    sort: choice("sort", SORTS),
+    q: given.get("q") ?? "",
+    row: given.get("row") ?? "",
+  };
+}
+
+function address(change) {
+  const wanted = { ...state, ...change };
+  const given = new URLSearchParams({ filter: wanted.filter });
+  if (wanted.show !== "all") given.set("show", wanted.show);
+  if (wanted.sort !== "position") given.set("sort", wanted.sort);
+  if (wanted.q) given.set("q", wanted.q);
+  if (wanted.row !== "") given.set("row", wanted.row);
+  return `#${given}`;
+}
+
+function go(change) {
+  history.replaceState(null, "", address(change));
+  draw();
+}
+
+function pattern() {
+  const literal = state.q.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&");
+  return new RegExp(`(${literal})`, "iu");
+}
+
+function matches(row) {
+  if (!state.q) return true;
+  const texts = [...row.prompt, ...row.candidates].map((one) => plain(one.text));
+  const wanted = pattern();
+  return [row.origin, row.id, plain(row.reference ?? ""), ...texts].some((text) => wanted.test(text));
+}
+
+/* Drawing */
+
+function make(tag, classes, ...children) {
+  const node = document.createElement(tag);
+  if (classes) node.className = classes;
+  node.append(...children); // strings become text nodes
+  return node;
+}
+
+// The text as nodes, with what was searched for marked.
+function marked(text) {
+  if (!state.q) return [text];
+  return text.split(pattern()).map((part, place) => (place % 2 ? make("mark", "", part) : part));
+}
+
+function textBlock(text, classes) {
+  const block = make("div", `text ${classes}`);
+  block.tabIndex = 0;
+  if (plain(text) === "") block.append(make("span", "empty", "empty"));
+  else if (!Array.isArray(text)) block.append(...marked(text));
+  else {
+    const gap = make("span", "gap", `${text[1].toLocaleString("en")} characters not shown`);
+    block.append(...marked(text[0]), gap, ...marked(text[2]));
+  }
+  return block;
+}
+
+function short(value) {
+  return String(Number(value.toPrecision(3)));
+}
+
+// The key tells the button from others when all are drawn anew, so that the focus can stay where it was.
+function makeButton(classes, key, change, ...children) {
+  const button = make("button", classes, ...children);
+  button.type = "button";
+  button.dataset.key = key;
+  button.addEventListener("click", () => go(change));
+  return button;
+}
+
+function pills(table, items, key) {
+  return offered(table).map(([name, [label, holds]]) => {
+    const count = items.filter(holds).length.toLocaleString("en");
+    const button = makeButton("pill", `${key}-${name}`, { [key]: name }, label, " ", make("span", "count", count));
+    button.setAttribute("aria-pressed", state[key] === name);
+    return button;
+  });
+}
+
+function draw() {
+  const focused = document.activeElement.dataset.key;
+  state = readState();
+  const matching = rows.filter(matches);
+  found = matching.filter(FILTERS[state.filter][1]).sort(SORTS[state.sort][1]);
+  current = found.find((row) => String(row.position) === state.row) ?? found[0];
+  byId("filters").replaceChildren(...pills(FILTERS, matching, "filter"));
+  byId("found").textContent = found.length === 1 ? "1 question" : `${found.length.toLocaleString("en")} questions`;
+  byId("sort").value = state.sort;
+  if (byId("search").value !== state.q) byId("search").value = state.q;
+  drawList();
+  byId("detail").replaceChildren(...(current ? detail(current) : [make("p", "nothing", "No question matches.")]));
+  if (focused) document.querySelector(`[data-key="${focused}"]`)?.focus({ preventScroll: true });
+}
+
+function drawList() {
+  const list = byId("list");
+  const key = address({ row: "" });
+  if (key !== drawnList) {
+    list.replaceChildren(...found.map(listItem));
+    list.scrollTop = 0;
+    drawnList = key;
+  }
+  list.querySelector("[aria-current]")?.removeAttribute("aria-current");
+  const item = list.children[found.indexOf(current)];
+  if (!item) return;
+  item.firstChild.setAttribute("aria-current", "true");
+  const above = item.offsetTop - list.scrollTop;
+  if (above < 0) list.scrollTop += above;
+  const below = above + item.offsetHeight - list.clientHeight;
+  if (below > 0) list.scrollTop += below;
+}
+
+function listItem(row) {
+  const question = make("span", "question", ...marked(row.question.slice(0, 300)));
+  const link = make("a", "item", make("span", "number", `#${row.position}`), " ", question, " ");
+  link.href = address({ row: row.position });
+  const foot = make("span", "tally");
+  if (row.judged) foot.append(pips(row), make("span", "", `${row.right}/${row.judged} right`));
+  if (row.kept) foot.append(make("span", "kept", `${row.kept} kept`));
+  else foot.append(make("span", "out", row.problem || row.leftOut || "left out"));
+  link.append(foot);
+  return make("li", "", link);
+}
+
+// One square a candidate while they are few: filled for right, hollow for wrong.
+function pips(row) {
+  const sampled = row.candidates.filter((candidate) => candidate.sampled);
+  const squares = sampled.length > 16 ? [] : sampled.map((candidate) => make("i", verdict(candidate)));
+  const group = make("span", "pips", ...squares);
+  group.setAttribute("aria-hidden", "true");
+  return group;
+}
+
+function verdict(candidate) {
+  return candidate.right === null ? "unknown" : candidate.right ? "right" : "wrong";
+}
+
+function detail(row) {
+  const place = found.indexOf(row);
+  const step = (label, name, other) => {
+    const button = makeButton("step", name, { row: other?.position }, label);
+    button.title = name;
+    button.setAttribute("aria-label", name);
+    button.disabled = !other;
+    return button;
+  };
+  const head = make("header", "",
+    make("h2", "", `Question #${row.position}`),
+    make("span", "origin", row.origin), make("code", "id", row.id),
+    make("nav", "", make("span", "", `${place + 1} of ${found.length}`),
+      step("←", "Previous question (k)", found[place - 1]), step("→", "Next question (j)", found[place + 1])));
+  const prompt = make("div", "messages", ...row.prompt.map((message) =>
+    make("section", "message", make("h3", "", message.role), textBlock(message.text, ""))));
+  const asked = make("div", "asked", prompt);
+  if (row.reference !== null) {
+    asked.append(make("section", "message reference", make("h3", "", "reference"), textBlock(row.reference, "")));
+  }
+  if (row.problem) return [head, asked, make("p", "notice", `No candidates: ${row.problem}`)];
+  const choice = make("div", "pills", ...pills(SHOWN, row.candidates, "show"));
+  const shown = row.candidates.filter(SHOWN[state.show][1]);
+  const cards = make("div", "cards", ...(shown.length ? shown.map(card) : [make("p", "nothing", "No such candidate.")]));
+  const bar = make("div", "bar", make("h3", "", "Candidates"), choice);
+  if (row.leftOut) bar.append(make("span", "out", `Nothing kept: ${row.leftOut}`));
+  return [head, asked, bar, cards];
+}
+
+const MARKS = { right: "✓ right", wrong: "✗ wrong", unknown: "not judged" };
+
+function card(candidate) {
+  const judged = verdict(candidate);
+  const head = make("header", "", make("span", "number", `#${candidate.index}`));
+  if (judged !== "unknown" || judges) head.append(make("span", `verdict ${judged}`, MARKS[judged]));
+  if (!candidate.reasons.length) head.append(make("span", "kept", "kept"));
+  if (candidate.sampled) head.append(make("span", candidate.finish === "length" ? "finish cut" : "finish", candidate.finish));
+  else head.append(make("span", "finish", "the reference"));
+  const foot = make("footer", "", scoreChips(candidate));
+  for (const [scorer, rewards] of Object.entries(candidate.steps)) foot.append(stepChips(scorer, rewards));
+  if (candidate.answer !== null) foot.append(make("p", "answer", make("span", "", "Answer"), " ", plain(candidate.answer)));
+  if (candidate.reasons.length) foot.append(make("p", "reasons", make("span", "", "Not kept"), " ", candidate.reasons.join("; ")));
+  return make("section", `card ${judged}`, head, textBlock(candidate.text, ""), foot);
+}
+
+function scoreChips(candidate) {
+  const chip = (name, value, classes) => {
+    const item = make("li", classes, name, " ", make("b", "", short(value)));
+    item.title = `${name}: ${value}`;
+    return item;
+  };
+  const named = scorers.filter((name) => name in candidate.scores).map((name) => chip(name, candidate.scores[name], ""));
+  const ranks = candidate.score !== null && scorers.length > 1 ? [chip("score", candidate.score, "ranks")] : [];
+  return make("ul", "chips", ...ranks, ...named);
+}
+
+function stepChips(scorer, rewards) {
+  const chips = rewards.map((reward, place) => {
+    const chip = make("li", "", short(reward));
+    chip.title = `step ${place + 1}: ${reward}`;
+    chip.style.setProperty("--good", `${100 * Math.min(1, Math.max(0, reward))}%`);
+    return chip;
+  });
+  return make("div", "steps", make("span", "", `${scorer} steps`), " ", make("ol", "", ...chips));
+}
+
+/* Acting */
+
+function toNeighbour(by) {
+  const next = found[found.indexOf(current) + by];
+  if (!next) return;
+  go({ row: next.position });
+  if (byId("list").contains(document.activeElement)) byId("list").querySelector("[aria-current]").focus({ preventScroll: true });
+  bringIntoView();
+}
+
+function bringIntoView() {
+  const top = byId("detail").getBoundingClientRect().top;
+  if (top < 0 || top > innerHeight / 2) byId("detail").scrollIntoView();
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typing = event.target === byId("search");
+  if (typing && event.key === "Escape") byId("search").blur();
+  if (typing || event.target === byId("sort")) return;
+  const inList = byId("list").contains(event.target);
+  if (event.key === "/") byId("search").select();
+  else if (event.key === "j" || event.key === "ArrowRight" || (inList && event.key === "ArrowDown")) toNeighbour(1);
+  else if (event.key === "k" || event.key === "ArrowLeft" || (inList && event.key === "ArrowUp")) toNeighbour(-1);
+  else return;
+  event.preventDefault();
+});
+
+let typed;
+byId("search").addEventListener("input", () => {
+  clearTimeout(typed);
+  typed = setTimeout(() => go({ q: byId("search").value }), 120);
+});
+byId("sort").append(...offered(SORTS).map(([name, [label]]) => new Option(label, name)));
+byId("sort").addEventListener("change", () => go({ sort: byId("sort").value }));
+addEventListener("hashchange", () => {
+  draw();
+  bringIntoView();
+});
+
+byId("explorer").hidden = false;
+draw();
+if (state.row) bringIntoView();

@@ -1,0 +1,192 @@
+"""The page of a sampling run: its figures, and its questions with their candidates side by side.
+
+The page is one file that asks nothing of any network. What a model or a dataset wrote reaches it as escaped JSON, which
+its script puts into text nodes only; its content security policy lets no other script run.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryFile
+from types import TracebackType
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from swiftplug.report.samples_figures import charts_of, figures_of, tallies_of
+from swiftplug.sampling.records import Candidate, Row, ScorerInfo
+from swiftplug.sampling.statistics import Summary
+
+_HEAD, _TAIL = 14_000, 6_000
+"""How many characters of a text longer than both together are shown; the tail, where its final answer is."""
+
+_MOST_CHARACTERS = 30_000_000
+"""How many characters of rows a page holds at most, so that a browser opens it."""
+
+_MOST_COLUMNS = 6
+"""How many charts stand side by side at most; rows of charts are as long as one another."""
+
+# Characters that could end a script element or a line of a script.
+_UNSAFE = re.compile("[<>&\u2028\u2029]")
+
+
+class SamplesPage:
+    """Writes `report.html` as the rows of a run pass; it holds none of them in memory.
+
+    Example:
+        >>> with SamplesPage(path, title="gsm8k", facts=[("model", "SmolLM2")], scorers=scorers) as page:
+        ...     for row in rows:
+        ...         statistics.add(row)
+        ...         page.add(row)
+        ...     page.finish(statistics.summary())
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        title: str,
+        facts: Sequence[tuple[str, str]],
+        scorers: Sequence[ScorerInfo],
+        max_rows: int = 500,
+    ) -> None:
+        """
+        Args:
+            path: Where the page goes; its folder exists.
+            title: Its heading.
+            facts: What to say of the run (model, engine, temperature, seed, ...), as label and value.
+            scorers: The scorers of the run, in the order to show them.
+            max_rows: How many rows it shows, the first; the figures count all.
+        """
+        self._path = path
+        self._title = title
+        self._facts = facts
+        self._scorers = scorers
+        self._max_rows = max_rows
+        self._rows = self._shown = self._characters = 0
+        # A lone surrogate, which no encoding writes, becomes the escape that JSON has for it.
+        self._spool = TemporaryFile(  # noqa: SIM115
+            "w+", encoding="utf-8", errors="backslashreplace", newline="", dir=path.parent
+        )
+
+    def __enter__(self) -> "SamplesPage":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._spool.close()
+
+    def add(self, row: Row) -> None:
+        """Show a row, or only count it where the page is full.
+
+        Args:
+            row: The row, selection done.
+        """
+        self._rows += 1
+        if self._shown == self._max_rows or self._shown < self._rows - 1:  # once full, it stays full
+            return
+        line = _escaped(_row(row))
+        if self._characters + len(line) > _MOST_CHARACTERS:
+            return
+        self._spool.write(line if self._shown == 0 else ",\n" + line)
+        self._shown += 1
+        self._characters += len(line)
+
+    def finish(self, summary: Summary) -> None:
+        """Write the page; it appears whole or not at all.
+
+        Args:
+            summary: The figures of the run.
+        """
+        script = _source("samples.js")
+        charts = charts_of(summary, self._scorers)
+        page = _template().stream(
+            title=self._title,
+            facts=self._facts,
+            shown=self._shown,
+            total=self._rows,
+            figures=figures_of(summary),
+            charts=charts,
+            columns=math.ceil(len(charts) / math.ceil(len(charts) / _MOST_COLUMNS)) if charts else 1,
+            tallies=tallies_of(summary),
+            scorers=Markup(_escaped([scorer.name for scorer in self._scorers])),
+            judged=summary.right_share is not None,
+            rows=self._lines(),
+            style=Markup(_source("samples.css")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+        partial = self._path.with_name(f".{self._path.name}.partial")
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.writelines(page)
+        partial.replace(self._path)
+
+    def _lines(self) -> Iterator[Markup]:
+        self._spool.seek(0)
+        for line in self._spool:
+            yield Markup(line)
+
+
+def _template() -> Any:
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_source("samples.html.jinja"))
+
+
+def _source(name: str) -> str:
+    return (files("swiftplug.report") / name).read_text(encoding="utf-8")
+
+
+def _escaped(value: Any) -> str:
+    """JSON that may stand in a script element."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "position": row.position,
+        "id": row.id,
+        "origin": row.origin,
+        "prompt": [{"role": str(message["role"]), "text": _clipped(_content(message))} for message in row.prompt],
+        "reference": None if row.reference is None else _clipped(row.reference),
+        "problem": row.problem,
+        "leftOut": row.left_out,
+        "candidates": [_candidate(candidate) for candidate in row.candidates],
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "index": candidate.index,
+        "text": _clipped(candidate.text),
+        "finish": candidate.finish_reason,
+        "sampled": candidate.sampled,
+        "scores": candidate.scores,
+        "steps": candidate.steps,
+        "score": candidate.score,
+        "right": candidate.right,
+        "answer": None if candidate.answer is None else _clipped(candidate.answer),
+        "reasons": candidate.reasons,
+    }
+
+
+def _content(message: dict[str, Any]) -> str:
+    """A message's text, and as JSON what else it has (tool calls, parts that are no text)."""
+    content = message.get("content")
+    rest = {key: value for key, value in message.items() if key not in ("role", "content") and value is not None}
+    if content is not None and not isinstance(content, str):
+        rest["content"] = content
+    text = content if isinstance(content, str) else ""
+    return "\n".join([text] * bool(text or not rest) + [json.dumps(rest, ensure_ascii=False, indent=2)] * bool(rest))
+
+
+def _clipped(text: str) -> str | list[str | int]:
+    """A text; of a very long one its head, how many characters are not shown, and its tail."""
+    left_out = len(text) - _HEAD - _TAIL
+    return text if left_out <= 0 else [text[:_HEAD], left_out, text[-_TAIL:]]
