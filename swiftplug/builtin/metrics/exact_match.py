@@ -1,11 +1,8 @@
 r"""The share of generated answers that are exactly right: the last `\boxed{...}`, else the whole text."""
 
-import re
-
 from pydantic import PositiveInt
 
-_BOX = re.compile(r"\\boxed\{")
-_BRACE = re.compile(r"\\.|[{}]")  # an escaped brace is a character of the answer
+from swiftplug.builtin.boxed import last_boxed
 
 
 class ExactMatch:
@@ -50,19 +47,3 @@ def matches(prediction: str, reference: str) -> bool:
         return prediction.strip() == reference.strip()
     found = last_boxed(prediction)
     return found is not None and found.strip() == expected.strip()
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` whose braces close, which may hold others; None where there is none.
-
-    Example:
-        >>> last_boxed(r"\boxed{1}, no: \boxed{\frac{1}{2}}")
-        '\\frac{1}{2}'
-    """
-    for start in reversed([box.end() for box in _BOX.finditer(text)]):
-        depth = 1
-        for brace in _BRACE.finditer(text, start):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if depth == 0:
-                return text[start : brace.start()]
-    return None
