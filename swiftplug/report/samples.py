@@ -30,7 +30,7 @@ _MOST_CHARACTERS = 30_000_000
 """How many characters of rows a page holds at most, so that a browser opens it."""
 
 _MOST_COLUMNS = 6
-"""How many charts stand side by side at most; rows of charts are as long as one another."""
+"""How many charts stand side by side at most."""
 
 # Characters that could end a script element or a line of a script.
 _UNSAFE = re.compile("[<>&\u2028\u2029]")
@@ -114,7 +114,7 @@ class SamplesPage:
             total=self._rows,
             figures=figures_of(summary),
             charts=charts,
-            columns=math.ceil(len(charts) / math.ceil(len(charts) / _MOST_COLUMNS)) if charts else 1,
+            columns=_columns(sum(2 if chart.wide else 1 for chart in charts)),
             tallies=tallies_of(summary),
             scorers=Markup(_escaped([scorer.name for scorer in self._scorers])),
             judged=summary.right_share is not None,
@@ -132,6 +132,12 @@ class SamplesPage:
         self._spool.seek(0)
         for line in self._spool:
             yield Markup(line)
+
+
+def _columns(charts: int) -> int:
+    """How many charts stand side by side, so that no row has many fewer than another."""
+    rows = math.ceil(charts / _MOST_COLUMNS) or 1
+    return math.ceil(charts / rows) or 1
 
 
 def _template() -> Any:

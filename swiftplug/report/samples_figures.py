@@ -7,8 +7,11 @@ from swiftplug.sampling.histogram import Bin
 from swiftplug.sampling.records import ScorerInfo
 from swiftplug.sampling.statistics import Summary
 
-_MOST_LABELS = 9
-"""Up to how many bars each has its value and its label."""
+_MOST_SIGNS = 30
+"""How many letters and digits fit beside one another below the bars of a chart, and above them."""
+
+_MOST_BARS = 33
+"""How many bars a chart has at most; more numbers of right candidates than these share bars."""
 
 
 class Figure(NamedTuple):
@@ -50,13 +53,15 @@ class Chart(NamedTuple):
         mean: The mean of what they show; may be empty.
         bars: The bars.
         ends: The two ends of the axis, where bars have no labels.
+        wide: Whether it takes the place of two charts.
     """
 
     title: str
     note: str
     mean: str
     bars: list[Bar]
-    ends: tuple[str, str] | None
+    ends: tuple[str, str] | None = None
+    wide: bool = False
 
 
 class Tally(NamedTuple):
@@ -93,36 +98,53 @@ def charts_of(summary: Summary, scorers: Sequence[ScorerInfo]) -> list[Chart]:
     """pass@k and the right candidates per row, where something judges; then the scores of each scorer."""
     charts = []
     if summary.pass_at:
-        bars = [
-            Bar(share, f"pass@{k}: {percent(share)}", percent(share), str(k)) for k, share in summary.pass_at.items()
-        ]
-        charts.append(Chart("pass@k", "one of k candidates is right", "", bars, None))
+        charts.append(_pass_at(summary.pass_at))
     if summary.right_counts:
-        counts = [(str(right), f"{right} right", rows) for right, rows in summary.right_counts.items()]
-        charts.append(Chart("Right per row", "rows by right candidates", "", _bars(counts), None))
+        charts.append(Chart("Right per row", "rows by right candidates", "", _bars(_right(summary.right_counts))))
     scored = [scorer for scorer in scorers if scorer.name in summary.mean_scores]
     return charts + [_scores(each, summary.mean_scores[each.name], summary.score_bins[each.name]) for each in scored]
+
+
+def _pass_at(shares: dict[int, float]) -> Chart:
+    bars = [Bar(share, f"pass@{k}: {percent(share)}", percent(share), str(k)) for k, share in shares.items()]
+    wide = len(bars) * len("100.0%") > _MOST_SIGNS
+    return Chart("pass@k", "one of k candidates is right", "", bars, wide=wide)
+
+
+def _right(counts: dict[int, int]) -> list[tuple[str, str, int]]:
+    """Rows by right candidates as label, words and count."""
+    together = -(-len(counts) // _MOST_BARS)
+    firsts = range(0, len(counts), together)
+    lasts = [min(first + together, len(counts)) - 1 for first in firsts]
+    return [
+        (
+            str(first),
+            f"{first} right" if first == last else f"{first} to {last} right",
+            sum(counts[right] for right in range(first, last + 1)),
+        )
+        for first, last in zip(firsts, lasts, strict=True)
+    ]
 
 
 def _scores(scorer: ScorerInfo, mean: float, bins: Sequence[Bin]) -> Chart:
     note = f"{scorer.kind.upper()}, weight {number(scorer.weight)}"
     if bins[0].low == bins[0].high:
         bars = _bars([(number(each.low), number(each.low), each.count) for each in bins])
-        return Chart(scorer.name, note, number(mean), bars, None)
+        return Chart(scorer.name, note, number(mean), bars)
     bars = _bars([("", f"{number(each.low)} to {number(each.high)}", each.count) for each in bins])
-    return Chart(scorer.name, note, number(mean), bars, (number(bins[0].low), number(bins[-1].high)))
+    return Chart(scorer.name, note, number(mean), bars, ends=(number(bins[0].low), number(bins[-1].high)))
 
 
 def _bars(counts: Sequence[tuple[str, str, int]]) -> list[Bar]:
-    """Bars of label, words and count; where there are many, only some have their label."""
+    """Bars of label, words and count, with as many labels as there is room for, and the counts if all have room."""
     most = max(count for _, _, count in counts)
-    few = len(counts) <= _MOST_LABELS
-    every = -(-(len(counts) - 1) // (_MOST_LABELS - 1)) or 1
+    every = -(-len(counts) * max(len(label) for label, _, _ in counts) // _MOST_SIGNS) or 1
+    roomy = len(counts) * len(f"{most:,}") <= _MOST_SIGNS
     return [
         Bar(
             count / most if most else 0.0,
             f"{words}: {count:,}",
-            f"{count:,}" if few else "",
+            f"{count:,}" if roomy else "",
             label if place % every == 0 else "",
         )
         for place, (label, words, count) in enumerate(counts)

@@ -1,6 +1,7 @@
 """The page of scored candidates, as a real browser shows it."""
 
 import json
+import random
 import re
 import threading
 import tracemalloc
@@ -289,6 +290,21 @@ def test_long_texts_and_many_rows_are_cut_and_say_so(browser: Any, tmp_path: Pat
     (shown,) = browser.texts(".card .text")
     assert shown.startswith("start x") and shown.endswith("x end")
     assert "30,010 characters not shown" in shown and len(shown) < 21_000
+
+
+def test_many_candidates_share_bars(browser: Any, tmp_path: Path) -> None:
+    generator = random.Random(0)
+    rights = [generator.randint(0, 200) for _ in range(40)] + [200]
+    rows = [_verdicts(position, "k" * right + "w" * (200 - right)) for position, right in enumerate(rights)]
+    browser.resize(1400, 900)
+    browser.open(_write(tmp_path / "report.html", rows, 200))
+    tips = browser.ask("[...document.querySelectorAll('.chart:nth-child(2) li')].map((bar) => bar.title)")
+    assert len(tips) <= 33
+    for tip in tips:
+        low, high, count = re.fullmatch(r"(\d+) (?:to (\d+) )?right: (\d+)", tip).groups()  # type: ignore[union-attr]
+        assert int(count) == sum(int(low) <= right <= int(high or low) for right in rights), tip
+    assert sum(int(tip.rpartition(" ")[2]) for tip in tips) == len(rights)
+    assert len(_cards(browser)) == 200
 
 
 @pytest.fixture
