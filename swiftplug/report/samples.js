@@ -2,6 +2,8 @@
 // Shows the questions of a sampling run. The address's fragment is the whole state (#filter=kept&row=3), so that every
 // view can be linked. Texts of models and datasets become text nodes, never markup.
 
+// A text is a string or, of a very long one, [head, number of characters left out, tail].
+const plain = (text) => (Array.isArray(text) ? `${text[0]} … ${text[2]}` : text);
 const byId = (id) => document.getElementById(id);
 const scorers = JSON.parse(byId("scorers").textContent);
 const rows = JSON.parse(byId("rows").textContent).map(withCounts);
@@ -12,11 +14,6 @@ function withCounts(row) {
   const kept = row.candidates.filter((candidate) => !candidate.reasons.length).length;
   const question = row.prompt.findLast((message) => message.role === "user") ?? row.prompt.at(-1);
   return { ...row, judged: judged.length, right, kept, question: question ? plain(question.text) : "" };
-}
-
-// A text is a string or, of a very long one, [head, number of characters left out, tail].
-function plain(text) {
-  return Array.isArray(text) ? `${text[0]} … ${text[2]}` : text;
 }
 
 /* State */
@@ -101,8 +98,8 @@ function marked(text) {
   return text.split(pattern()).map((part, place) => (place % 2 ? make("mark", "", part) : part));
 }
 
-function textBlock(text, classes) {
-  const block = make("div", `text ${classes}`);
+function textBlock(text) {
+  const block = make("div", "text");
   block.tabIndex = 0;
   if (plain(text) === "") block.append(make("span", "empty", "empty"));
   else if (!Array.isArray(text)) block.append(...marked(text));
@@ -113,9 +110,7 @@ function textBlock(text, classes) {
   return block;
 }
 
-function short(value) {
-  return String(Number(value.toPrecision(3)));
-}
+const short = (value) => String(Number(value.toPrecision(3)));
 
 // The key tells the button from others when all are drawn anew, so that the focus can stay where it was.
 function makeButton(classes, key, change, ...children) {
@@ -162,10 +157,8 @@ function drawList() {
   const item = list.children[found.indexOf(current)];
   if (!item) return;
   item.firstChild.setAttribute("aria-current", "true");
-  const above = item.offsetTop - list.scrollTop;
-  if (above < 0) list.scrollTop += above;
-  const below = above + item.offsetHeight - list.clientHeight;
-  if (below > 0) list.scrollTop += below;
+  const [top, bottom] = [item.offsetTop, item.offsetTop + item.offsetHeight];
+  list.scrollTop = Math.min(top, Math.max(list.scrollTop, bottom - list.clientHeight));
 }
 
 function listItem(row) {
@@ -189,9 +182,7 @@ function pips(row) {
   return group;
 }
 
-function verdict(candidate) {
-  return candidate.right === null ? "unknown" : candidate.right ? "right" : "wrong";
-}
+const verdict = (candidate) => (candidate.right === null ? "unknown" : candidate.right ? "right" : "wrong");
 
 function detail(row) {
   const place = found.indexOf(row);
@@ -208,15 +199,15 @@ function detail(row) {
     make("nav", "", make("span", "", `${place + 1} of ${found.length}`),
       step("←", "Previous question (k)", found[place - 1]), step("→", "Next question (j)", found[place + 1])));
   const prompt = make("div", "messages", ...row.prompt.map((message) =>
-    make("section", "message", make("h3", "", message.role), textBlock(message.text, ""))));
+    make("section", "message", make("h3", "", message.role), textBlock(message.text))));
   const asked = make("div", "asked", prompt);
   if (row.reference !== null) {
-    asked.append(make("section", "message reference", make("h3", "", "reference"), textBlock(row.reference, "")));
+    asked.append(make("section", "message reference", make("h3", "", "reference"), textBlock(row.reference)));
   }
   if (row.problem) return [head, asked, make("p", "notice", `No candidates: ${row.problem}`)];
   const choice = make("div", "pills", ...pills(SHOWN, row.candidates, "show"));
   const shown = row.candidates.filter(SHOWN[state.show][1]);
-  const cards = make("div", "cards", ...(shown.length ? shown.map(card) : [make("p", "nothing", "No such candidate.")]));
+  const cards = shown.length ? make("div", "cards", ...shown.map(card)) : make("p", "nothing", "No such candidate.");
   const bar = make("div", "bar", make("h3", "", "Candidates"), choice);
   if (row.leftOut) bar.append(make("span", "out", `Nothing kept: ${row.leftOut}`));
   return [head, asked, bar, cards];
@@ -229,13 +220,14 @@ function card(candidate) {
   const head = make("header", "", make("span", "number", `#${candidate.index}`));
   if (judged !== "unknown" || judges) head.append(make("span", `verdict ${judged}`, MARKS[judged]));
   if (!candidate.reasons.length) head.append(make("span", "kept", "kept"));
-  if (candidate.sampled) head.append(make("span", candidate.finish === "length" ? "finish cut" : "finish", candidate.finish));
-  else head.append(make("span", "finish", "the reference"));
+  const cut = candidate.finish === "length" ? "cut" : "";
+  head.append(make("span", `finish ${cut}`, candidate.sampled ? candidate.finish : "the reference"));
   const foot = make("footer", "", scoreChips(candidate));
   for (const [scorer, rewards] of Object.entries(candidate.steps)) foot.append(stepChips(scorer, rewards));
-  if (candidate.answer !== null) foot.append(make("p", "answer", make("span", "", "Answer"), " ", plain(candidate.answer)));
-  if (candidate.reasons.length) foot.append(make("p", "reasons", make("span", "", "Not kept"), " ", candidate.reasons.join("; ")));
-  return make("section", `card ${judged}`, head, textBlock(candidate.text, ""), foot);
+  const said = (classes, label, text) => foot.append(make("p", classes, make("span", "", label), " ", text));
+  if (candidate.answer !== null) said("answer", "Answer", plain(candidate.answer));
+  if (candidate.reasons.length) said("reasons", "Not kept", candidate.reasons.join("; "));
+  return make("section", `card ${judged}`, head, textBlock(candidate.text), foot);
 }
 
 function scoreChips(candidate) {
@@ -244,7 +236,8 @@ function scoreChips(candidate) {
     item.title = `${name}: ${value}`;
     return item;
   };
-  const named = scorers.filter((name) => name in candidate.scores).map((name) => chip(name, candidate.scores[name], ""));
+  const given = scorers.filter((name) => Object.hasOwn(candidate.scores, name));
+  const named = given.map((name) => chip(name, candidate.scores[name], ""));
   const ranks = candidate.score !== null && scorers.length > 1 ? [chip("score", candidate.score, "ranks")] : [];
   return make("ul", "chips", ...ranks, ...named);
 }
@@ -265,7 +258,8 @@ function toNeighbour(by) {
   const next = found[found.indexOf(current) + by];
   if (!next) return;
   go({ row: next.position });
-  if (byId("list").contains(document.activeElement)) byId("list").querySelector("[aria-current]").focus({ preventScroll: true });
+  const list = byId("list");
+  if (list.contains(document.activeElement)) list.querySelector("[aria-current]").focus({ preventScroll: true });
   bringIntoView();
 }
 

@@ -156,7 +156,7 @@ def test_what_a_model_wrote_stays_text(browser: Any, tmp_path: Path) -> None:
         Row(EVIL, 0, EVIL, prompt, EVIL, [evil], "", EVIL),
         Row("b", 1, EVIL, prompt, EVIL, [], EVIL, EVIL),
     ]
-    scorers = [ScorerInfo(EVIL, "orm", 1.0, True)]
+    scorers = [ScorerInfo(name, "orm", 1.0, True) for name in (EVIL, "constructor", "__proto__")]
     url = _write(tmp_path / "report.html", rows, 1, title=EVIL, facts=[(EVIL, EVIL)], scorers=scorers)
     for place in ("row=0", "row=1", "q=%3Cimg"):
         browser.open(f"{url}#{place}")
