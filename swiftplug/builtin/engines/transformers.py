@@ -1,0 +1,162 @@
+"""Sampling from a local model with Transformers."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from pydantic import PositiveInt
+
+from swiftplug.builtin.engines.decoding import Decoder, Drawn, Task
+from swiftplug.builtin.engines.drawing import uniform_numbers
+from swiftplug.builtin.engines.packing import pack_linears
+from swiftplug.data.tokenizer import set_chat_template
+from swiftplug.errors import UserError
+from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
+from swiftplug.runs.model import load_adapter, open_base_model, open_model
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TransformersEngine(Engine):
+    """Decodes many candidates at once with a model on this machine, on its GPU if it has one.
+
+    A prompt is read once for all of its candidates; candidates that end make way. Tokens are drawn from the model's own
+    distribution, changed by `temperature`, `top_k` and `top_p` and by nothing that a `generation_config.json` may ask
+    for. An answer ends at the tokenizer's end token or at one that the model's generation config names.
+
+    Args:
+        batch_size: Candidates that are decoded at once; memory bounds it.
+    """
+
+    together = True
+
+    def __init__(self, batch_size: PositiveInt = 64) -> None:
+        self.batch_size = batch_size
+        self._decoder: Decoder | None = None
+
+    def prompts_at_once(self, sampling: Sampling) -> int:
+        """As many prompts as have their candidates in one batch."""
+        return max(1, self.batch_size // _different(sampling))
+
+    def open(self, args: Any, sampling: Sampling) -> None:
+        """Load the model.
+
+        Raises:
+            UserError: There is no such model.
+        """
+        self._sampling = sampling
+        device = pick_device()
+        dtype = pick_dtype(device) if args.dtype == "auto" else _DTYPES[args.dtype]
+        request = args.model_request(dtype, dtype)
+        source = open_model(request) if args.model is not None else open_base_model(args.adapter, request)
+        model: Any = source.make()
+        if args.adapter is not None:
+            model = load_adapter(model, args.adapter, args.registry)
+        self._tokenizer = source.tokenizer
+        set_chat_template(self._tokenizer, args.data.template)
+        inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        if not getattr(inner, "is_quantized", False):
+            model.to(device)  # quantized weights are where they were quantized
+        model.eval()
+        pack_linears(model, self.batch_size)
+        self._decoder = decoder = Decoder(model, _end_ids(self._tokenizer, inner))
+        context = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
+        self._context = None if context is None else context - decoder.virtual_tokens
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Answered]:
+        """Answer prompts.
+
+        Raises:
+            UserError: The GPU's memory does not hold a batch.
+        """
+        tasks: dict[str, Task] = {}
+        for prompt in prompts:
+            try:
+                tasks[prompt.id] = self._task(prompt)
+            except _RefusedError as refusal:
+                yield Answered(prompt.id, failure=str(refusal))
+        assert self._decoder is not None
+        most = 1 if self._decoder.virtual_tokens else self.prompts_at_once(self._sampling)
+        ids = list(tasks)
+        for start in range(0, len(ids), most):
+            batch = ids[start : start + most]
+            drawn = self._decode(self._decoder, [tasks[prompt_id] for prompt_id in batch])
+            yield from map(self._answer, batch, drawn)
+
+    def close(self) -> None:
+        """Let the model go."""
+        self._decoder = None
+
+    def _task(self, prompt: Prompt) -> Task:
+        """What there is to decode for a prompt."""
+        sampling = self._sampling
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                prompt.messages, tools=prompt.tools, add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+        except Exception as error:  # a template is a program, and raises what it likes
+            raise _RefusedError(f"the chat template refuses the prompt: {error}") from error
+        longest = sampling.max_new_tokens
+        if self._context is not None:
+            if len(ids) > self._context:
+                raise _RefusedError(f"the prompt has {len(ids):,} tokens, the model reads at most {self._context:,}")
+            longest = min(longest, self._context - len(ids) + 1)  # the last token is not read again
+        seeds = [sampling.seed_of(prompt.id, index) for index in range(_different(sampling))]
+        return Task(ids, uniform_numbers(seeds, sampling.max_new_tokens), longest)
+
+    def _decode(self, decoder: Decoder, tasks: list[Task]) -> list[list[Drawn]]:
+        """Decode prompts; one with more candidates than a batch holds, part by part."""
+        try:
+            if len(tasks) > 1:
+                return decoder.decode(tasks, self._sampling)
+            task = tasks[0]
+            parts = [task._replace(numbers=numbers) for numbers in task.numbers.split(self.batch_size)]
+            return [[drawn for part in parts for drawn in decoder.decode([part], self._sampling)[0]]]
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"engine.batch_size: {self.batch_size} candidates at once do not fit into the GPU's memory; lower it"
+            ) from error
+
+    def _answer(self, prompt_id: str, drawn: list[Drawn]) -> Answered:
+        if any(candidate.finish_reason == "broken" for candidate in drawn):
+            return Answered(prompt_id, failure="the model's output is not a number; try another dtype")
+        completions = [
+            Completion(self._tokenizer.decode(candidate.ids, skip_special_tokens=True), candidate.finish_reason)
+            for candidate in drawn
+        ]
+        return Answered(prompt_id, completions * (self._sampling.num_return_sequences // len(completions)))
+
+
+class _RefusedError(Exception):
+    """A prompt that cannot be answered; the message says why."""
+
+
+def pick_device() -> torch.device:
+    """The accelerator of this machine, else its CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """What a device decodes fastest without harm: bfloat16 where it multiplies in it natively, else float32.
+
+    Where a CPU has no instructions for bfloat16, products in it take five times as long as in float32.
+    """
+    if device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    elif device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = True
+    return torch.bfloat16 if native else torch.float32
+
+
+def _different(sampling: Sampling) -> int:
+    """How many candidates of a prompt may differ: greedy ones are all the same."""
+    return 1 if sampling.temperature == 0 else sampling.num_return_sequences
+
+
+def _end_ids(tokenizer: Any, model: Any) -> list[int]:
+    configured = model.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    return sorted(ids - {None})

@@ -1,0 +1,274 @@
+"""The engine `transformers`: against `generate`, and against drawing token by token without cache, batch or padding."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GPT2Config,
+    Lfm2Config,
+    LlamaConfig,
+    Qwen2Config,
+)
+
+from swiftplug.config.sample_schema import SampleConfig
+from swiftplug.errors import UserError
+from swiftplug.plugin.choice import PluginChoice
+from swiftplug.plugin.engine import Answered, Prompt, Sampling
+from swiftplug.plugin.registry import Registry
+from swiftplug.sampling.arguments import SampleArguments
+
+REGISTRY = Registry.discover()
+END = 2  # of the tiny models
+QUESTIONS = ["Hi", "What is 17 + 25?", "Tell me everything that you know of the sea and its tides.", "7 * 6?", "x"]
+PROMPTS = [Prompt(f"row-{index}", [{"role": "user", "content": text}]) for index, text in enumerate(QUESTIONS)]
+SMALL = {"vocab_size": 259, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "eos_token_id": END}
+SMALL |= {"intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None}
+SMALL |= {"pad_token_id": 0}
+
+
+def sampling(**changes: Any) -> Sampling:
+    defaults = {"num_return_sequences": 3, "max_new_tokens": 40, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    return Sampling(**{**defaults, "seed": 42, **changes})
+
+
+def answer(how: Sampling, prompts: list[Prompt], *, batch_size: int = 64, **config: Any) -> dict[str, Answered]:
+    """What the engine, found by its name, makes of prompts handed to it as a run does."""
+    choice = PluginChoice(name="transformers", options={"batch_size": batch_size})
+    engine = REGISTRY.resolve("engine", choice, "--engine").bound
+    arguments = SampleArguments(SampleConfig.model_validate({"dtype": "float32", **config}), REGISTRY, None)
+    engine.open(arguments, how)
+    size = engine.prompts_at_once(how)
+    batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    answers = {answered.id: answered for batch in batches for answered in engine.generate(batch)}
+    engine.close()
+    assert set(answers) == {prompt.id for prompt in prompts}
+    return answers
+
+
+def texts(answers: dict[str, Answered]) -> dict[str, list[str]]:
+    return {key: [completion.text for completion in answered.completions] for key, answered in answers.items()}
+
+
+@pytest.fixture
+def lay(tmp_path: Path, tiny_model_dir: Path) -> Callable[[Any], Path]:
+    """Save a model of random weights beside the tiny tokenizer."""
+
+    def lay(config: Any) -> Path:
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():  # likelier to be far from uniform, and so to tell mistakes
+            parameter.data *= 3
+        folder = tmp_path / config.model_type
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
+        return folder
+
+    return lay
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
+def greedy_reference(model: Any, tokenizer: Any, prompt: Prompt, count: int) -> str:
+    """The text that `generate` gives for one prompt alone."""
+    ids = tokenizer.apply_chat_template(
+        prompt.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    output = model.generate(**ids, do_sample=False, max_new_tokens=count, eos_token_id=END, pad_token_id=0)
+    return str(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+ARCHITECTURES = [
+    Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=24, max_window_layers=1),
+    Gemma2Config(**SMALL, head_dim=8, sliding_window=24, query_pre_attn_scalar=8),
+    GPT2Config(vocab_size=259, n_embd=32, n_head=4, n_layer=2, n_positions=512, eos_token_id=END, bos_token_id=None),
+    Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
+]
+
+
+@pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda config: config.model_type)
+def test_greedy_decoding_equals_generate(lay: Callable[[Any], Path], config: Any) -> None:
+    """Windows and states slide past their length, and prompts of several lengths share the batch."""
+    folder = lay(config)
+    model, tokenizer = load(folder)
+    answers = answer(sampling(temperature=0.0, num_return_sequences=2), PROMPTS, model=str(folder))
+    for prompt in PROMPTS:
+        expected = greedy_reference(model, tokenizer, prompt, 40)
+        assert texts(answers)[prompt.id] == [expected, expected]
+    assert len({text for candidates in texts(answers).values() for text in candidates}) == len(PROMPTS)
+
+
+def by_hand(model: Any, tokenizer: Any, prompt: Prompt, index: int, how: Sampling) -> tuple[str, str]:
+    """Draw one candidate without cache, batch, padding or torch's random state."""
+    generator = torch.Generator().manual_seed(how.seed_of(prompt.id, index))
+    numbers = torch.rand(how.max_new_tokens, dtype=torch.float64, generator=generator).numpy()
+    ids = list(tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True)["input_ids"])
+    start = len(ids)
+    for number in numbers:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1].double().numpy() / how.temperature
+        cumulative = np.exp(logits - logits.max()).cumsum()
+        drawn = int(np.searchsorted(cumulative, number * cumulative[-1], side="right"))
+        if drawn == END:
+            return tokenizer.decode(ids[start:], skip_special_tokens=True), "stop"
+        ids.append(drawn)
+    return tokenizer.decode(ids[start:], skip_special_tokens=True), "length"
+
+
+def test_candidates_are_those_drawn_one_by_one(tiny_model_dir: Path) -> None:
+    """Some candidates end early and make way for others; a batch of 4 has parts of one prompt's 6 candidates."""
+    model, tokenizer = load(tiny_model_dir)
+    how = sampling(num_return_sequences=6, temperature=0.9)
+    expected = {it.id: [by_hand(model, tokenizer, it, index, how) for index in range(6)] for it in PROMPTS}
+    for batch_size in (64, 13, 4):
+        answers = answer(how, PROMPTS, batch_size=batch_size, model=str(tiny_model_dir))
+        found = {key: [tuple(vars(it).values()) for it in answered.completions] for key, answered in answers.items()}
+        assert found == expected
+    reasons = [reason for candidates in expected.values() for _, reason in candidates]
+    assert reasons.count("stop") >= 3 and reasons.count("length") >= 3
+
+
+def test_a_prompt_gets_the_same_alone_and_again_and_with_another_seed_another(tiny_model_dir: Path) -> None:
+    model = str(tiny_model_dir)
+    all_at_once = answer(sampling(top_k=40, top_p=0.95), PROMPTS, model=model)
+    assert answer(sampling(top_k=40, top_p=0.95), PROMPTS, model=model) == all_at_once
+    for prompt in PROMPTS:
+        alone = answer(sampling(top_k=40, top_p=0.95), [prompt], model=model)
+        assert alone[prompt.id] == all_at_once[prompt.id]
+    found = texts(all_at_once)
+    assert len({text for candidates in found.values() for text in candidates}) == 3 * len(PROMPTS)
+    other = texts(answer(sampling(top_k=40, top_p=0.95, seed=43), PROMPTS, model=model))
+    assert not any(set(other[key]) & set(found[key]) for key in found)
+
+
+def test_the_global_random_state_neither_counts_nor_changes(tiny_model_dir: Path) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = answer(sampling(), PROMPTS[:2], model=str(tiny_model_dir))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert answer(sampling(), PROMPTS[:2], model=str(tiny_model_dir)) == first
+
+
+def test_first_tokens_are_distributed_as_the_model_says(tiny_model_dir: Path) -> None:
+    model, tokenizer = load(tiny_model_dir)
+    draws = 4000
+    found = answer(
+        sampling(num_return_sequences=draws, max_new_tokens=1, top_k=5),
+        PROMPTS[1:2],
+        batch_size=1000,
+        model=str(tiny_model_dir),
+    )
+    ids = tokenizer.apply_chat_template(PROMPTS[1].messages, add_generation_prompt=True, return_tensors="pt")
+    with torch.no_grad():
+        likeliest = model(**ids).logits[0, -1].topk(5)
+    probabilities = likeliest.values.softmax(dim=-1).numpy()
+    expected: Counter[str] = Counter()  # several tokens may be one text: that of half a character
+    for token, probability in zip(likeliest.indices.tolist(), probabilities, strict=True):
+        expected[tokenizer.decode([token], skip_special_tokens=True)] += draws * probability
+    counts = Counter(texts(found)["row-1"])
+    assert set(counts) == set(expected) and len(expected) >= 3
+    chi_square = sum((counts[text] - mean) ** 2 / mean for text, mean in expected.items())
+    assert chi_square < 4 + 5 * np.sqrt(8)
+
+
+def test_a_prompt_longer_than_the_context_fails_alone(tiny_model_dir: Path) -> None:
+    long = Prompt("long", [{"role": "user", "content": "a" * 600}])
+    tight = Prompt("tight", [{"role": "user", "content": "a" * 470}])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    lengths = {
+        it.id: len(tokenizer.apply_chat_template(it.messages, add_generation_prompt=True)["input_ids"])
+        for it in (long, tight)
+    }
+    how = sampling(temperature=0.0, max_new_tokens=100)
+    answers = answer(how, [PROMPTS[0], long, tight], model=str(tiny_model_dir))
+    assert answers["long"].failure == f"the prompt has {lengths['long']} tokens, the model reads at most 512"
+    assert not answers["long"].completions
+    alone = answer(how, [PROMPTS[0]], model=str(tiny_model_dir))
+    assert answers["row-0"] == alone["row-0"]
+    # The last token is never read: 512 are, and one more is drawn.
+    (completion, *_) = answers["tight"].completions
+    assert completion.finish_reason == "length"
+    assert completion.text == greedy_reference(
+        AutoModelForCausalLM.from_pretrained(tiny_model_dir), tokenizer, tight, 512 - lengths["tight"] + 1
+    )
+
+
+def test_a_prompt_that_the_template_refuses_fails_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
+    template = tmp_path / "strict.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if 'sea' in m.content %}{{ raise_exception('no sea') }}{% endif %}{{ m.content }}"
+        "{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    answers = answer(sampling(), PROMPTS, model=str(tiny_model_dir), data={"template": str(template)})
+    assert answers["row-2"].failure == "the chat template refuses the prompt: no sea"
+    assert [len(answered.completions) for answered in answers.values()].count(3) == 4
+
+
+def test_a_model_whose_output_is_no_number_fails_its_prompts(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model.model.norm.weight.data[:] = torch.nan
+    model.save_pretrained(tmp_path / "nan")
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "nan")
+    answers = answer(sampling(), PROMPTS, model=str(tmp_path / "nan"))
+    assert {it.failure for it in answers.values()} == {"the model's output is not a number; try another dtype"}
+
+
+def test_memory_that_does_not_suffice_is_told_in_a_line(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaForCausalLM
+
+    def forward(self: Any, input_ids: Any = None, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    with pytest.raises(UserError, match=r"^engine\.batch_size: 64 candidates at once do not fit .*; lower it$"):
+        answer(sampling(), PROMPTS, model=str(tiny_model_dir))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_an_adapter_answers_as_in_peft(lay: Callable[[Any], Path], tmp_path: Path, config: Any) -> None:
+    folder, saved = lay(LlamaConfig(**SMALL)), str(tmp_path / "adapter")
+    base, tokenizer = load(folder)
+    model = get_peft_model(base, config).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.5)
+    model.save_pretrained(saved)
+    how = sampling(num_return_sequences=2, max_new_tokens=16)
+    answers = texts(answer(how, PROMPTS, model=str(folder), adapter=saved))
+    plain = texts(answer(how, PROMPTS, model=str(folder)))
+    for prompt in PROMPTS:
+        assert answers[prompt.id] == [by_hand(model, tokenizer, prompt, index, how)[0] for index in range(2)]
+        assert answers[prompt.id] != plain[prompt.id]
+
+
+def test_half_precision_is_there_for_the_asking(tiny_model_dir: Path) -> None:
+    how = sampling(temperature=0.0, max_new_tokens=5)
+    answers = answer(how, PROMPTS, model=str(tiny_model_dir), dtype="bfloat16")
+    assert all(len(answered.completions) == 3 for answered in answers.values())
+
+
+@pytest.mark.real
+def test_greedy_decoding_of_a_real_model_equals_generate(smollm2_dir: Path) -> None:
+    model, tokenizer = load(smollm2_dir)
+    answers = answer(sampling(temperature=0.0, max_new_tokens=48), PROMPTS, model=str(smollm2_dir))
+    for prompt in PROMPTS:
+        assert texts(answers)[prompt.id][0] == greedy_reference(model, tokenizer, prompt, 48)
