@@ -159,7 +159,7 @@ class Decoder:
         return logits
 
     def _call(
-        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor | None, cache: Cache
+        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor | None, cache: Any
     ) -> Any:
         optional = {"position_ids": positions, "logits_to_keep": 1}
         return model(

@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from swiftplug.builtin.engines.decoding import Decoder, Drawn, Task
 from swiftplug.builtin.engines.drawing import uniform_numbers
 from swiftplug.builtin.engines.packing import pack_linears
+from swiftplug.builtin.hardware import pick_device, pick_dtype
 from swiftplug.data.tokenizer import set_chat_template
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
@@ -130,25 +131,6 @@ class TransformersEngine(Engine):
 
 class _RefusedError(Exception):
     """A prompt that cannot be answered; the message says why."""
-
-
-def pick_device() -> torch.device:
-    """The accelerator of this machine, else its CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def pick_dtype(device: torch.device) -> torch.dtype:
-    """What a device decodes fastest without harm: bfloat16 where it multiplies in it natively, else float32.
-
-    Where a CPU has no instructions for bfloat16, products in it take five times as long as in float32.
-    """
-    if device.type == "cpu":
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    elif device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = True
-    return torch.bfloat16 if native else torch.float32
 
 
 def _different(sampling: Sampling) -> int:

@@ -1,0 +1,144 @@
+"""Reward models: checkpoints that score an answer, or every step of it."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import PositiveInt
+
+from swiftplug.errors import UserError
+from swiftplug.plugin.rewards import ORM, PRM, InferRequest, Unscored
+
+if TYPE_CHECKING:
+    from swiftplug.builtin.reward_checkpoint import RewardCheckpoint
+
+_SEQUENCE, _TOKEN = "ForSequenceClassification", "ForTokenClassification"
+
+
+class Head(NamedTuple):
+    """What a reward checkpoint ends in.
+
+    Attributes:
+        by_step: Whether it scores the steps of an answer, not the whole.
+        labels: 1 where the reward is a logit, 2 where it is the probability of label 1.
+    """
+
+    by_step: bool
+    labels: int
+
+
+class _Judge:
+    """A reward checkpoint that is looked at when a run is checked, loaded at the first call, and kept.
+
+    Args:
+        model: A folder, or an id of the hub.
+        batch_size: Conversations that are scored at once.
+        step_separator: What stands between the steps of an answer, and stood behind each step in training.
+
+    Raises:
+        UserError: There is no such checkpoint, or it is none that scores.
+    """
+
+    def __init__(self, model: str, batch_size: PositiveInt = 16, step_separator: str = "\n") -> None:
+        if not step_separator:
+            raise UserError("reward_model.step_separator: found nothing, expected what stands between steps")
+        self._model, self._batch_size, self._step_separator = model, batch_size, step_separator
+        self._head = read_head(model)
+
+    @cached_property
+    def _checkpoint(self) -> "RewardCheckpoint":
+        from swiftplug.builtin.reward_checkpoint import RewardCheckpoint
+
+        return RewardCheckpoint(self._model, self._head, self._batch_size, self._step_separator)
+
+
+class RewardModel(_Judge, ORM):
+    """Scores answers with a reward checkpoint.
+
+    One for sequence classification scores the conversation as its chat template renders it: with one label the logit is
+    the reward, with two the probability of label 1. One for token classification scores steps, as `ProcessRewardModel`
+    says, and an answer is worth what its worst step is.
+    """
+
+    needs_reference = False
+    right_from = None
+
+    def __call__(
+        self, infer_requests: list[InferRequest], ground_truths: list[Any], **kwargs: Any
+    ) -> list[float | Unscored]:
+        """Score the last message of each request.
+
+        Args:
+            infer_requests: The conversations, answer last.
+            ground_truths: Not looked at.
+            **kwargs: Not looked at.
+
+        Raises:
+            UserError: The checkpoint cannot be loaded, or a batch does not fit into the GPU's memory.
+        """
+        scored = self._checkpoint.score(infer_requests)
+        return [rewards if isinstance(rewards, Unscored) else min(rewards) for rewards in scored]
+
+
+class ProcessRewardModel(_Judge, PRM):
+    """Scores the steps of answers with a checkpoint for token classification, in the form of TRL's PRMTrainer.
+
+    The model reads the prompt, then every step with the separator behind it. A step's reward is the probability of
+    label 1 at the last token of its separator (Uesato et al., arXiv 2211.14275). A checkpoint for sequence
+    classification scores the whole answer, as `RewardModel` says.
+    """
+
+    def __call__(
+        self, infer_requests: list[InferRequest], **kwargs: Any
+    ) -> list[float | list[float] | Unscored]:
+        """Score the last message of each request.
+
+        Args:
+            infer_requests: The conversations, answer last.
+            **kwargs: Not looked at.
+
+        Returns:
+            One reward a step, or one an answer, as the checkpoint has it.
+
+        Raises:
+            UserError: The checkpoint cannot be loaded, or a batch does not fit into the GPU's memory.
+        """
+        scored = self._checkpoint.score(infer_requests)
+        return [it if self._head.by_step or isinstance(it, Unscored) else it[0] for it in scored]
+
+
+def read_head(model: str) -> Head:
+    """What a checkpoint ends in, by its `config.json`; nothing else of it is read.
+
+    Args:
+        model: A folder, or an id of the hub.
+
+    Raises:
+        UserError: There is no such checkpoint, or it is none that scores.
+    """
+    config = json.loads(_config_file(model).read_text(encoding="utf-8"))
+    architecture = str((config.get("architectures") or ["model of no named architecture"])[0])
+    labels = len(config["id2label"]) if "id2label" in config else 2  # Transformers' default is not written
+    by_step = architecture.endswith(_TOKEN)
+    if not (by_step or architecture.endswith(_SEQUENCE)):
+        raise UserError(f"reward_model: {model!r} is a {architecture}; expected one {_SEQUENCE} or {_TOKEN}")
+    if labels not in ((2,) if by_step else (1, 2)):
+        expected = "2, the second for a right step" if by_step else "1, or 2, the second for a right answer"
+        raise UserError(f"reward_model: {model!r} tells {labels} labels apart; expected {expected}")
+    return Head(by_step, labels)
+
+
+def _config_file(model: str) -> Path:
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"reward_model: the folder {model!r} has no config.json; expected a checkpoint")
+        return folder / "config.json"
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(model, "config.json"))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"reward_model: {model!r} is no folder, and the hub does not give it: {reason}") from error
