@@ -12,7 +12,8 @@ import pytest
 from swiftplug.config.load import load_train_config
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.yaml"))
+EVERY = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.yaml"))
+CONFIGS = [path for path in EVERY if not path.stem.startswith("sample")]
 RUNS_ANYWHERE = {"quickstart", "every_kind"}  # these bring a model of their own
 
 
@@ -28,6 +29,26 @@ def test_there_is_one_for_each_thing_that_the_readme_names() -> None:
         *RUNS_ANYWHERE,
         *("sft_lora", "sft_full", "pretrain_packed", "agent_tools"),
     }
+
+
+def test_the_best_of_n_are_sampled_on_a_tiny_model(tiny_model_dir: Path, tmp_path: Path) -> None:
+    line = [
+        sys.executable,
+        "-m",
+        "swiftplug",
+        "sample",
+        "configs/sample_best_of_n.yaml",
+        "--model",
+        str(tiny_model_dir),
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    more = ["--output-dir", str(tmp_path / "run"), "--max-new-tokens", "8"]
+    done = subprocess.run([*line, *more], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "rows: 8 of 8" in done.stdout
+    candidates = [json.loads(line) for line in (tmp_path / "run" / "candidates.jsonl").read_text().splitlines()]
+    assert len(candidates) == 8 * 8
+    assert all(it["scores"].keys() == {"gsm8k", "repetition", "arithmetic"} for it in candidates if it["scores"])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

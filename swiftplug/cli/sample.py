@@ -168,7 +168,10 @@ def sample(
 
     result = run(loaded.config, resume=resume, overwrite=overwrite, dry_run=dry_run)
     if loaded.quickstart and result is not None:
-        typer.echo(f"Next: swiftplug train --model {model_name} --dataset {result.run_dir}/samples.jsonl")
+        typer.echo(
+            f"Next: swiftplug train --model {model_name} --dataset {result.run_dir}/samples.jsonl "
+            "--set training.learning_rate=1e-3    (trains on what was kept)"
+        )
 
 
 def _settle(engine: str) -> None:

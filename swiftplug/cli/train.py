@@ -66,5 +66,5 @@ def train(
     run(config, resume=resume, allow_changed_plugins=allow_changed_plugins, dry_run=dry_run)
     if loaded.quickstart and not dry_run and is_first():
         typer.echo(
-            "Next: swiftplug train --loss focal --set loss.gamma=2    (swiftplug list-plugins shows all there is)"
+            "Next: swiftplug sample    (answers harder problems with this model, scores the answers and keeps the best)"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from swiftplug.config.schema import ModelOptions
@@ -190,6 +191,7 @@ def _with_padding(tokenizer: Any, name: str) -> Any:
 def _load_model(name: str, request: ModelRequest) -> torch.nn.Module:
     if is_adapter_run(name):
         return load_adapter(open_base_model(name, request).make(), name, request.registry)
+    transformers_logging.disable_progress_bar()  # of weights; what is downloaded still shows
     try:
         model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
             name,

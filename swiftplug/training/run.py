@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
-from transformers.utils import logging as transformers_logging
 
 from swiftplug.config.load import to_yaml
 from swiftplug.config.schema import TrainConfig
@@ -76,7 +75,6 @@ def train(
         >>> train(load_train_config("configs/sft_lora.yaml", {}, []).config)
     """
     console = Console(quiet=int(os.environ.get("RANK", "0")) != 0)
-    transformers_logging.disable_progress_bar()
     run_dir = Path(str(config.output_dir)).expanduser()
     check_run_dir(run_dir, resume)
     setup = set_up(config)

@@ -117,7 +117,7 @@ class TestOptions:
     def test_quickstart_says_that_it_is_one(self, tmp_path: Path) -> None:
         first, second, last = train("--loss", "custom_loss", cwd=tmp_path).stdout.splitlines()
         assert "quickstart" in first
-        assert last.startswith("Next: swiftplug train ")
+        assert last.startswith("Next: swiftplug sample ")
         config = yaml.safe_load(second)["config"]
         assert config["loss"]["name"] == "custom_loss" and config["output_dir"] == "runs/quickstart"
 
