@@ -15,8 +15,8 @@ class Length(ORM):
     beyond. It ranks answers and judges none.
 
     The paper counts tokens; a scorer sees texts, whichever model wrote them, so this counts characters (Unicode code
-    points). A token is about 4 characters of English prose and 2.5 of a worked calculation, and less in Chinese. The paper's
-    20,480 tokens with a margin of 4,096 are about 80,000 characters with a margin of 16,000.
+    points). A token is about 4 characters of English prose, 2.5 of a worked calculation, and fewer of Chinese. The
+    paper's 20,480 tokens with a margin of 4,096 are about 80,000 characters with a margin of 16,000.
     """
 
     needs_reference = False
