@@ -17,7 +17,7 @@ _NUMBER = re.compile(rf"(?P<sign>(?<![A-Za-z0-9)%\]}}])(?<![0-9)%\]}}] )-)?[$€
 # What a stated answer begins with. Not the start of a calculation, nor the number of a heading (`#### 2. So`).
 _STATED = re.compile(rf"(?:[\s*_$({{]|\\[($]|\\text)*+{_NUMBER.pattern}(?!\s*[-+*/^×÷]\s*[\d(]|[.):]\s+\w)")
 _ANSWER_LINE = re.compile(r"[\s*_>]*A(?:nswer)?\s*:")
-_LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\,|,?\\!,?)(?=\d)")
+_LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\[!,]|(?<=!),|,(?=\\!))+(?=\d)")
 
 
 class GSM8K(Compared):

@@ -1,0 +1,151 @@
+"""Equality as mathematics, and what becomes of formulas that never finish."""
+
+import gc
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from sympy import Rational, latex
+
+from swiftplug.plugin.rewards import Unscored
+
+pytest.importorskip("math_verify")
+
+
+@pytest.fixture(scope="module")
+def math_verify(scorer):
+    return scorer("orm", "math_verify", timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "reward"),
+    [
+        (r"\boxed{0.5}", r"\boxed{\frac{1}{2}}", 1.0),
+        (r"\boxed{1/2}", "0.5", 1.0),
+        (r"\boxed{1/2}", 0.5, 1.0),
+        (r"\boxed{2}", 2, 1.0),
+        (r"\boxed{2}", 3, 0.0),
+        (r"\boxed{3}, no, \boxed{2}", "2", 1.0),
+        (r"\boxed{2}, no, \boxed{3}", "2", 0.0),
+        (r"\boxed{x^2+1}", "1 + x^2", 1.0),
+        (r"\boxed{x^2+1}", "1", 0.0),
+        (r"\boxed{(x+1)^2}", r"x^2 + 2x + 1", 1.0),
+        (r"\boxed{2\sqrt{2}}", r"$\sqrt{8}$", 1.0),
+        (r"\boxed{\sin^2 x + \cos^2 x}", "1", 1.0),
+        (r"\boxed{\{2, 1\}}", r"\{1, 2\}", 1.0),
+        (r"\boxed{(2, 1)}", "(1, 2)", 0.0),
+        (r"\boxed{1,000}", "1000", 1.0),
+        (r"\boxed{18\text{ dollars}}", "18", 1.0),
+        (r"\boxed{0.3333333}", r"\frac{1}{3}", 1.0),
+        (r"\boxed{0.33}", r"\frac{1}{3}", 0.0),
+        (r"\boxed{\text{even}}", "even", 1.0),
+        (r"\boxed{odd}", "even", 0.0),
+        (r"The answer is $\frac{3}{4}$.", "0.75", 1.0),
+        ("So it is 18.", "18.0", 1.0),
+        ("18", "18", 1.0),
+        ("18 / 2", "9", 1.0),
+        ("答案是18", "18", 1.0),
+        ("9 * 2 = $<<9*2=18>>18\n#### 18", "16 - 3 - 4 = 9\n#### 18", 1.0),
+        ("9 * 2 = $<<9*2=18>>18\n#### 18", "16 - 3 - 4 = 9\n#### 9", 0.0),
+        ("I do not know", "18", 0.0),
+        ("", "18", 0.0),
+        ("", "", 0.0),
+        ("😀", "18", 0.0),
+        ("\ud800", "18", 0.0),
+        ("x" * 100_000, "18", 0.0),
+        (rf"\boxed{{{'1' * 100_000}}}", "18", 0.0),
+    ],
+)
+def test_equal_as_mathematics(math_verify, answer, reference, reward):
+    assert math_verify.reward(answer, reference) == reward
+
+
+def test_fractions_in_any_form(math_verify):
+    rng = random.Random(7)
+    for _ in range(40):
+        number = Rational(rng.randint(-99, 99), rng.choice([2, 4, 5, 8, 10, 20]))
+        forms = [latex(number), f"{number.p}/{number.q}", f"{float(number)}", latex(number * 3) + r"\div 3"]
+        found, reference = rng.sample(forms, 2)
+        assert math_verify.reward(rf"\boxed{{{found}}}", rf"\boxed{{{reference}}}") == 1.0, (found, reference)
+        assert math_verify.reward(rf"\boxed{{{found}}}", rf"\boxed{{{latex(number + 1)}}}") == 0.0, number
+
+
+def test_the_answer_that_counts(math_verify):
+    answer_of = math_verify.plugin.answer_of
+    assert [answer_of(it) for it in (r"\boxed{ x+1 }", "#### 1,000", "none")] == ["x+1", "1000", None]
+
+
+def test_it_works_in_any_thread_and_in_several(math_verify):
+    rewards = {}
+
+    def score(worker):
+        answers = [rf"\boxed{{{number}/7}}" for number in range(20)]
+        references = [rf"\frac{{{number}}}{{7}}" for number in range(worker, worker + 20)]
+        rewards[worker] = math_verify.rewards(answers, references)
+
+    threads = [threading.Thread(target=score, args=(worker,)) for worker in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rewards == {0: [1.0] * 20, 1: [0.0] * 20, 2: [0.0] * 20}
+
+
+def test_what_never_finishes_is_unscored_and_the_rest_is_scored(scorer):
+    impatient = scorer("orm", "math_verify", timeout=3)
+    start = time.monotonic()
+    endless = [r"\boxed{9^{9^{9}}}"] * 50  # asked once
+    first, *rewards, last = impatient.rewards([r"\boxed{1}", *endless, r"\boxed{0.5}"], ["1.0", *["1"] * 50, "1/2"])
+    assert (first, last) == (1.0, 1.0)
+    assert set(rewards) == {Unscored("math-verify gave no verdict within 3 s")}
+    assert time.monotonic() - start < 60
+
+
+def test_a_process_that_dies_is_replaced(scorer):
+    orm = scorer("orm", "math_verify", timeout=20)
+    assert orm.reward(r"\boxed{0.5}", "1/2") == 1.0
+    orm.plugin._process.kill()  # as the kernel does when memory runs out
+    assert orm.reward(r"\boxed{0.25}", "1/4") == Unscored("the process of math-verify ended with code -9")
+    assert orm.reward(r"\boxed{0.75}", "3/4") == 1.0
+
+
+def test_the_process_ends_with_its_scorer(scorer):
+    orm = scorer("orm", "math_verify")
+    assert orm.reward(r"\boxed{0.5}", "1/2") == 1.0
+    process = orm.plugin._process
+    assert process.poll() is None
+    del orm
+    gc.collect()
+    assert process.poll() is not None
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="needs /proc to see other processes")  # noqa: PTH112
+def test_the_process_ends_with_a_run_that_is_killed():
+    code = (
+        "from swiftplug.builtin.orms.math_verify import MathVerify\n"
+        "orm = MathVerify()\n"
+        r"orm.score(r'\boxed{0.5}', '1/2')" + "\n"
+        "print(orm._process.pid, flush=True)\n"
+        "import time; time.sleep(60)\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pid = int(run.stdout.readline())
+    assert os.path.exists(f"/proc/{pid}")  # noqa: PTH110
+    run.kill()
+    run.communicate()
+    deadline = time.monotonic() + 20
+    while running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(pid)
+
+
+def running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
