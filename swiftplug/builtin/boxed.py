@@ -27,7 +27,7 @@ def last_box(text: str) -> Box | None:
 
     Example:
         >>> last_box(r"\boxed{1}, no: \boxed{\frac{1}{2}}.")
-        Box(content='\\frac{1}{2}', end=32)
+        Box(content='\\frac{1}{2}', end=34)
     """
     last_start, last_end = -1, -1
     open_braces: list[int] = []  # for each where the content of its box starts; -1 for a brace that is no box

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from swiftplug.builtin.prms.equations import plain, verdicts
+from swiftplug.builtin.prms.equations import verdicts
+from swiftplug.builtin.prms.signs import plain
 from swiftplug.plugin.rewards import PRM, InferRequest
 
 NO_STEP = 0.0

@@ -15,23 +15,6 @@ from swiftplug.builtin.prms.expressions import Number, Unreadable, Value, evalua
 
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")
 
-# How signs are written. Currency signs are units, and units are left out.
-_SIGNS = (
-    {full: full - 0xFEE0 for full in range(0xFF01, 0xFF5F)}
-    | str.maketrans("−×✕⋅∙÷≅≃{}[]", "-****/≈≈()()")
-    | str.maketrans({"²": "^2", "³": "^3"})
-    | dict.fromkeys(map(ord, "$€£¥￥₹"), " ")
-)
-_LATEX_SIGNS = {"times": "*", "cdot": "*", "div": "/", "approx": "≈", "dfrac": r"\frac", "tfrac": r"\frac"}
-_LATEX = re.compile(r"\\(times|cdot|div|approx|dfrac|tfrac|left|right|boxed)(?![a-zA-Z])|\\[,;! $]|\\(?=%)")
-_FRACTION = re.compile(r"\\frac\{([^{}]*)\}\{([^{}]*)\}")
-_LIST_MARK = re.compile(r"^[ \t]*(?:[-*•·]|\d{1,3}[.)])[ \t]+", re.MULTILINE)
-_TIMES = re.compile(r"(?<=[\d)%])[ \t]*[xX·][ \t]*(?=[\d(.])")
-_POWER_OR_BOLD = re.compile(r"(?P<power>(?<=[\d)])\*\*(?=[\d(]))|\*\*")
-_ARROW = re.compile(r"[-=]{1,3}>")
-_TIME = re.compile(r"(?<!\d)\d+(?::\d+)+")
-_PER = re.compile(r"/[ \t]*(?=[^\W\d_])")
-
 # The longest stretch that no word and no punctuation breaks.
 _RUN = re.compile(r"(?:[\d+\-*/^()%=≈]|\.(?=\d))(?:[\d+\-*/^()%=≈ \t]|\.(?=\d)|(?<=\d),(?=\d{3}))*")
 _TOKEN = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+|[^\s\d]")
@@ -79,10 +62,10 @@ def verdicts(text: str) -> Iterator[bool]:
     equals what divides by zero.
 
     Args:
-        text: A step of an answer, `plain`.
+        text: A step of an answer, made `plain`.
 
     Example:
-        >>> list(verdicts(plain("She has 10 / 4 = 2.5 and 3 x 4 = 13 pears: <<3*4=13>>")))
+        >>> list(verdicts("She has 10 / 4 = 2.5 and 3 * 4 = 13 pears: <<3*4=13>>"))
         [False, True, False]
     """
     for annotation in _ANNOTATION.findall(text):
@@ -90,21 +73,6 @@ def verdicts(text: str) -> Iterator[bool]:
     for line in _ANNOTATION.sub("", text).splitlines():
         if "=" in line or "≈" in line:
             yield from _of_line(line)
-
-
-def plain(text: str) -> str:
-    """A text with one sign for each operation, and without marks of lists and of bold type; its lines stay.
-
-    Example:
-        >>> plain(r"- **Total:** 3 × 4 = \frac{24}{2}")
-        'Total: 3 * 4 = ((24)/(2))'
-    """
-    if "\\" in text:
-        text = _LATEX.sub(lambda command: _LATEX_SIGNS.get(command[1] or "", ""), text)
-        text = _FRACTION.sub(r"((\1)/(\2))", text)
-    text = _LIST_MARK.sub("", text.translate(_SIGNS))
-    text = _POWER_OR_BOLD.sub(lambda stars: "^" if stars["power"] else "", _TIMES.sub("*", text))
-    return _PER.sub(" per ", _TIME.sub("time", _ARROW.sub(";", text)))
 
 
 def _of_line(line: str) -> Iterator[bool]:
