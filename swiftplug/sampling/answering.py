@@ -1,6 +1,6 @@
 """The work of a sampling run: batches of rows are answered and scored, and each result is in the ledger at once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from swiftplug.config.sample_schema import SampleConfig
@@ -13,6 +13,7 @@ from swiftplug.sampling.arguments import SampleArguments
 from swiftplug.sampling.ledger import NO_CANDIDATES, Ledger, StoredRow
 from swiftplug.sampling.plugins import SamplePlugins
 from swiftplug.sampling.records import REFERENCE
+from swiftplug.sampling.rows import check_text
 from swiftplug.sampling.scoring import score
 
 
@@ -117,13 +118,26 @@ class Answering:
                 f"{self._plugins.engine.found} returned {found} candidates for {row.origin}; expected {expected}"
             )
         completions = list(answered.completions)
+        failure = answered.failure or self._unreadable(completions)
         if self._config.include_reference and row.reference is not None:
             completions.append(Completion(str(row.reference), REFERENCE))
         with self._ledger.transaction():
-            if answered.failure:
-                self._ledger.set_failure(row.position, answered.failure)
+            if failure:
+                self._ledger.set_failure(row.position, failure)
             else:
                 self._ledger.add_candidates(row.position, completions)
+
+    def _unreadable(self, completions: Sequence[Completion]) -> str:
+        """Why what an engine returned cannot be kept; empty if it can."""
+        for completion in completions:
+            for given in (completion.text, completion.finish_reason):
+                if not isinstance(given, str):
+                    raise UserError(f"{self._plugins.engine.found} returned {given!r:.60}; expected a text")
+        try:
+            check_text([completion.text for completion in completions])
+        except RowError as error:
+            return f"{error.reason} ({error.detail})"
+        return ""
 
     def _prompt(self, row: StoredRow) -> Prompt | None:
         """A row's prompt, its tools written by the tools format; None where that fails, which is noted."""

@@ -9,7 +9,7 @@ from swiftplug.data.messages import RowError, parse_messages
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Completion
 from swiftplug.sampling.ledger import NO_CANDIDATES, Ledger
-from swiftplug.sampling.rows import Question, prompt_key
+from swiftplug.sampling.rows import Question, check_text, is_reference, prompt_key
 
 _OWN = {"id", "index", "messages", "reference", "finish_reason", "scores", "reasons", "tools"}
 _UNKNOWN = "unknown"
@@ -108,11 +108,12 @@ def _parsed(value: Any, where: str) -> _Line:
         raise UserError(f"{where}: has no 'messages'; expected the prompt and, as its last message, the candidate")
     try:
         messages = parse_messages(value["messages"], "messages")
+        check_text(value)
     except RowError as error:
         raise UserError(f"{where}: {error.reason} ({error.detail})") from None
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise UserError(f"{where}: the last message is no assistant's behind a prompt, so there is no candidate in it")
-    row_id, number = value.get("id"), value.get("index")
+    row_id, number, reference = value.get("id"), value.get("index"), value.get("reference")
     prompt = messages[:-1]
     question = Question(
         id=str(row_id) if row_id is not None else prompt_key(prompt),
@@ -120,7 +121,7 @@ def _parsed(value: Any, where: str) -> _Line:
         prompt=prompt,
         tools=value.get("tools"),
         columns={key: item for key, item in value.items() if key not in _OWN},
-        reference=value.get("reference"),
+        reference=reference if is_reference(reference) else None,
     )
     return _Line(
         where,

@@ -112,6 +112,7 @@ def resolve_sample_plugins(config: SampleConfig) -> SamplePlugins:
     written = [*config.orm, *config.prm]
     scorers = [_scorer(kind, said, plugin) for said, (kind, _, plugin) in zip(written, resolved[2:], strict=True)]
     _check_scorers(scorers)
+    _check_thresholds(config, scorers)
     return SamplePlugins(registry, one["engine"], one["tools"], scorers, model)
 
 
@@ -155,3 +156,12 @@ def _check_scorers(scorers: list[Scorer]) -> None:
             )
     if scorers and not any(scorer.weight for scorer in scorers):
         raise UserError("every scorer has the weight 0, so nothing ranks the candidates; give one of them a weight")
+
+
+def _check_thresholds(config: SampleConfig, scorers: list[Scorer]) -> None:
+    if config.prm_threshold is not None and not config.prm:
+        raise UserError(f"{config.where('prm_threshold')}: no PRM gives a reward to reach it; name one with --prm")
+    if config.easy_query_threshold is not None and not any(scorer.right_from is not None for scorer in scorers):
+        raise UserError(
+            f"{config.where('easy_query_threshold')}: no ORM judges which candidates are right; name one with --orm"
+        )

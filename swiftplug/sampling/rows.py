@@ -82,15 +82,34 @@ def _question(raw: RawRow, columns: Mapping[str, str], system: str | None) -> Qu
         raise RowError("the question is empty")
     if reference is None:
         given = (read.columns.get(name) for name in REFERENCE_COLUMNS)
-        reference = next((value for value in given if value is not None), None)
+        reference = next((value for value in given if is_reference(value)), None)
+    check_text([read.tools, reference, read.columns])
     row_id = _hash([messages, read.tools, reference, read.columns])
     if system and messages[0]["role"] not in ("system", "developer"):
         messages = [{"role": "system", "content": system}, *messages]
     return Question(row_id, str(raw.origin), messages, read.tools, read.columns, reference)
 
 
+def is_reference(value: Any) -> bool:
+    """Whether there is something to compare answers with: an empty cell of a CSV file, say, is nothing."""
+    return value is not None and bool(str(value).strip())
+
+
+def check_text(value: Any) -> None:
+    """Refuse half of a character (a lone surrogate, as JSON may escape it), which no file can hold.
+
+    Raises:
+        RowError: There is one.
+    """
+    try:
+        to_json(value).encode()
+    except UnicodeEncodeError as error:
+        raise RowError("a text holds half a character", f"{error.object[error.start]!a}") from None
+
+
 def _hash(content: Any) -> str:
-    return hashlib.sha256(to_json(content, sort_keys=True).encode()).hexdigest()[:16]
+    text = to_json(content, sort_keys=True)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def prompt_key(prompt: list[dict[str, Any]]) -> str:

@@ -55,8 +55,8 @@ class Selection:
             row: The row.
             stored: Its candidates, scored.
         """
-        candidates = [self._judge(candidate) for candidate in stored]
-        left_out = self._left_out(candidates) if candidates else ""
+        candidates = [self._judge(candidate, row.problem) for candidate in stored]
+        left_out = self._left_out(candidates) if candidates and not row.problem else ""
         eligible = sorted((it for it in candidates if not it.reasons), key=_rank)
         kept: list[Candidate] = []
         for candidate in eligible:
@@ -79,26 +79,27 @@ class Selection:
             left_out=left_out,
         )
 
-    def _judge(self, stored: StoredCandidate) -> Candidate:
+    def _judge(self, stored: StoredCandidate, problem: str) -> Candidate:
         rewards = stored.rewards or {}
         unscored = stored.unscored or {}
+        is_scored = not unscored and not problem  # a candidate that exists may be of a row that cannot be scored
         scores = {name: self._reduced(reward) for name, reward in rewards.items() if reward is not None}
-        right = self._is_right(scores) if not unscored else None
+        right = self._is_right(scores) if is_scored else None
         candidate = Candidate(
             index=stored.number,
             text=stored.text,
             finish_reason=stored.finish_reason,
             scores=scores,
             steps={name: reward for name, reward in rewards.items() if isinstance(reward, list)},
-            score=None if unscored else self._mean(self.scorers, scores),
+            score=self._mean(self.scorers, scores) if is_scored else None,
             right=right,
             answer=self._answer(stored.text),
-            reasons=[f"{name}: {reason}" for name, reason in unscored.items()],
+            reasons=[*([problem] if problem else []), *(f"{name}: {reason}" for name, reason in unscored.items())],
         )
         process = self._mean([scorer for scorer in self.scorers if scorer.kind == "prm"], scores)
         if right is False:
             candidate.reasons.append(WRONG)
-        if self.prm_threshold is not None and not unscored and process < self.prm_threshold:
+        if self.prm_threshold is not None and is_scored and process < self.prm_threshold:
             candidate.reasons.append(BELOW_THRESHOLD)
         if not stored.text.strip():
             candidate.reasons.append(EMPTY)
@@ -118,16 +119,14 @@ class Selection:
                 return math.prod(reward)
 
     def _mean(self, scorers: Sequence[Scorer], scores: dict[str, float]) -> float:
-        """The mean of the scores by weight; 0 where nothing has a weight."""
-        total = math.fsum(scorer.weight for scorer in scorers)
-        weighted = math.fsum(scorer.weight * scores[scorer.name] for scorer in scorers if scorer.name in scores)
-        return weighted / total if total else 0.0
+        """The mean of the scores by weight; 0 where there is no scorer."""
+        weights = _weights(scorers)
+        weighted = math.fsum(weight * scores[name] for name, weight in weights.items() if name in scores)
+        return weighted / math.fsum(weights.values()) if weights else 0.0
 
     def _is_right(self, scores: dict[str, float]) -> bool | None:
         judges = [scorer for scorer in self.scorers if scorer.right_from is not None]
-        weights = {scorer.name: scorer.weight for scorer in judges}
-        if not any(weights.values()):  # those that are only recorded judge too, if no other does
-            weights = dict.fromkeys(weights, 1.0)
+        weights = _weights(judges)
         said = [it.name for it in judges if it.right_from is not None and scores[it.name] >= it.right_from]
         return sum(weights[name] for name in said) > sum(weights.values()) / 2 if judges else None
 
@@ -148,6 +147,12 @@ class Selection:
             below = any(BELOW_THRESHOLD in it.reasons for it in candidates)
             return BELOW_THRESHOLD if below else NOTHING_LEFT
         return ""
+
+
+def _weights(scorers: Sequence[Scorer]) -> dict[str, float]:
+    """The weight of each scorer by its name; those that only record count alike where none of them ranks."""
+    weights = {scorer.name: scorer.weight for scorer in scorers}
+    return weights if any(weights.values()) else dict.fromkeys(weights, 1.0)
 
 
 def rejected_of(row: Row, kept: Candidate) -> Candidate | None:

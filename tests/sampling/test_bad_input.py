@@ -29,18 +29,21 @@ def test_rows_without_a_question_are_counted_with_their_place(sample: Command, t
         {"messages": [{"role": "user", "content": "no answer to this one"}]},
         {"question": "?"},
         "no object",
+        {"messages": [{"role": "user", "content": "an empty answer"}], "answer": " "},
+        {"messages": [{"role": "user", "content": "half a character: \ud83d"}], "answer": "1"},
+        {"messages": [{"role": "user", "content": "roll"}], "answer": "\ud83d"},
     ]
     rows = [good, *bad, good]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = sample("--dataset", "rows.jsonl", *DRAW, "--orm", "box")
     assert done.returncode == 0, done.stderr
-    for line in range(2, 9):
+    for line in (*range(2, 9), 10, 11):
         assert f"rows.jsonl:{line}" in done.stdout
-    assert "rows: 2 of 9" in done.stdout
-    assert "no reference for box" in done.stdout
+    assert "rows: 2 of 12" in done.stdout
+    assert "2 left out: no reference for box: rows.jsonl:6" in done.stdout
     assert len(lines(tmp_path / "run" / "candidates.jsonl")) == 2 * 8
     results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
-    assert results["rows"] == 9
+    assert results["rows"] == 12
 
 
 @pytest.mark.parametrize("content", ["", "\n"])
@@ -77,6 +80,8 @@ def test_references_that_no_row_has_are_asked_for_before_anything_is_made(sample
         (["--candidates-file", "x.jsonl"], ["--candidates-file", "--engine none"]),
         (["--set", "n_best=3"], ["n_best", "did you mean"]),
         (["--set", "engine.sides=many"], ["engine 'dice'", "'sides'"]),
+        (["--prm-threshold", "0.5"], ["--prm-threshold", "--prm"]),
+        (["--easy-query-threshold", "0.5", "--prm", "halves"], ["--easy-query-threshold", "--orm"]),
         (["--resume", "--overwrite"], ["exclude each other"]),
         (["--dataset", "nothing.jsonl"], ["nothing.jsonl"]),
     ],
@@ -147,3 +152,37 @@ def test_a_line_that_is_no_candidate_is_named(sample: Command, tmp_path: Path, l
     done = sample("--engine", "none", "--candidates-file", "given.jsonl", "--orm", "box", "--output-dir", "run")
     refused(done, *words)
     assert not (tmp_path / "run").exists()
+
+
+def test_candidates_of_rows_without_a_reference_are_counted_and_kept_unscored(sample: Command, tmp_path: Path) -> None:
+    given = [candidate("q", "\\boxed{1}", reference="1"), candidate("who knows?", "\\boxed{1}")]
+    (tmp_path / "given.jsonl").write_text("\n".join([*given, candidate("empty", "2", reference="")]))
+    done = sample("--engine", "none", "--candidates-file", "given.jsonl", "--orm", "box", "--output-dir", "run")
+    assert done.returncode == 0, done.stderr
+    assert "rows: 1 of 3" in done.stdout
+    scored, *unscored = lines(tmp_path / "run" / "candidates.jsonl")
+    assert scored["scores"] == {"box": 1.0}
+    assert [(it["scores"], it["reasons"]) for it in unscored] == [({}, ["no reference for box"])] * 2
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["results"]["left_out"] == {"no reference for box": 2}
+
+
+ENGINE = """
+from swiftplug.plugin import Answered, Completion, Engine, register_engine
+@register_engine("odd")
+class Odd(Engine):
+    def generate(self, prompts):
+        for prompt in prompts:
+            yield Answered(prompt.id, [Completion({0}, "stop") for _ in range(2)])
+"""
+
+
+def test_what_an_engine_returns_is_checked(questions: Callable[..., Path], swiftplug: Command, tmp_path: Path) -> None:
+    arguments = ["--plugin", "odd.py", "--engine", "odd", "--model", "m", "--num-return-sequences", "2"]
+    (tmp_path / "odd.py").write_text(ENGINE.format("None"))
+    refused(swiftplug("sample", "--dataset", questions(2), *arguments), "engine 'odd'", "None", "expected a text")
+    half = "'\\ud83d' if '问题 1:' in prompt.messages[-1]['content'] else 'good'"
+    (tmp_path / "odd.py").write_text(ENGINE.format(half), encoding="utf-8")
+    done = swiftplug("sample", "--dataset", questions(3), *arguments, "--output-dir", "run")
+    assert done.returncode == 0, done.stderr
+    assert "1 row left out: a text holds half a character" in done.stdout
+    assert len(lines(tmp_path / "run" / "candidates.jsonl")) == 2 * 2

@@ -95,6 +95,17 @@ def test_answers_below_the_prm_threshold_are_left_out(
     assert results["left_out"].get("below the PRM threshold", 0) == none_left > 0
 
 
+def test_a_prm_without_weight_still_has_its_threshold(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    options = ["--orm", "box", "--prm", "halves", "--set", "prm.halves.weight=0", "--prm-threshold", "0.5"]
+    done = sample("--dataset", questions(12), *DRAW, *options)
+    assert done.returncode == 0, done.stderr
+    for it in lines(tmp_path / "run" / "candidates.jsonl"):
+        assert ("below the PRM threshold" in it["reasons"]) == (number(it) < 2)
+    assert all(number(it) >= 2 for it in lines(tmp_path / "run" / "samples.jsonl"))
+
+
 def test_rows_that_are_too_easy_or_all_wrong_are_counted(
     questions: Callable[..., Path], sample: Command, tmp_path: Path
 ) -> None:
