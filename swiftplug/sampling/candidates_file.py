@@ -13,6 +13,7 @@ from swiftplug.sampling.rows import Question, check_text, is_reference, prompt_k
 
 _OWN = {"id", "index", "messages", "reference", "finish_reason", "scores", "reasons", "tools"}
 _UNKNOWN = "unknown"
+_MOST = 2**31  # an index beyond is none: the row's next free one is taken
 
 
 class Read(NamedTuple):
@@ -42,8 +43,9 @@ class _Line(NamedTuple):
 def read_candidates(path: Path, ledger: Ledger, has_dataset: bool) -> Read:
     """Bring every candidate of a file into the ledger.
 
-    Only `messages` is required of a line. The row is found by `id`, else by the prompt; without a dataset each prompt
-    is a row. The reference is the line's `reference`, else the row's.
+    Only `messages` is required of a line. The row is found by `id` and prompt, else by the prompt; without a dataset
+    each prompt is a row, and so is each `id` of lines that have an `index` too, as this program writes them. The
+    reference is the line's `reference`, else the row's.
 
     Args:
         path: JSONL, one object a candidate; its last message is the candidate.
@@ -58,7 +60,7 @@ def read_candidates(path: Path, ledger: Ledger, has_dataset: bool) -> Read:
     taken, strangers, first_stranger = 0, 0, ""
     reader = _Reader(path)
     for line in reader:
-        position = ledger.position_of(line.id, prompt_key(line.question.prompt))
+        position = _position(line, ledger, has_dataset)
         if position is None and has_dataset:
             strangers += 1
             first_stranger = first_stranger or line.where
@@ -74,6 +76,18 @@ def read_candidates(path: Path, ledger: Ledger, has_dataset: bool) -> Read:
         raise UserError(f"--candidates-file {path}: no candidate to score: {found}")
     ledger.mark(f"no candidate in {path}", NO_CANDIDATES)
     return Read(taken, strangers, first_stranger, reader.torn)
+
+
+def _position(line: _Line, ledger: Ledger, has_dataset: bool) -> int | None:
+    """The position of the row that a candidate answers; None where it is none of those known so far."""
+    prompt = prompt_key(line.question.prompt)
+    if line.id is not None:
+        position = ledger.position_of(prompt, line.id)
+        if position is not None:
+            return position
+        if line.number is not None and not has_dataset and not ledger.has_row(line.id):
+            return None
+    return ledger.position_of(prompt)
 
 
 class _Reader:
@@ -126,7 +140,7 @@ def _parsed(value: Any, where: str) -> _Line:
     return _Line(
         where,
         str(row_id) if row_id is not None else None,
-        number if isinstance(number, int) and number >= 0 else None,
+        number if isinstance(number, int) and 0 <= number < _MOST else None,
         question,
         Completion(messages[-1]["content"], str(value.get("finish_reason") or _UNKNOWN)),
     )

@@ -148,9 +148,9 @@ class Ledger:
             position += 1
 
     def add_row(self, question: Question) -> int:
-        """Add one row whose id is its own; returns its position."""
+        """Add one row likewise; returns its position."""
         position = self.count_rows()
-        self._insert(position, question.id, question)
+        self._insert(position, self._free_id(question.id), question)
         return position
 
     def _insert(self, position: int, row_id: str, question: Question) -> None:
@@ -167,28 +167,28 @@ class Ledger:
         )
 
     def _free_id(self, row_id: str) -> str:
-        if not self._taken(row_id):
+        if not self.has_row(row_id):
             return row_id
         key = f"copies of {row_id}"
         number = int(self.get(key) or 1) + 1
+        while self.has_row(f"{row_id}-{number}"):
+            number += 1
         self.put(key, str(number))
         return f"{row_id}-{number}"
 
-    def _taken(self, row_id: str) -> bool:
+    def has_row(self, row_id: str) -> bool:
+        """Whether a row has this id."""
         return self._file.execute("SELECT 1 FROM rows WHERE id = ?", (row_id,)).fetchone() is not None
 
     def count_rows(self) -> int:
         """How many rows there are, whatever became of them."""
         return int(self._file.execute("SELECT COALESCE(MAX(position) + 1, 0) FROM rows").fetchone()[0])
 
-    def position_of(self, row_id: str | None, prompt: str) -> int | None:
-        """The position of the row with an id, or else of the first one with a prompt (by `prompt_key`)."""
-        for column, value in (("id", row_id), ("prompt_key", prompt)):
-            query = f"SELECT MIN(position) FROM rows WHERE {column} = ?"
-            found = self._file.execute(query, (value,)).fetchone()[0]
-            if found is not None:
-                return int(found)
-        return None
+    def position_of(self, prompt: str, row_id: str | None = None) -> int | None:
+        """The position of the first row with a prompt (by `prompt_key`), and with an id if one is given."""
+        query = "SELECT MIN(position) FROM rows WHERE prompt_key = ? AND (? IS NULL OR id = ?)"
+        found = self._file.execute(query, (prompt, row_id, row_id)).fetchone()[0]
+        return None if found is None else int(found)
 
     def rows(self, positions: range) -> Iterator[StoredRow]:
         """The rows at some positions, in order."""
@@ -228,16 +228,13 @@ class Ledger:
 
     def add_candidate(self, position: int, number: int | None, completion: Completion) -> None:
         """Write one candidate that exists already, with its own number where that is free and else the next one."""
-        taken = {it[0] for it in self._file.execute("SELECT number FROM candidates WHERE position = ?", (position,))}
-        free = number if number is not None and number not in taken else max(taken, default=-1) + 1
+        query = "SELECT COALESCE(MAX(number) + 1, 0), COALESCE(MAX(number = ?), 0) FROM candidates WHERE position = ?"
+        following, is_taken = self._file.execute(query, (number, position)).fetchone()
+        free = following if number is None or is_taken else number
         self._file.execute(
             "INSERT INTO candidates VALUES (?, ?, ?, ?, NULL)",
             (position, free, completion.text, completion.finish_reason),
         )
-
-    def set_problem(self, position: int, problem: str) -> None:
-        """Note why a row cannot be answered."""
-        self._file.execute("UPDATE rows SET problem = ? WHERE position = ?", (problem, position))
 
     def set_reference(self, position: int, reference: Any) -> None:
         """Give a row the right answer."""
@@ -289,7 +286,6 @@ class Ledger:
 
 
 NO_CANDIDATES = "NOT EXISTS (SELECT 1 FROM candidates WHERE candidates.position = rows.position)"
-HAS_CANDIDATES = NO_CANDIDATES.removeprefix("NOT ")
 NO_REFERENCE = "reference = 'null'"
 
 

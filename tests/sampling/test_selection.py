@@ -159,3 +159,34 @@ def test_candidates_are_scored_again_by_other_scorers(
         for key in ("id", "index", "messages", "reference", "finish_reason"):
             assert [it[key] for it in after] == [it[key] for it in before]
         assert all(it["scores"]["halves"] == [1.0, number(it) / 4] for it in after)
+
+
+def test_rows_of_one_content_are_told_apart_when_scored_again(sample: Command, tmp_path: Path) -> None:
+    question = {"role": "user", "content": "roll"}
+    rows = [{"messages": [question], "answer": answer} for answer in ("1", "1", "2")]
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = sample("--dataset", "same.jsonl", *DRAW, "--orm", "box", "--num-return-sequences", "3")
+    assert done.returncode == 0, done.stderr
+    again = ["--engine", "none", "--candidates-file", "run/candidates.jsonl", "--orm", "box", "--output-dir", "again"]
+    for arguments in ([], ["--dataset", "same.jsonl"]):
+        done = sample(*again, *arguments, "--overwrite")
+        assert done.returncode == 0, done.stderr
+        before, after = ((tmp_path / folder / "candidates.jsonl").read_bytes() for folder in ("run", "again"))
+        assert after == before
+
+
+def test_an_id_that_many_prompts_share_mixes_no_rows(sample: Command, tmp_path: Path) -> None:
+    """Other tools number the candidates of a question, or the files; each prompt keeps its own reference."""
+    written = [
+        {"id": number, "index": 10**30, "reference": str(row), "messages": [{"role": "user", "content": f"{row}?"}]}
+        for row in range(3)
+        for number in (0, "0-2", 0)
+    ]
+    for it in written:
+        it["messages"].append({"role": "assistant", "content": f"\\boxed{{{it['reference']}}}"})
+    (tmp_path / "given.jsonl").write_text("".join(json.dumps(it) + "\n" for it in written))
+    done = sample("--engine", "none", "--candidates-file", "given.jsonl", "--orm", "box", "--output-dir", "run")
+    assert done.returncode == 0, done.stderr
+    rows = by_row(lines(tmp_path / "run" / "candidates.jsonl"))
+    assert [[it["index"] for it in candidates] for candidates in rows.values()] == [[0, 1, 2]] * 3
+    assert all(it["scores"]["box"] == 1.0 for candidates in rows.values() for it in candidates)
