@@ -181,6 +181,7 @@ YES, NO, UNREAD = [1.0], [0.0], 0.0
         ("5 * 3 = $15/week", YES),
         ("10 * 6 = 60 miles / hour", YES),
         ("2 * 4 = 8kg", YES),
+        ("in 4 weeks a total of 3 * 4 = 13", NO),
         ("🍎 5 + 3 = 8 🍎", YES),
         # what is not: words may say something else, or nothing is calculated
         ("", UNREAD),
@@ -192,6 +193,8 @@ YES, NO, UNREAD = [1.0], [0.0], 0.0
         ("f(2) + 3 = 9", UNREAD),
         ("10 - 4 = 6 + y", UNREAD),
         ("20% of 50 + 1 = 11", UNREAD),
+        ("1/2 of 10 + 3 = 8", UNREAD),
+        ("two thirds of 9 + 3 = 9", UNREAD),
         ("half of 10 + 3 = 8", UNREAD),
         ("3 times 4 + 2 = 14", UNREAD),
         ("3乘以4+2=14", UNREAD),
@@ -209,6 +212,8 @@ YES, NO, UNREAD = [1.0], [0.0], 0.0
         ("5 + 3 =", UNREAD),
         ("5 + = 8", UNREAD),
         ("5 + 3) * (2 = 16", UNREAD),
+        ("100 + (100 * (10/100) = 110", UNREAD),
+        ("4 * 5 = 2 * 5) + 10", UNREAD),
     ],
 )
 def test_equations(arithmetic, answer, rewards):

@@ -20,11 +20,13 @@ _RUN = re.compile(r"(?:[\d+\-*/^()%=≈]|\.(?=\d))(?:[\d+\-*/^()%=≈ \t]|\.(?=\
 _TOKEN = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+|[^\s\d]")
 _RELATION = re.compile(r"(=+|≈)")
 _STOP = re.compile(r"[^\w\s'’]")
+_OPERATORS = ("+", "-", "*", "/", "^")
 MAX_CHARS = 300  # of one side
 
 # Words that take the number next to them into something longer, or scale it.
 _OPERATION = re.compile(
-    r"(?:\b(?:of|x|times|by|plus|minus|over|than|half|twice|double|triple|dozen|hundred|thousand|million)|[乘加减以])\s*$",
+    r"(?:\b(?:(?:half|third|quarter|fourth|fifth|tenth|percent)s? of"
+    r"|x|times|by|plus|minus|over|than|half|twice|double|triple|dozen|hundred|thousand|million)|[乘加减以])\s*$",
     re.IGNORECASE,
 )
 _SCALE = re.compile(
@@ -116,9 +118,10 @@ def _begins_in_words(run: _Run) -> bool:
     if not words:
         return False
     is_argument = run.words_before[-1].isascii() and not run.words_before[-1].isspace() and run.text[0] != ")"
-    is_operand = run.run_before[-1:] in ("+", "-", "*", "/") and any(map(str.isdigit, run.run_before))
+    is_operand = run.run_before.endswith(_OPERATORS) and any(map(str.isdigit, run.run_before))
+    is_share = words == ["of"] and run.run_before  # 20% of 50 + 1, 1/2 of 10 + 3
     is_mixed = words == ["and"] and run.run_before[-1:].isdigit() and _FRACTION_LIKE.match(run.text)
-    return bool(is_argument or is_operand or is_mixed or _OPERATION.search(run.words_before[-20:]))
+    return bool(is_argument or is_operand or is_share or is_mixed or _OPERATION.search(run.words_before[-20:]))
 
 
 def _ends_in_words(run: _Run) -> bool:
@@ -130,10 +133,12 @@ def _ends_in_words(run: _Run) -> bool:
 
 
 def _behind_open(side: str) -> str:
-    """A first side without what stands in front of a parenthesis that the whole equation is in."""
+    """A first side without what stands in front of a parenthesis that the whole equation is in: `7 (3 + 4 = 7)`."""
     side = side[-MAX_CHARS:].lstrip(") ")
     while side.count("(") > side.count(")"):
-        side = side.partition("(")[2]
+        before, _, side = side.partition("(")
+        if before.rstrip().endswith(_OPERATORS):  # no such parenthesis, but one that was not closed
+            return ""
     return side
 
 
@@ -141,7 +146,9 @@ def _before_closed(side: str) -> str:
     """A last side without what stands behind such a parenthesis."""
     side = side[:MAX_CHARS].rstrip("( ")
     while side.count(")") > side.count("("):
-        side = side.rpartition(")")[0]
+        side, _, behind = side.rpartition(")")
+        if behind.lstrip().startswith(_OPERATORS):
+            return ""
     return side
 
 
