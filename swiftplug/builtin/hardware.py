@@ -2,17 +2,25 @@
 
 import torch
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def pick_device() -> torch.device:
     """The accelerator of this machine, else its CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def pick_dtype(device: torch.device) -> torch.dtype:
-    """What a device runs a model in fastest without harm: bfloat16 where it multiplies in it natively, else float32.
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The precision that is wanted, or what the device is best at: bfloat16 if it multiplies in it natively.
 
     On a CPU without instructions for it, products in bfloat16 take five times as long as in float32.
+
+    Args:
+        wanted: `float32`, `bfloat16`, `float16`, or `auto`.
+        device: Where the model is to run.
     """
+    if wanted != "auto":
+        return _DTYPES[wanted]
     if device.type == "cpu":
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     elif device.type == "cuda":

@@ -33,18 +33,21 @@ class RewardCheckpoint:
         head: What the checkpoint ends in.
         batch_size: Conversations that are scored at once.
         step_separator: What stands between the steps of an answer.
+        dtype: Of the weights, or `auto`.
 
     Raises:
         UserError: The checkpoint cannot be loaded.
     """
 
-    def __init__(self, model: str, head: Head, batch_size: int, step_separator: str) -> None:
+    def __init__(self, model: str, head: Head, batch_size: int, step_separator: str, dtype: str) -> None:
         self._head, self._batch_size, self._separator = head, batch_size, step_separator
         self._device = pick_device()
         auto: Any = AutoModelForTokenClassification if head.by_step else AutoModelForSequenceClassification
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
-            self._model: Any = auto.from_pretrained(model, dtype=pick_dtype(self._device)).to(self._device).eval()
+            self._model: Any = (
+                auto.from_pretrained(model, dtype=pick_dtype(dtype, self._device)).to(self._device).eval()
+            )
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"reward_model: cannot load {model!r}: {reason}") from error

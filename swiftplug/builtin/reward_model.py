@@ -3,7 +3,7 @@
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import PositiveInt
 
@@ -35,22 +35,29 @@ class _Judge:
         model: A folder, or an id of the hub.
         batch_size: Conversations that are scored at once.
         step_separator: What stands between the steps of an answer, and stood behind each step in training.
+        dtype: Of the weights; `auto` is the best that the device does well.
 
     Raises:
         UserError: There is no such checkpoint, or it is none that scores.
     """
 
-    def __init__(self, model: str, batch_size: PositiveInt = 16, step_separator: str = "\n") -> None:
+    def __init__(
+        self,
+        model: str,
+        batch_size: PositiveInt = 16,
+        step_separator: str = "\n",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    ) -> None:
         if not step_separator:
             raise UserError("reward_model.step_separator: found nothing, expected what stands between steps")
-        self._model, self._batch_size, self._step_separator = model, batch_size, step_separator
+        self._model, self._batch_size, self._step_separator, self._dtype = model, batch_size, step_separator, dtype
         self._head = read_head(model)
 
     @cached_property
     def _checkpoint(self) -> "RewardCheckpoint":
         from swiftplug.builtin.reward_checkpoint import RewardCheckpoint
 
-        return RewardCheckpoint(self._model, self._head, self._batch_size, self._step_separator)
+        return RewardCheckpoint(self._model, self._head, self._batch_size, self._step_separator, self._dtype)
 
 
 class RewardModel(_Judge, ORM):
@@ -89,9 +96,7 @@ class ProcessRewardModel(_Judge, PRM):
     classification scores the whole answer, as `RewardModel` says.
     """
 
-    def __call__(
-        self, infer_requests: list[InferRequest], **kwargs: Any
-    ) -> list[float | list[float] | Unscored]:
+    def __call__(self, infer_requests: list[InferRequest], **kwargs: Any) -> list[float | list[float] | Unscored]:
         """Score the last message of each request.
 
         Args:

@@ -42,7 +42,7 @@ REQUESTS = [
 
 
 def scorer(kind: str, model: Path | str, **options: Any) -> Any:
-    choice = PluginChoice(name="reward_model", options={"model": str(model), **options})
+    choice = PluginChoice(name="reward_model", options={"model": str(model), "dtype": "float32", **options})
     return REGISTRY.resolve(kind, choice, f"--{kind}").bound
 
 

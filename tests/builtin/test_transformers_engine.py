@@ -19,6 +19,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from swiftplug.builtin.hardware import pick_dtype
 from swiftplug.config.sample_schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.choice import PluginChoice
@@ -264,6 +265,13 @@ def test_half_precision_is_there_for_the_asking(tiny_model_dir: Path) -> None:
     how = sampling(temperature=0.0, max_new_tokens=5)
     answers = answer(how, PROMPTS, model=str(tiny_model_dir), dtype="bfloat16")
     assert all(len(answered.completions) == 3 for answered in answers.values())
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux tells what a processor can do")
+def test_left_to_itself_it_takes_half_precision_only_where_the_processor_has_it() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    native = flags & {"avx512_bf16", "amx_bf16"}
+    assert pick_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
 
 
 @pytest.mark.real

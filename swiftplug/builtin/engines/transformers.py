@@ -16,8 +16,6 @@ from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
 from swiftplug.runs.model import load_adapter, open_base_model, open_model
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 class TransformersEngine(Engine):
     """Decodes many candidates at once with a model on this machine, on its GPU if it has one.
@@ -48,7 +46,7 @@ class TransformersEngine(Engine):
         """
         self._sampling = sampling
         device = pick_device()
-        dtype = pick_dtype(device) if args.dtype == "auto" else _DTYPES[args.dtype]
+        dtype = pick_dtype(args.dtype, device)
         request = args.model_request(dtype, dtype)
         source = open_model(request) if args.model is not None else open_base_model(args.adapter, request)
         model: Any = source.make()
