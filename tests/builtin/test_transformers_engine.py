@@ -109,6 +109,15 @@ def test_greedy_decoding_equals_generate(lay: Callable[[Any], Path], config: Any
     assert len({text for candidates in texts(answers).values() for text in candidates}) == len(PROMPTS)
 
 
+def test_answers_that_outgrow_the_first_room_of_the_cache_equal_generate(lay: Callable[[Any], Path]) -> None:
+    folder = lay(LlamaConfig(**SMALL))
+    model, tokenizer = load(folder)
+    answers = texts(answer(sampling(temperature=0.0, max_new_tokens=300), PROMPTS, model=str(folder)))
+    expected = {prompt.id: greedy_reference(model, tokenizer, prompt, 300) for prompt in PROMPTS}
+    assert {key: candidates[0] for key, candidates in answers.items()} == expected
+    assert max(map(len, expected.values())) > 250
+
+
 def by_hand(model: Any, tokenizer: Any, prompt: Prompt, index: int, how: Sampling) -> tuple[str, str]:
     """Draw one candidate without cache, batch, padding or torch's random state."""
     generator = torch.Generator().manual_seed(how.seed_of(prompt.id, index))
