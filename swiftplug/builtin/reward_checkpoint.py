@@ -87,7 +87,7 @@ class RewardCheckpoint:
         try:
             text = self._steps(request) if self._head.by_step else _Text(self._render(request, whole=True), [])
         except Exception as error:  # a template is a program, and raises what it likes
-            return Unscored(f"the reward model's chat template refuses it: {error}")
+            return Unscored(f"the reward model's chat template refuses it: {' '.join(str(error).split())}")
         longest = getattr(self._config, "max_position_embeddings", None)
         if longest is not None and len(text.ids) > longest:
             return Unscored(f"it has {len(text.ids):,} tokens, the reward model reads at most {longest:,}")

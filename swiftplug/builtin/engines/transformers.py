@@ -95,7 +95,7 @@ class TransformersEngine(Engine):
                 prompt.messages, tools=prompt.tools, add_generation_prompt=True, return_dict=True
             )["input_ids"]
         except Exception as error:  # a template is a program, and raises what it likes
-            raise _RefusedError(f"the chat template refuses the prompt: {error}") from error
+            raise _RefusedError(f"the chat template refuses the prompt: {' '.join(str(error).split())}") from error
         longest = sampling.max_new_tokens
         if self._context is not None:
             if len(ids) > self._context:
