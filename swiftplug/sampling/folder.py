@@ -1,20 +1,28 @@
 """The folder of a sampling run: whether it may be written into, and whether it is this run's."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from swiftplug.errors import UserError
 from swiftplug.runs.manifest import CONFIG, MANIFEST
+from swiftplug.sampling.ledger import Ledger, LedgerInUseError
 from swiftplug.sampling.outputs import CANDIDATES, PAGE, SAMPLES
 
 LEDGER = "ledger.sqlite"
 _RESULTS = (LEDGER, f"{LEDGER}-journal", CANDIDATES, SAMPLES, PAGE, MANIFEST, CONFIG)
 
 
-def check_sample_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
+def check_sample_dir(folder: Path, inputs: Sequence[str], *, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that a run must not write into; nothing is made or changed.
 
+    Args:
+        folder: The run's folder.
+        inputs: Names of the files that the run reads; one may end in `#N`.
+        resume: Whether to go on with the run in it.
+        overwrite: Whether to begin the run in it again.
+
     Raises:
-        UserError: It is no folder, or holds another run or other files.
+        UserError: It is no folder, or holds another run, one that is still going on, or other files.
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other: go on with the run, or begin it again")
@@ -31,6 +39,18 @@ def check_sample_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"output_dir: {folder} holds another run; name another folder, go on with this one by --resume, or begin "
             "it again by --overwrite"
         )
+    if not overwrite:
+        return
+    try:
+        Ledger(folder / LEDGER).close()
+    except LedgerInUseError:
+        raise
+    except UserError:
+        pass  # a damaged one may go
+    for name in inputs:
+        path = Path(name.partition("#")[0]).expanduser()
+        if path.name in _RESULTS and path.parent.resolve() == folder.resolve():
+            raise UserError(f"output_dir: --overwrite would remove {path}, which this run reads; name another folder")
 
 
 def is_begun(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """What goes into the ledger before anything is sampled: every row, every candidate that exists, and their checks."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from swiftplug.sampling.plugins import SamplePlugins, Scorer
 from swiftplug.sampling.records import REFERENCE
 from swiftplug.sampling.rows import open_sources, read_questions
 
-_CONFIG, _SOURCES, _PARTS, _SCORERS = "config", "sources", "parts", "scorers"
+_CONFIG, _SOURCES, _FILE, _PARTS, _SCORERS = "config", "sources", "file", "parts", "scorers"
 
 
 class Intake(NamedTuple):
@@ -50,8 +51,9 @@ def fill(ledger: Ledger, config: SampleConfig, plugins: SamplePlugins) -> Intake
     _check_references(ledger, config, plugins.scorers)
     if config.include_reference and read is not None:
         add_references(ledger)
-    ledger.put(_CONFIG, to_yaml(config))
+    ledger.put(_CONFIG, _sampled_by(config))
     ledger.put(_SOURCES, json.dumps([source.fingerprint for source in sources]))
+    ledger.put(_FILE, _hash_of(config.candidates_file))
     ledger.put(_PARTS, _fingerprint(_parts(plugins)))
     ledger.put(_SCORERS, _fingerprint([scorer.plugin for scorer in plugins.scorers]))
     return Intake(read)
@@ -66,15 +68,17 @@ def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: SamplePlugins
         What the user should know.
 
     Raises:
-        UserError: The config is another one, or a dataset or a plugin that samples has changed.
+        UserError: The config is another one, or a dataset, a file of candidates or a plugin that samples has changed.
     """
-    config_before, config_now = ledger.get(_CONFIG) or "", to_yaml(config)
+    config_before, config_now = ledger.get(_CONFIG) or "", _sampled_by(config)
     if config_before != config_now:
         raise UserError(f"--resume: the folder holds another run: {first_difference(config_before, config_now)}")
     sources = open_sources(config, plugins.registry)
     for source, before in zip(sources, json.loads(ledger.get(_SOURCES) or "[]"), strict=True):
         if source.fingerprint != before:
             raise UserError(f"--resume: the dataset {source.name} has changed since this run began")
+    if _hash_of(config.candidates_file) != ledger.get(_FILE):
+        raise UserError(f"--resume: the file {config.candidates_file} has changed since this run began")
     before_parts = json.loads(ledger.get(_PARTS) or "[]")
     for plugin, told in zip(_parts(plugins), before_parts, strict=True):
         if json.loads(_fingerprint([plugin])) != [told]:
@@ -128,6 +132,21 @@ def _check_references(ledger: Ledger, config: SampleConfig, scorers: Sequence[Sc
 def _parts(plugins: SamplePlugins) -> list[LoadedPlugin]:
     """The plugins that what is sampled depends on."""
     return [*([plugins.model] if plugins.model else []), plugins.engine, plugins.tools]
+
+
+def _sampled_by(config: SampleConfig) -> str:
+    """What of a config tells one run from another; how long a scorer may take does not."""
+    return to_yaml(config.model_copy(update={"score_timeout": SampleConfig().score_timeout}))
+
+
+def _hash_of(candidates_file: str | None) -> str:
+    if candidates_file is None:
+        return ""
+    try:
+        with Path(candidates_file).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"--candidates-file {candidates_file}: {error.strerror}") from None
 
 
 def _fingerprint(used: Sequence[LoadedPlugin]) -> str:

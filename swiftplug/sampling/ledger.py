@@ -14,12 +14,17 @@ from typing import Any, NamedTuple
 
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Completion
+from swiftplug.runs.disk import is_disk_full
 from swiftplug.sampling.rows import Question, prompt_key, to_json
 
 Reward = float | list[float] | None
 """What a scorer gave: a number, one a step, or nothing."""
 
+_LOOK = "SELECT 1 FROM meta"  # fails where the file is no ledger
 _SCHEMA = """
+DROP TABLE IF EXISTS meta;
+DROP TABLE IF EXISTS rows;
+DROP TABLE IF EXISTS candidates;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE rows (
     position INTEGER PRIMARY KEY,
@@ -90,31 +95,49 @@ class StoredCandidate:
     unscored: dict[str, str] | None = None
 
 
+class LedgerInUseError(UserError):
+    """Another process is sampling into the folder."""
+
+
 class Ledger:
-    """The rows, candidates and scores of a run. `with ledger:` is one transaction.
+    """The rows, candidates and scores of a run, in a file that is locked against other processes.
 
     Args:
-        path: The file; it is made where there is none.
+        path: The file.
+        is_new: Whether to begin an empty one, in place of what a killed run may have left there.
+
+    Attributes:
+        path: The file.
 
     Raises:
-        UserError: Another process is using the file.
+        LedgerInUseError: Another process is using the file.
+        UserError: It is no ledger.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        is_new = not Path(path).exists()
-        self._file = sqlite3.connect(path, isolation_level=None, timeout=0)
+    def __init__(self, path: Path, *, is_new: bool = False) -> None:
+        self._open(path, _SCHEMA if is_new else _LOOK)
+
+    def _open(self, path: Path, statements: str) -> None:
+        self.path = path
         try:
+            self._file = sqlite3.connect(path, isolation_level=None, timeout=0)
             self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._file.execute("BEGIN EXCLUSIVE")
-            if is_new:
-                for statement in _SCHEMA.split(";"):
-                    self._file.execute(statement)
+            for statement in statements.split(";"):
+                self._file.execute(statement)
             self._file.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            self._file.close()
+        except sqlite3.DatabaseError as error:
             if "locked" in str(error):
-                raise UserError(f"{Path(path).parent}: another process is sampling into this folder") from None
-            raise
+                raise LedgerInUseError(f"{path.parent}: another process is sampling into this folder") from None
+            if is_disk_full(error):
+                raise
+            raise UserError(f"{path}: cannot be used as the ledger of a run: {error}") from None
+
+    def rename(self, path: Path) -> None:
+        """Give the file another name, in place of what had that."""
+        self._file.close()
+        self.path.replace(path)
+        self._open(path, _LOOK)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -142,29 +165,24 @@ class Ledger:
 
     def add_rows(self, questions: Iterable[Question]) -> None:
         """Add rows behind those that are there; rows of one content are numbered, as each is answered by itself."""
-        position = self.count_rows()
         for question in questions:
-            self._insert(position, self._free_id(question.id), question)
-            position += 1
+            self.add_row(question)
 
     def add_row(self, question: Question) -> int:
         """Add one row likewise; returns its position."""
         position = self.count_rows()
-        self._insert(position, self._free_id(question.id), question)
-        return position
-
-    def _insert(self, position: int, row_id: str, question: Question) -> None:
         self._file.execute(
             "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '')",
             (
                 position,
-                row_id,
+                self._free_id(question.id),
                 prompt_key(question.prompt),
                 question.origin,
                 *(to_json(value) for value in (question.prompt, question.tools, question.columns, question.reference)),
                 question.problem,
             ),
         )
+        return position
 
     def _free_id(self, row_id: str) -> str:
         if not self.has_row(row_id):
@@ -197,18 +215,9 @@ class Ledger:
             "WHERE position >= ? AND position < ? ORDER BY position",
             (positions.start, positions.stop),
         )
-        for position, row_id, origin, prompt, tools, columns, reference, problem, failure in found:
-            yield StoredRow(
-                position,
-                row_id,
-                origin,
-                json.loads(prompt),
-                json.loads(tools),
-                json.loads(columns),
-                json.loads(reference),
-                problem,
-                failure,
-            )
+        for position, row_id, origin, *content, problem, failure in found:
+            prompt, tools, columns, reference = map(json.loads, content)
+            yield StoredRow(position, row_id, origin, prompt, tools, columns, reference, problem, failure)
 
     def candidates(self, position: int) -> list[StoredCandidate]:
         """The candidates of a row, by number."""
@@ -261,15 +270,9 @@ class Ledger:
         """Let every candidate be scored again."""
         self._file.execute("UPDATE candidates SET rewards = NULL WHERE rewards IS NOT NULL")
 
-    def mark(self, problem: str, condition: str) -> int:
-        """Give every row without a problem that meets a condition this one; returns how many.
-
-        Args:
-            problem: Why they cannot be used.
-            condition: In SQL, of the columns of `rows`.
-        """
-        query = f"UPDATE rows SET problem = ? WHERE problem = '' AND {condition}"
-        return self._file.execute(query, (problem,)).rowcount
+    def mark(self, problem: str, condition: str) -> None:
+        """Give every row without a problem that meets a condition (in SQL, of the columns of `rows`) this one."""
+        self._file.execute(f"UPDATE rows SET problem = ? WHERE problem = '' AND {condition}", (problem,))
 
     def count(self, condition: str, positions: range) -> int:
         """How many of the rows at some positions meet a condition (in SQL, of the columns of `rows`)."""

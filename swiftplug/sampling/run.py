@@ -5,14 +5,15 @@
    is read into the ledger.                         5. Candidates are ranked and chosen.
 3. The engine loads its model.                      6. Candidates, samples and the page are left in the folder.
 
-All that can fail on bad input fails in the first two, and the run's folder is not touched before the third.
+All that can fail on bad input fails in the first three; what the run's folder holds is not touched before the fourth.
 """
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from swiftplug.runs.blame import blaming
 from swiftplug.runs.disk import disk_full_message, is_disk_full
 from swiftplug.runs.manifest import write_run_files
 from swiftplug.runs.say import say
-from swiftplug.sampling.answering import Answering
+from swiftplug.sampling.answering import Answering, Pending
 from swiftplug.sampling.arguments import SampleArguments
 from swiftplug.sampling.folder import LEDGER, check_sample_dir, clear, is_begun
 from swiftplug.sampling.intake import check_unchanged, fill
@@ -74,7 +75,9 @@ def sample(
     console = Console()
     started = time.monotonic()
     run_dir = Path(str(config.output_dir)).expanduser()
-    check_sample_dir(run_dir, resume=resume, overwrite=overwrite)
+    inputs = [*filter(None, [config.candidates_file]), *(choice.name for choice in config.dataset)]
+    check = partial(check_sample_dir, run_dir, inputs, overwrite=overwrite)
+    check(resume=resume)
     plugins = resolve_sample_plugins(config)
     sampling = _sampling(config)
     with blaming(plugins.all()), _explained_disk(run_dir):
@@ -85,10 +88,19 @@ def sample(
         with _ledger(run_dir, config, plugins, console, resume) as ledger:
             positions = config.part.rows(ledger.count_rows())
             answering = Answering(config, plugins, ledger, positions, sampling)
-            _do(answering, SampleArguments(config, plugins.registry, plugins.model), console)
+            try:
+                pending = answering.pending()
+                if pending.to_answer:
+                    _open(answering, SampleArguments(config, plugins.registry, plugins.model), console)
+                if ledger.path != run_dir / LEDGER:
+                    check(resume=False)  # another process may have begun a run there by now
+                    _begin(run_dir, ledger, config, plugins)
+                _do(answering, pending, console)
+            finally:
+                answering.close()
             selection = Selection.of(config, plugins.scorers)
             facts = facts_of(config, plugins)
-            title = f"{config.model.name if config.model else config.candidates_file}"
+            title = _model_name(config) or str(config.candidates_file or config.output_dir)
             summary = write_outputs(run_dir, ledger, positions, selection, config.num_return_sequences, title, facts)
             write_run_files(run_dir, to_yaml(config), config.seed, plugins.all(), {"results": asdict(summary)})
             failed = ledger.count("failure != ''", positions)
@@ -111,7 +123,7 @@ def _sampling(config: SampleConfig) -> Sampling:
 def _ledger(
     run_dir: Path, config: SampleConfig, plugins: SamplePlugins, console: Console, resume: bool
 ) -> Iterator[Ledger]:
-    """The ledger of a run that goes on, or a new one in place of what the folder held."""
+    """The ledger of a run that goes on, or a new one beside what the folder holds."""
     if resume and is_begun(run_dir):
         ledger = Ledger(run_dir / LEDGER)
         try:
@@ -123,67 +135,61 @@ def _ledger(
             ledger.close()
         return
     existed = run_dir.is_dir()
-    run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with _new_ledger(run_dir, config, plugins, console, take_name=lambda: clear(run_dir)) as ledger:
-            write_run_files(run_dir, to_yaml(config), config.seed, plugins.all())
-            existed = True
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot make the folder {run_dir}: {error.strerror}") from None
+    try:
+        with _new_ledger(run_dir, config, plugins, console) as ledger:
             yield ledger
     finally:
         if not existed:
-            run_dir.rmdir()
+            with suppress(OSError):  # the run has begun, here or in another process
+                run_dir.rmdir()
 
 
 @contextmanager
-def _new_ledger(
-    folder: Path,
-    config: SampleConfig,
-    plugins: SamplePlugins,
-    console: Console,
-    take_name: Callable[[], None] | None = None,
-) -> Iterator[Ledger]:
-    """A ledger of every row; it takes its name only when all of them were read and checked.
-
-    Args:
-        folder: Where it is made.
-        config: The run's config.
-        plugins: Its plugins.
-        console: What became of the rows is told there.
-        take_name: Makes room for it; None leaves it without a name, to vanish behind a dry run.
-    """
-    partial = folder / f".{LEDGER}.partial"
-    partial.unlink(missing_ok=True)
-    ledger = Ledger(partial)
+def _new_ledger(folder: Path, config: SampleConfig, plugins: SamplePlugins, console: Console) -> Iterator[Ledger]:
+    """A ledger of every row, which vanishes unless it is given another name."""
+    unnamed = folder / f".{LEDGER}.partial"
+    ledger = Ledger(unnamed, is_new=True)
     try:
         with ledger.transaction():
             intake = fill(ledger, config, plugins)
         print_intake(console, ledger, config, intake)
-        if take_name is not None:
-            ledger.close()
-            take_name()
-            partial.replace(folder / LEDGER)
-            ledger = Ledger(folder / LEDGER)
         yield ledger
     finally:
         ledger.close()
-        partial.unlink(missing_ok=True)
-        partial.with_name(f"{partial.name}-journal").unlink(missing_ok=True)
+        if ledger.path == unnamed:
+            unnamed.unlink(missing_ok=True)
+            unnamed.with_name(f"{unnamed.name}-journal").unlink(missing_ok=True)
 
 
-def _do(answering: Answering, args: SampleArguments, console: Console) -> None:
+def _open(answering: Answering, args: SampleArguments, console: Console) -> None:
+    """Let the engine load its model."""
+    if name := _model_name(args.config):
+        say(console, f"loading {name}")
+    answering.open(args)
+
+
+def _begin(run_dir: Path, ledger: Ledger, config: SampleConfig, plugins: SamplePlugins) -> None:
+    """Put a new run in the place of what the folder held."""
+    clear(run_dir)
+    ledger.rename(run_dir / LEDGER)
+    write_run_files(run_dir, to_yaml(config), config.seed, plugins.all())
+
+
+def _do(answering: Answering, pending: Pending, console: Console) -> None:
     """Answer and score what is not yet done, batch by batch."""
-    pending = answering.pending()
     if not pending.rows:
         return
-    if pending.to_answer:
-        say(console, f"loading {args.config.model.name if args.config.model else args.config.adapter}")
-        answering.open(args)
-    try:
-        with SampleProgress(console, pending.rows, "sampling" if pending.to_answer else "scoring") as progress:
-            for done in answering.run():
-                progress.advance(done.rows, done.candidates)
-    finally:
-        answering.close()
+    with SampleProgress(console, pending.rows, "sampling" if pending.to_answer else "scoring") as progress:
+        for done in answering.run():
+            progress.advance(done.rows, done.candidates)
+
+
+def _model_name(config: SampleConfig) -> str:
+    return config.model.name if config.model else config.adapter or ""
 
 
 @contextmanager

@@ -186,3 +186,46 @@ def test_what_an_engine_returns_is_checked(questions: Callable[..., Path], swift
     assert done.returncode == 0, done.stderr
     assert "1 row left out: a text holds half a character" in done.stdout
     assert len(lines(tmp_path / "run" / "candidates.jsonl")) == 2 * 2
+
+
+def test_an_earlier_run_outlives_the_mistakes_of_one_that_would_overwrite_it(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    data = questions(4)
+    assert sample("--dataset", data, *DRAW).returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    overwriting = ["--output-dir", "run", "--overwrite"]
+    refused_model = sample("--dataset", data, "--model", "/no/such/model", *overwriting)
+    assert refused_model.returncode == 2, refused_model.stderr
+    assert "/no/such/model" in refused_model.stderr
+    own = ["--engine", "none", "--candidates-file", "run/candidates.jsonl"]
+    refused(sample(*own, *overwriting), "--overwrite would remove run/candidates.jsonl")
+    refused(sample("--dataset", "run/samples.jsonl#2", *DRAW, "--overwrite"), "would remove run/samples.jsonl")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_model_that_is_not_there_leaves_no_folder(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    done = sample("--dataset", questions(4), "--output-dir", "new")
+    refused(done, "no model", "--model")
+    assert "None" not in done.stdout
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_place_that_takes_no_folder_is_named(questions: Callable[..., Path], sample: Command, tmp_path: Path) -> None:
+    data = questions(4)
+    refused(sample("--dataset", data, *DRAW[:-1], "questions.jsonl/run"), "output_dir", "questions.jsonl/run")
+    assert data.is_file()
+
+
+@pytest.mark.parametrize("content", [b"", b"no database, but something else\n" * 40])
+def test_a_damaged_ledger_is_named_and_may_be_begun_again(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "ledger.sqlite").write_bytes(content)
+    refused(sample("--dataset", questions(4), *DRAW, "--resume"), "ledger.sqlite", "cannot be used")
+    assert (tmp_path / "run" / "ledger.sqlite").read_bytes() == content
+    done = sample("--dataset", questions(4), *DRAW, "--overwrite")
+    assert done.returncode == 0, done.stderr

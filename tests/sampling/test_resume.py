@@ -111,3 +111,57 @@ def test_two_runs_in_one_folder_exclude_each_other(
         process.kill()
     assert second.returncode == 2
     assert "another process" in second.stderr
+
+
+def test_a_scorer_that_took_too_long_may_be_given_more_time(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    arguments = ["--dataset", questions(3), "--engine", "dice", "--orm", "slow_box", "--model", "m"]
+    late = sample(*arguments, "--output-dir", "run", "--set", "score_timeout=0.001")
+    assert late.returncode == 2
+    assert "score_timeout" in late.stderr
+    again = sample(*arguments, "--output-dir", "run", "--resume", "--set", "score_timeout=60")
+    assert again.returncode == 0, again.stderr
+    assert sample(*arguments, "--output-dir", "whole").returncode == 0
+    for file in ("candidates.jsonl", "samples.jsonl"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_runs_begun_at_once_in_one_folder_leave_one(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    arguments = ["--dataset", str(questions(40)), *DRAW, "--model", "m"]
+    command = [sys.executable, "-m", "swiftplug", "sample", "--plugin", str(DICE), *arguments, "--output-dir", "run"]
+    runs = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [run.communicate(timeout=100)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2, 2], said
+    assert all("another process" in it or "another run" in it for it in said if it)
+    assert sample(*arguments, "--output-dir", "whole").returncode == 0
+    for file in ("candidates.jsonl", "samples.jsonl"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_run_that_goes_on_is_not_overwritten(questions: Callable[..., Path], sample: Command, tmp_path: Path) -> None:
+    arguments = ["--dataset", str(questions(12)), *DRAW, "--set", "engine.seconds=0.3", "--model", "m"]
+    command = [sys.executable, "-m", "swiftplug", "sample", "--plugin", str(DICE), *arguments, "--output-dir", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        while not (tmp_path / "run" / "run.json").exists():
+            time.sleep(0.05)
+        second = sample(*arguments, "--output-dir", "run", "--overwrite")
+    assert second.returncode == 2
+    assert "another process" in second.stderr
+    assert process.returncode == 0
+    assert len(lines(tmp_path / "run" / "candidates.jsonl")) == 3 * 12
+
+
+def test_a_file_of_candidates_that_changed_is_named(sample: Command, tmp_path: Path) -> None:
+    given = tmp_path / "given.jsonl"
+    line = '{{"messages": [{{"role": "user", "content": "q"}}, {{"role": "assistant", "content": "{}"}}]}}\n'
+    given.write_text(line.format(1))
+    arguments = ["--engine", "none", "--candidates-file", "given.jsonl", "--output-dir", "run"]
+    assert sample(*arguments).returncode == 0
+    assert sample(*arguments, "--resume").returncode == 0
+    given.write_text(line.format(1) + line.format(2))
+    changed = sample(*arguments, "--resume")
+    assert changed.returncode == 2
+    assert "given.jsonl has changed" in changed.stderr
