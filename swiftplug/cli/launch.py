@@ -1,6 +1,5 @@
 """`--nproc N`: the same command in several processes."""
 
-import logging
 import os
 import sys
 import uuid
@@ -28,6 +27,8 @@ def run_in_processes(nproc: int, arguments: Sequence[str]) -> int:
     if "LOCAL_RANK" in os.environ:
         raise UserError("--nproc: a launcher runs this already; leave --nproc out")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+
+    import logging  # `--help` should not wait for it
 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -12,6 +12,7 @@ def quiet_libraries() -> None:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.warnoptions:
         for category in (DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)

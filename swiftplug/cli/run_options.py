@@ -7,9 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 from typer import Argument, Option
 
-_DATA = "Model and data"
-_PLUGINS = "Plugins"
-_RUN = "Run"
+from swiftplug.cli.options import DATA, PLUGINS, RUN, Dataset, Debug, OutputDir, PluginFiles, Tools
 
 
 class RunRequest(NamedTuple):
@@ -46,54 +44,39 @@ def _read_run_options(
         Argument(metavar="CONFIG", help="A YAML file. Without it, a model and a dataset: the quickstart."),
     ] = None,
     task: Annotated[
-        str | None, Option(metavar="TASK", help="pt (all text) or sft (answers).", rich_help_panel=_DATA)
+        str | None, Option(metavar="TASK", help="pt (all text) or sft (answers).", rich_help_panel=DATA)
     ] = None,
     model: Annotated[
-        str | None, Option(metavar="NAME", help="Folder, hub id or model plugin.", rich_help_panel=_DATA)
+        str | None, Option(metavar="NAME", help="Folder, hub id or model plugin.", rich_help_panel=DATA)
     ] = None,
-    dataset: Annotated[
-        list[str] | None,
-        Option(
-            metavar="NAME",
-            help="File, hub id (org/name:subset/split) or plugin; #N behind it takes N rows. Repeat to join.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
+    dataset: Dataset = None,
     eval_dataset: Annotated[
-        list[str] | None, Option(metavar="NAME", help="Likewise, to evaluate on.", rich_help_panel=_DATA)
+        list[str] | None, Option(metavar="NAME", help="Likewise, to evaluate on.", rich_help_panel=DATA)
     ] = None,
     template: Annotated[
         str | None,
-        Option(metavar="FILE.jinja", help="A chat template in place of the tokenizer's.", rich_help_panel=_DATA),
+        Option(metavar="FILE.jinja", help="A chat template in place of the tokenizer's.", rich_help_panel=DATA),
     ] = None,
-    loss: Annotated[str | None, Option(metavar="NAME", help="The loss.", rich_help_panel=_PLUGINS)] = None,
+    loss: Annotated[str | None, Option(metavar="NAME", help="The loss.", rich_help_panel=PLUGINS)] = None,
     loss_scale: Annotated[
         str | None,
-        Option(metavar="NAME", help="The weight of each token; + combines them.", rich_help_panel=_PLUGINS),
+        Option(metavar="NAME", help="The weight of each token; + combines them.", rich_help_panel=PLUGINS),
     ] = None,
     metric: Annotated[
-        list[str] | None, Option(metavar="NAME", help="A metric at evaluation. Repeat.", rich_help_panel=_PLUGINS)
+        list[str] | None, Option(metavar="NAME", help="A metric at evaluation. Repeat.", rich_help_panel=PLUGINS)
     ] = None,
     optimizer: Annotated[
-        str | None, Option(metavar="NAME", help="The optimizer and its scheduler.", rich_help_panel=_PLUGINS)
+        str | None, Option(metavar="NAME", help="The optimizer and its scheduler.", rich_help_panel=PLUGINS)
     ] = None,
-    tools: Annotated[
-        str | None, Option(metavar="NAME", help="How tools are written for the model.", rich_help_panel=_PLUGINS)
-    ] = None,
+    tools: Tools = None,
     tuner: Annotated[
-        str | None, Option(metavar="NAME", help="Which parameters train, and how.", rich_help_panel=_PLUGINS)
+        str | None, Option(metavar="NAME", help="Which parameters train, and how.", rich_help_panel=PLUGINS)
     ] = None,
     callback: Annotated[
-        list[str] | None, Option(metavar="NAME", help="What acts during training. Repeat.", rich_help_panel=_PLUGINS)
+        list[str] | None, Option(metavar="NAME", help="What acts during training. Repeat.", rich_help_panel=PLUGINS)
     ] = None,
-    plugin: Annotated[
-        list[str] | None,
-        Option(metavar="FILE.py", help="A file that registers plugins. Repeat.", rich_help_panel=_PLUGINS),
-    ] = None,
-    output_dir: Annotated[
-        str | None,
-        Option(metavar="FOLDER", help="The run folder. Default: runs/ and the config's name.", rich_help_panel=_RUN),
-    ] = None,
+    plugin: PluginFiles = None,
+    output_dir: OutputDir = None,
     sets: Annotated[
         list[str] | None,
         Option(
@@ -101,12 +84,10 @@ def _read_run_options(
             metavar="KEY=VALUE",
             help="Any key of the config, such as training.learning_rate=1e-4, tuner.r=8 or "
             "metrics.nlg.max_new_tokens=64. Repeat.",
-            rich_help_panel=_RUN,
+            rich_help_panel=RUN,
         ),
     ] = None,
-    debug: Annotated[
-        bool, Option("--debug", metavar="", help="Show tracebacks and what the libraries say.", rich_help_panel=_RUN)
-    ] = False,
+    debug: Debug = False,
 ) -> RunRequest:
     options = {
         "task": task,

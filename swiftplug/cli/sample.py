@@ -5,11 +5,10 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-_DATA = "Model and data"
-_PLUGINS = "Plugins"
+from swiftplug.cli.options import DATA, PLUGINS, RUN, Dataset, Debug, DryRun, OutputDir, PluginFiles, Tools
+
 _DRAW = "Candidates"
 _KEEP = "Selection"
-_RUN = "Run"
 
 
 def sample(
@@ -19,48 +18,36 @@ def sample(
     ] = None,
     model: Annotated[
         str | None,
-        Option(metavar="NAME", help="Folder, hub id, run folder or model plugin.", rich_help_panel=_DATA),
+        Option(metavar="NAME", help="Folder, hub id, run folder or model plugin.", rich_help_panel=DATA),
     ] = None,
     adapter: Annotated[
-        str | None, Option(metavar="FOLDER", help="A run's or PEFT's adapter for the model.", rich_help_panel=_DATA)
+        str | None, Option(metavar="FOLDER", help="A run's or PEFT's adapter for the model.", rich_help_panel=DATA)
     ] = None,
-    dataset: Annotated[
-        list[str] | None,
-        Option(
-            metavar="NAME",
-            help="File, hub id (org/name:subset/split) or plugin; #N behind it takes N rows. Repeat to join.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
+    dataset: Dataset = None,
     candidates_file: Annotated[
         str | None,
-        Option(metavar="FILE", help="Candidates to score with --engine none.", rich_help_panel=_DATA),
+        Option(metavar="FILE", help="Candidates to score with --engine none.", rich_help_panel=DATA),
     ] = None,
     system: Annotated[
-        str | None, Option(metavar="TEXT", help="The system message of rows without one.", rich_help_panel=_DATA)
+        str | None, Option(metavar="TEXT", help="The system message of rows without one.", rich_help_panel=DATA)
     ] = None,
     shard: Annotated[
-        str | None, Option(metavar="I/N", help="Only part I (from 0) of N of the rows.", rich_help_panel=_DATA)
+        str | None, Option(metavar="I/N", help="Only part I (from 0) of N of the rows.", rich_help_panel=DATA)
     ] = None,
     engine: Annotated[
         str | None,
-        Option(metavar="NAME", help="What samples: transformers, vllm, openai or none.", rich_help_panel=_PLUGINS),
+        Option(metavar="NAME", help="What samples: transformers, vllm, openai or none.", rich_help_panel=PLUGINS),
     ] = None,
     orm: Annotated[
         list[str] | None,
-        Option(metavar="NAME", help="Scores answers: a plugin or a reward model. Repeat.", rich_help_panel=_PLUGINS),
+        Option(metavar="NAME", help="Scores answers: a plugin or a reward model. Repeat.", rich_help_panel=PLUGINS),
     ] = None,
     prm: Annotated[
         list[str] | None,
-        Option(metavar="NAME", help="Scores the steps of answers, likewise. Repeat.", rich_help_panel=_PLUGINS),
+        Option(metavar="NAME", help="Scores the steps of answers, likewise. Repeat.", rich_help_panel=PLUGINS),
     ] = None,
-    tools: Annotated[
-        str | None, Option(metavar="NAME", help="How tools are written for the model.", rich_help_panel=_PLUGINS)
-    ] = None,
-    plugin: Annotated[
-        list[str] | None,
-        Option(metavar="FILE.py", help="A file that registers plugins. Repeat.", rich_help_panel=_PLUGINS),
-    ] = None,
+    tools: Tools = None,
+    plugin: PluginFiles = None,
     num_return_sequences: Annotated[
         int | None, Option(metavar="N", help="Candidates a row. Default: 8.", rich_help_panel=_DRAW)
     ] = None,
@@ -94,32 +81,24 @@ def sample(
         float | None,
         Option(metavar="X", help="Leave rows out of which a larger share is right.", rich_help_panel=_KEEP),
     ] = None,
-    output_dir: Annotated[
-        str | None,
-        Option(metavar="FOLDER", help="The run folder. Default: runs/ and the config's name.", rich_help_panel=_RUN),
-    ] = None,
+    output_dir: OutputDir = None,
     resume: Annotated[
-        bool, Option("--resume", metavar="", help="Go on where a run was stopped.", rich_help_panel=_RUN)
+        bool, Option("--resume", metavar="", help="Go on where a run was stopped.", rich_help_panel=RUN)
     ] = False,
     overwrite: Annotated[
-        bool, Option("--overwrite", metavar="", help="Begin the folder's run again.", rich_help_panel=_RUN)
+        bool, Option("--overwrite", metavar="", help="Begin the folder's run again.", rich_help_panel=RUN)
     ] = False,
-    dry_run: Annotated[
-        bool,
-        Option("--dry-run", metavar="", help="Check everything up to the model, print the plan.", rich_help_panel=_RUN),
-    ] = False,
+    dry_run: DryRun = False,
     sets: Annotated[
         list[str] | None,
         Option(
             "--set",
             metavar="KEY=VALUE",
             help="Any key of the config, such as engine.batch_size=32 or orm.math.weight=2. Repeat.",
-            rich_help_panel=_RUN,
+            rich_help_panel=RUN,
         ),
     ] = None,
-    debug: Annotated[
-        bool, Option("--debug", metavar="", help="Show tracebacks and what the libraries say.", rich_help_panel=_RUN)
-    ] = False,
+    debug: Debug = False,
 ) -> None:
     """Answer each row several times, score the answers, and keep the best to train on.
 

@@ -5,16 +5,15 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from swiftplug.cli.options import RUN, DryRun
 from swiftplug.cli.run_options import RunRequest, takes_run_options
-
-_RUN = "Run"
 
 
 @takes_run_options
 def train(
     request: RunRequest,
     resume: Annotated[
-        bool, Option("--resume", metavar="", help="Go on from the run folder's last checkpoint.", rich_help_panel=_RUN)
+        bool, Option("--resume", metavar="", help="Go on from the run folder's last checkpoint.", rich_help_panel=RUN)
     ] = False,
     allow_changed_plugins: Annotated[
         bool,
@@ -22,15 +21,12 @@ def train(
             "--allow-changed-plugins",
             metavar="",
             help="Resume although the source of a plugin has changed.",
-            rich_help_panel=_RUN,
+            rich_help_panel=RUN,
         ),
     ] = False,
-    dry_run: Annotated[
-        bool,
-        Option("--dry-run", metavar="", help="Check everything up to the model, print the plan.", rich_help_panel=_RUN),
-    ] = False,
+    dry_run: DryRun = False,
     nproc: Annotated[
-        int, Option(metavar="N", min=1, help="Processes of this machine to train in.", rich_help_panel=_RUN)
+        int, Option(metavar="N", min=1, help="Processes of this machine to train in.", rich_help_panel=RUN)
     ] = 1,
 ) -> None:
     """Train a model. Options beat --set, which beats CONFIG, which beats the defaults.

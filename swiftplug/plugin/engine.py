@@ -1,13 +1,10 @@
 """The contract of engines: what turns prompts into candidates."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """A question to answer, several times.
 
     Attributes:
@@ -22,8 +19,7 @@ class Prompt:
     tools: list[Any] | None = None
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(NamedTuple):
     """One candidate's text.
 
     Attributes:
@@ -36,8 +32,7 @@ class Completion:
     finish_reason: str
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(NamedTuple):
     """What became of a prompt.
 
     Attributes:
@@ -47,12 +42,11 @@ class Answered:
     """
 
     id: str
-    completions: list[Completion] = field(default_factory=list)
+    completions: Sequence[Completion] = ()
     failure: str = ""
 
 
-@dataclass(frozen=True)
-class Sampling:
+class Sampling(NamedTuple):
     """How candidates are drawn.
 
     Attributes:
@@ -77,6 +71,8 @@ class Sampling:
         Returns:
             A number below 2**63.
         """
+        import hashlib  # listing plugins should not wait for it
+
         digest = hashlib.sha256(f"{self.seed}/{prompt_id}/{index}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 

@@ -1,6 +1,5 @@
 """`--plugin FILE.py`: a file of plugins, named by decorators or by module-level tables."""
 
-import hashlib
 import importlib.util
 import inspect
 import json
@@ -77,6 +76,8 @@ def _load(path: Path, shown: str, content: bytes) -> tuple[FilePlugin, ...]:
 
 
 def _run(path: Path, shown: str) -> ModuleType:
+    import hashlib  # listing plugins should not wait for it
+
     name = f"swiftplug_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

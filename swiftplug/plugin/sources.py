@@ -1,6 +1,5 @@
 """Where a loaded plugin's code is, and its hash, by which a resumed run knows that a plugin has changed."""
 
-import hashlib
 import inspect
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,8 @@ def source_of(plugin: Any, named_in: str | None) -> Source:
     except TypeError:  # a built-in class or function
         defined_in = None
     files = [file for file in dict.fromkeys((defined_in, named_in)) if file]
+    import hashlib  # listing plugins should not wait for it
+
     digest = hashlib.sha256()
     for file in files:
         digest.update(Path(file).read_bytes())

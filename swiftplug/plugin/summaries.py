@@ -1,7 +1,9 @@
 """One line about a plugin, read from its source text: the module is found and parsed, never imported."""
 
 import ast
+import re
 import sys
+from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -27,7 +29,10 @@ def summary_of(value: str) -> str | None:
 def _summary_in(source: Path, module: str, name: str, hops: int) -> str | None:
     """The summary of the object called `name` in the source file of a module, following what that file imports."""
     try:
-        tree = ast.parse(source.read_bytes())
+        text = source.read_text(encoding="utf-8")
+        if defined := _documented(text, name):
+            return _first_line(defined)
+        tree = ast.parse(text)
     except (OSError, SyntaxError, ValueError):
         return None
     summary = None
@@ -44,6 +49,25 @@ def _summary_in(source: Path, module: str, name: str, hops: int) -> str | None:
                 target = _source_file(origin)
                 summary = _summary_in(target, origin, original, hops - 1) if target else None
     return _first_line(summary or ast.get_docstring(tree))
+
+
+def _documented(text: str, name: str) -> str | None:
+    """The docstring of a class or function at the top of a module, the rest of which is not parsed; None if unsure.
+
+    Most plugins are such, and a listing parses the sources of all of them.
+    """
+    definition = re.search(
+        rf'^(?:class|def|async def) {name}\b[^\n]*(?:\n[ \t)][^\n]*)*?:[ \t]*\n[ \t]+r?"""(?:.*?)"""$',
+        text,
+        re.MULTILINE | re.DOTALL,
+    )
+    if definition is None:
+        return None
+    try:
+        (node,) = ast.parse(definition[0]).body
+    except (SyntaxError, ValueError):
+        return None
+    return ast.get_docstring(node) if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) else None
 
 
 def _text_below(body: list[ast.stmt], index: int) -> str | None:
@@ -83,16 +107,17 @@ def _first_line(text: str | None) -> str | None:
 
 def _source_file(module: str) -> Path | None:
     """The source file of a module, found without importing its parents."""
-    path: list[str] | None = None
-    spec: ModuleSpec | None = None
-    name = ""
-    for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        spec = _find_spec(name, path)
-        if spec is None:
-            return None
-        path = list(spec.submodule_search_locations or [])
+    spec = _spec(module)
     return Path(spec.origin) if spec and spec.has_location and spec.origin and spec.origin.endswith(".py") else None
+
+
+@cache
+def _spec(module: str) -> ModuleSpec | None:
+    parent = module.rpartition(".")[0]
+    if not parent:
+        return _find_spec(module, None)
+    above = _spec(parent)
+    return _find_spec(module, list(above.submodule_search_locations or [])) if above else None
 
 
 def _find_spec(name: str, path: list[str] | None) -> ModuleSpec | None:

@@ -135,8 +135,8 @@ def _parts(plugins: SamplePlugins) -> list[LoadedPlugin]:
 
 
 def _sampled_by(config: SampleConfig) -> str:
-    """What of a config tells one run from another; how long a scorer may take does not."""
-    return to_yaml(config.model_copy(update={"score_timeout": SampleConfig().score_timeout}))
+    """What of a config tells one run from another: neither where it lies nor how long a scorer may take does."""
+    return to_yaml(config.model_copy(update={"output_dir": None, "score_timeout": SampleConfig().score_timeout}))
 
 
 def _hash_of(candidates_file: str | None) -> str:

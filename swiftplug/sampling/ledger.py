@@ -266,6 +266,10 @@ class Ledger:
             "UPDATE candidates SET rewards = ? WHERE position = ? AND number = ?", (told, position, number)
         )
 
+    def forget_unscored(self) -> None:
+        """Let every candidate be scored again to which a scorer gave nothing."""
+        self._file.execute("UPDATE candidates SET rewards = NULL WHERE rewards NOT LIKE '%\"unscored\": {}}'")
+
     def forget_rewards(self) -> None:
         """Let every candidate be scored again."""
         self._file.execute("UPDATE candidates SET rewards = NULL WHERE rewards IS NOT NULL")

@@ -24,7 +24,7 @@ from swiftplug.config.sample_schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Sampling
 from swiftplug.runs.blame import blaming
-from swiftplug.runs.disk import disk_full_message, is_disk_full
+from swiftplug.runs.disk import explained_disk
 from swiftplug.runs.manifest import write_run_files
 from swiftplug.runs.say import say
 from swiftplug.sampling.answering import Answering, Pending
@@ -59,7 +59,8 @@ def sample(
 
     Args:
         config: The run's config, with its `output_dir`.
-        resume: Whether to go on with the run in `output_dir`; rows that an engine failed at are tried again.
+        resume: Whether to go on with the run in `output_dir`; what an engine or a scorer failed at is tried
+            again.
         overwrite: Whether to begin the run in `output_dir` again.
         dry_run: Whether to stop before the model and print the plan.
 
@@ -80,7 +81,7 @@ def sample(
     check(resume=resume)
     plugins = resolve_sample_plugins(config)
     sampling = _sampling(config)
-    with blaming(plugins.all()), _explained_disk(run_dir):
+    with blaming(plugins.all()), explained_disk(run_dir):
         if dry_run:
             with tempfile.TemporaryDirectory() as folder, _new_ledger(Path(folder), config, plugins, console) as ledger:
                 print_plan(console, config, plugins, ledger)
@@ -130,6 +131,7 @@ def _ledger(
             for note in check_unchanged(ledger, config, plugins):
                 say(console, note)
             ledger.forget_failures()
+            ledger.forget_unscored()
             yield ledger
         finally:
             ledger.close()
@@ -190,15 +192,3 @@ def _do(answering: Answering, pending: Pending, console: Console) -> None:
 
 def _model_name(config: SampleConfig) -> str:
     return config.model.name if config.model else config.adapter or ""
-
-
-@contextmanager
-def _explained_disk(run_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if is_disk_full(error):
-            raise UserError(disk_full_message(run_dir)) from error
-        raise

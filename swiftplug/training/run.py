@@ -9,8 +9,6 @@ All that can fail on bad input fails in the first three, and nothing is written 
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +24,7 @@ from swiftplug.errors import UserError
 from swiftplug.plugin.choice import PluginChoice
 from swiftplug.report.curves import draw_curves
 from swiftplug.runs.blame import blaming
-from swiftplug.runs.disk import disk_full_message, is_disk_full
+from swiftplug.runs.disk import explained_disk
 from swiftplug.runs.manifest import write_run_files
 from swiftplug.runs.marker import Marker
 from swiftplug.runs.model import place_of
@@ -88,7 +86,7 @@ def train(
 
     every_plugin = setup.plugins.all()
     checkpoint = open_run_dir(run_dir, config, every_plugin, resume, allow_changed_plugins)
-    with blaming(every_plugin), _explained_disk(run_dir):
+    with blaming(every_plugin), explained_disk(run_dir):
         model = _model_to_train(setup, checkpoint)
         trainer = _trainer(setup, model, run_dir, console)
         if config.data.packing:
@@ -207,15 +205,3 @@ def _print_end(console: Console, run_dir: Path, metrics: dict[str, Any], seconds
     values = ", ".join(f"{name} {metrics[name]:.4f}" for name in told)
     say(console, f"finished in {duration(seconds)}: {values}".rstrip(": "), "bold")
     say(console, f"the model, its log and its curves (loss.png) are in {run_dir}")
-
-
-@contextmanager
-def _explained_disk(run_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if is_disk_full(error):
-            raise UserError(disk_full_message(run_dir)) from error
-        raise

@@ -24,6 +24,12 @@ TRAIN_OPTIONS = {
     *("--loss", "--loss-scale", "--metric", "--optimizer", "--tools", "--tuner", "--callback"),
     *("--resume", "--nproc", "--dry-run", "--debug"),
 }
+SAMPLE_OPTIONS = {
+    *("--model", "--adapter", "--dataset", "--engine", "--orm", "--prm", "--tools", "--system", "--candidates-file"),
+    *("--num-return-sequences", "--n-best-to-keep", "--max-new-tokens", "--temperature", "--top-p", "--top-k"),
+    *("--prm-threshold", "--prm-reduce", "--easy-query-threshold", "--include-reference", "--shard"),
+    *("--output-dir", "--resume", "--overwrite", "--plugin", "--set", "--dry-run", "--debug"),
+}
 
 
 def swiftplug(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,34 +73,43 @@ def test_config_room_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-@pytest.mark.skipif(os.getloadavg()[0] > (os.cpu_count() or 1), reason="other work on the machine slows it down")
 @pytest.mark.parametrize("arguments", [["--help"], ["list-plugins"]], ids=" ".join)
-def test_answers_within_three_tenths_of_a_second(arguments: list[str]) -> None:
-    def processor_seconds() -> float:
-        process = subprocess.Popen([sys.executable, "-m", "swiftplug", *arguments], stdout=subprocess.DEVNULL)
+def test_answers_soon(arguments: list[str]) -> None:
+    """Little longer than it takes to start Python and import the library of the command line, which is 0.12 s at rest.
+
+    The least of several times is what a quiet moment gives, and a slow machine is as slow at both.
+    """
+
+    def processor_seconds(*command: str) -> float:
+        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0
         return usage.ru_utime
 
-    # What disturbs a run only makes it slower, so one under the limit is proof.
-    assert any(processor_seconds() < 0.3 for _ in range(10))
+    pairs = [
+        (processor_seconds("-m", "swiftplug", *arguments), processor_seconds("-c", "import typer")) for _ in range(8)
+    ]
+    ours, least = (min(column) for column in zip(*pairs, strict=True))
+    assert ours < 2.5 * least
 
 
 def test_help_shows_every_command() -> None:
     done = swiftplug("--help")
     assert done.returncode == 0
-    assert re.findall(r"│ (train|preview|list-plugins) ", done.stdout) == ["train", "preview", "list-plugins"]
+    commands = ["train", "sample", "preview", "list-plugins"]
+    assert re.findall(rf"│ ({'|'.join(commands)}) ", done.stdout) == commands
     assert swiftplug().stdout == done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "preview", "list-plugins"])
+@pytest.mark.parametrize("command", ["train", "sample", "preview", "list-plugins"])
 def test_help_of_a_command_gives_an_example_or_its_options(command: str) -> None:
     done = swiftplug(command, "--help")
     assert done.returncode == 0
     shown = set(re.findall(r"(--[a-z-]+)", done.stdout))
     expected = {
         "train": TRAIN_OPTIONS,
+        "sample": SAMPLE_OPTIONS,
         "preview": TRAIN_OPTIONS - {"--resume", "--nproc", "--dry-run"} | {"--rows", "--format", "--output"},
         "list-plugins": {"--kind", "--json", "--check"},
     }[command]

@@ -42,7 +42,7 @@ def swiftplug(tmp_path: Path) -> Command:
 
     def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "swiftplug", *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
         )

@@ -15,6 +15,7 @@ from swiftplug.plugin import (
     InferRequest,
     Prompt,
     Sampling,
+    Unscored,
     register_engine,
     register_orm,
     register_prm,
@@ -58,6 +59,16 @@ class Box(ORM):
 
     def answer_of(self, text: str) -> str | None:
         return text.rpartition("{")[2].rstrip("}") or None
+
+
+@register_orm("shy_box")
+class ShyBox(Box):
+    """The same; while there is a file `ill` it cannot score what holds a 1."""
+
+    def __call__(self, infer_requests: list[InferRequest], ground_truths: list[Any], **kwargs: Any) -> list[Any]:
+        scores = super().__call__(infer_requests, ground_truths)
+        hidden = [Path("ill").exists() and "{1}" in request.messages[-1]["content"] for request in infer_requests]
+        return [Unscored("timed out") if it else score for it, score in zip(hidden, scores, strict=True)]
 
 
 @register_orm("slow_box")

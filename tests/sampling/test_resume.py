@@ -99,6 +99,25 @@ def test_rows_that_failed_are_tried_again(questions: Callable[..., Path], sample
     assert (tmp_path / "run" / "candidates.jsonl").read_bytes() == (tmp_path / "whole/candidates.jsonl").read_bytes()
 
 
+def test_what_a_scorer_failed_at_is_tried_again(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    arguments = ["--dataset", questions(6), "--engine", "dice", "--orm", "shy_box", "--model", "m"]
+    assert sample(*arguments, "--output-dir", "whole").returncode == 0
+    (tmp_path / "ill").touch()
+    first = sample(*arguments, "--output-dir", "run")
+    assert first.returncode == 0, first.stderr
+    hidden = [it for it in lines(tmp_path / "run" / "candidates.jsonl") if "{1}" in it["messages"][-1]["content"]]
+    assert hidden
+    assert all(it["scores"] == {} and it["reasons"] == ["shy_box: timed out"] for it in hidden)
+    (tmp_path / "ill").unlink()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again = sample(*arguments, "--output-dir", "moved/", "--resume")
+    assert again.returncode == 0, again.stderr
+    for file in ("candidates.jsonl", "samples.jsonl"):
+        assert (tmp_path / "moved" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
 def test_two_runs_in_one_folder_exclude_each_other(
     questions: Callable[..., Path], sample: Command, tmp_path: Path
 ) -> None:
