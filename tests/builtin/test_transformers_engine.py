@@ -142,7 +142,7 @@ def test_candidates_are_those_drawn_one_by_one(tiny_model_dir: Path) -> None:
     expected = {it.id: [by_hand(model, tokenizer, it, index, how) for index in range(6)] for it in PROMPTS}
     for batch_size in (64, 13, 4):
         answers = answer(how, PROMPTS, batch_size=batch_size, model=str(tiny_model_dir))
-        found = {key: [tuple(vars(it).values()) for it in answered.completions] for key, answered in answers.items()}
+        found = {key: list(map(tuple, answered.completions)) for key, answered in answers.items()}
         assert found == expected
     reasons = [reason for candidates in expected.values() for _, reason in candidates]
     assert reasons.count("stop") >= 3 and reasons.count("length") >= 3
