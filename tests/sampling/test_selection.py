@@ -1,6 +1,8 @@
 """Which candidates are kept, and what the files say of the others."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -190,3 +192,20 @@ def test_an_id_that_many_prompts_share_mixes_no_rows(sample: Command, tmp_path: 
     rows = by_row(lines(tmp_path / "run" / "candidates.jsonl"))
     assert [[it["index"] for it in candidates] for candidates in rows.values()] == [[0, 1, 2]] * 3
     assert all(it["scores"]["box"] == 1.0 for candidates in rows.values() for it in candidates)
+
+
+def test_scoring_what_exists_imports_nothing_heavy(questions: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in questions(8).read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = ["sample", "--engine", "none", "--candidates-file", "given.jsonl", "--dataset", "questions.jsonl"]
+    arguments += ["--orm", "gsm8k", "--prm", "arithmetic", "--output-dir", "run"]
+    code = (
+        "import sys\n"
+        "from swiftplug.cli.main import app\n"
+        f"app({arguments!r}, standalone_mode=False)\n"
+        "print('imported:', [it for it in ('torch', 'transformers', 'datasets', 'pandas') if it in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported: []"
+    assert all(it["scores"]["gsm8k"] == 1.0 for it in lines(tmp_path / "run" / "candidates.jsonl"))
