@@ -4,7 +4,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from swiftplug.runs.say import duration, say
 
@@ -26,9 +26,9 @@ class SampleProgress:
         self._what = what
         self._done = self._candidates = 0
         self._started = self._told = time.monotonic()
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}")
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rate]}")
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task(what, total=rows, rate="")
+        self._task = self._bar.add_task(what, total=rows, rate=f"0/{rows:,} rows")
 
     def __enter__(self) -> "SampleProgress":
         self._bar.start()
