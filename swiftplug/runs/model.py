@@ -65,6 +65,7 @@ def open_model(request: ModelRequest) -> ModelSource:
     Raises:
         UserError: There is no such model, or it holds no causal language model with a tokenizer.
     """
+    transformers_logging.disable_progress_bar()  # of reading and writing weights; what is downloaded still shows
     name = request.name
     if request.plugin is not None:
         if not isinstance(request.plugin.bound, str):
@@ -191,7 +192,6 @@ def _with_padding(tokenizer: Any, name: str) -> Any:
 def _load_model(name: str, request: ModelRequest) -> torch.nn.Module:
     if is_adapter_run(name):
         return load_adapter(open_base_model(name, request).make(), name, request.registry)
-    transformers_logging.disable_progress_bar()  # of weights; what is downloaded still shows
     try:
         model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
             name,
