@@ -157,17 +157,21 @@ class Answering:
         return now.failure
 
     def _score(self, batch: list[StoredRow]) -> Iterator[Done]:
-        """Let the scorers score the candidates of a batch's rows, all of them if one is not scored yet."""
-        own = [(row, it) for row in batch if self._is_own(row) for it in self._ledger.candidates(row.position)]
-        if all(candidate.rewards is not None for _, candidate in own):
+        """Let the scorers score the rows of a batch that have a candidate which is not scored yet."""
+        own = [(row, self._ledger.candidates(row.position)) for row in batch if self._is_own(row)]
+        waiting = [pair for pair in own if any(it.rewards is None for it in pair[1])]
+        if not waiting:
             return
-        rows = {row.position for row, candidate in own if candidate.rewards is None}
-        judged = score(own, self._plugins.scorers, self._config.score_timeout)
+        judged = score(
+            [(row, it) for row, candidates in waiting for it in candidates],
+            self._plugins.scorers,
+            self._config.score_timeout,
+        )
         with self._ledger.transaction():
             for it in judged:
                 self._ledger.set_rewards(it.row.position, it.candidate.number, it.rewards, it.unscored)
         if self._plugins.scorers:
-            yield Done(len(rows), sum(row.position in rows for row, _ in own))
+            yield Done(len(waiting), len(judged))
 
     def _is_own(self, row: StoredRow) -> bool:
         return row.position in self._own
