@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+from torch.nn.functional import cross_entropy
 
 
 def custom_loss(
@@ -33,7 +33,7 @@ def custom_loss(
     targets = labels[:, 1:]  # the logits at one position predict the token at the next
     trained = targets != -100
     logits: torch.Tensor = outputs.logits[:, :-1][trained].float()
-    losses = F.cross_entropy(logits, targets[trained], reduction="none") + z * logits.logsumexp(-1) ** 2
+    losses = cross_entropy(logits, targets[trained], reduction="none") + z * logits.logsumexp(-1) ** 2
     if loss_scale is not None:
         losses = losses * loss_scale[:, 1:][trained]
     return losses.sum() / (trained.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)

@@ -43,7 +43,7 @@ class Lion(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Move every parameter by `lr`, up or down. What stands in `self.state` is saved and resumed by Trainer."""
         for group in self.param_groups:
             beta1, beta2 = group["betas"]

@@ -119,6 +119,6 @@ def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
         command(request, **values)
 
     parameters = [*shared.values(), *own]
-    parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    vars(parsed)["__signature__"] = inspect.Signature(parameters)
     parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return parsed

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from swiftplug.config.schema import Choices, ModelOptions, PluginsSection, RunConfig, Section
+from swiftplug.config.schema import Choices, ModelOptions, PluginsSection, RunConfig, Section, as_list
 from swiftplug.plugin.choice import PluginChoice, WrittenChoice, fields_of
 
 
@@ -34,11 +34,7 @@ def _scorer_fields(value: Any) -> Any:
     return fields
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, (str, dict, PluginChoice)) else value
-
-
-Scorers = Annotated[list[Annotated[ScorerChoice, BeforeValidator(_scorer_fields)]], BeforeValidator(_as_list)]
+Scorers = Annotated[list[Annotated[ScorerChoice, BeforeValidator(_scorer_fields)]], BeforeValidator(as_list)]
 
 
 class SampleData(Section):

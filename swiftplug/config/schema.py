@@ -9,13 +9,13 @@ from swiftplug.data.options import DataOptions
 from swiftplug.plugin.choice import PluginChoice, WrittenChoice
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
     """One item stands for a list of one."""
     return [value] if isinstance(value, (str, dict, PluginChoice)) else value
 
 
-Choices = Annotated[list[WrittenChoice], BeforeValidator(_as_list)]
-Texts = Annotated[list[str], BeforeValidator(_as_list)]
+Choices = Annotated[list[WrittenChoice], BeforeValidator(as_list)]
+Texts = Annotated[list[str], BeforeValidator(as_list)]
 
 
 class Section(BaseModel):
@@ -79,8 +79,6 @@ class RunConfig(Section):
     def __eq__(self, other: object) -> bool:
         """Equal when they ask for the same run, whichever file each came from."""
         return type(self) is type(other) and isinstance(other, RunConfig) and self.model_dump() == other.model_dump()
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class TrainConfig(RunConfig):

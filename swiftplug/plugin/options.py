@@ -139,7 +139,7 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
         if isinstance(annotation, str):
             try:
                 annotation = eval(annotation, getattr(target, "__globals__", {}))
-            except Exception:
+            except Exception:  # whatever evaluating it may raise: it is checked by the plugin, or by nobody
                 annotation = Any
         resolved[name] = annotation
     return resolved

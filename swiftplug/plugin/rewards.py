@@ -1,6 +1,6 @@
 """The contracts of reward models: outcome (ORM) and process (PRM)."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,7 @@ class ORM:
 
     def __call__(
         self, infer_requests: list[InferRequest], ground_truths: list[Any], **kwargs: Any
-    ) -> Sequence[float | Unscored]:
+    ) -> "Sequence[float | Unscored] | Awaitable[Sequence[float | Unscored]]":
         """Score the last message of each request.
 
         Args:
@@ -78,7 +78,9 @@ class ORM:
 class PRM:
     """A process reward model: scores the steps of an answer. `__call__` may also be `async`."""
 
-    def __call__(self, infer_requests: list[InferRequest], **kwargs: Any) -> Sequence[float | list[float] | Unscored]:
+    def __call__(
+        self, infer_requests: list[InferRequest], **kwargs: Any
+    ) -> "Sequence[float | list[float] | Unscored] | Awaitable[Sequence[float | list[float] | Unscored]]":
         """Score the last message of each request.
 
         Args:

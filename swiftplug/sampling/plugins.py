@@ -12,6 +12,7 @@ from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.engine import Engine
 from swiftplug.plugin.registry import LoadedPlugin, Registry
 from swiftplug.plugin.rewards import ORM
+from swiftplug.runs.model_plugin import find_model_plugin
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REWARD_MODEL = "swiftplug:reward_model"
@@ -100,11 +101,7 @@ def resolve_sample_plugins(config: SampleConfig) -> SamplePlugins:
             scorers have one name.
     """
     registry = Registry.discover(files=config.plugins.files, allow=config.plugins.allow)
-    model = None
-    if config.model is not None and registry.has("model", config.model.name):
-        model = registry.resolve("model", config.model, config.where("model"))
-    elif config.model is not None and config.model.options:
-        raise UserError(f"{config.where('model')}: {config.model.name!r} is no plugin; only a plugin takes options")
+    model = find_model_plugin(config, config.model, registry)
     resolved = [
         (kind, choice, registry.resolve(kind, choice, where)) for kind, choice, where in _named(config, registry)
     ]

@@ -11,6 +11,7 @@ from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.kinds import KINDS
 from swiftplug.plugin.loss import TokenLoss
 from swiftplug.plugin.registry import LoadedPlugin, Registry
+from swiftplug.runs.model_plugin import find_model_plugin
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,7 @@ def resolve_plugins(config: TrainConfig) -> RunPlugins:
         UserError: One is unknown, ambiguous, broken, of the wrong form, or given options that it does not take.
     """
     registry = Registry.discover(files=config.plugins.files, allow=config.plugins.allow)
-    model = None
-    if config.model is not None and registry.has("model", config.model.name):
-        model = registry.resolve("model", config.model, config.where("model"))
-    elif config.model is not None and config.model.options:
-        raise UserError(f"{config.where('model')}: {config.model.name!r} is no plugin; only a plugin takes options")
+    model = find_model_plugin(config, config.model, registry)
     one: dict[str, LoadedPlugin] = {}
     many: dict[str, list[LoadedPlugin]] = {"metric": [], "callback": registry.active_callbacks}
     for kind, choice, where in _named(config):

@@ -7,7 +7,6 @@ from statistics import fmean
 import jieba
 from pydantic import PositiveInt
 from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
 
 # Scripts written without spaces: kana, CJK ideographs with their extensions and compatibility forms.
@@ -15,7 +14,7 @@ _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U00
 _PIECE = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
 
 
-class _Words(Tokenizer):  # type: ignore[misc]
+class _Words:
     """Words for ROUGE: on English exactly rouge_score's own, without its stemmer; jieba's where there are no spaces."""
 
     def __init__(self) -> None:

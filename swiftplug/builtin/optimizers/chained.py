@@ -21,14 +21,14 @@ class Chained(torch.optim.Optimizer):
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
         self._share()
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Step each optimizer once.
 
         Args:
             closure: Computes the loss again, and its gradients.
 
         Returns:
-            What the closure returned.
+            What the closure returned, a float; None without one.
         """
         loss = None
         if closure is not None:

@@ -88,7 +88,7 @@ def check_options(*, algorithm: str, **parameters: Any) -> None:
     _find(algorithm, parameters)
 
 
-pytorch_optimizer.check_options = check_options  # type: ignore[attr-defined]
+vars(pytorch_optimizer)["check_options"] = check_options
 
 
 def _find(algorithm: str, parameters: dict[str, Any]) -> tuple[type[torch.optim.Optimizer], set[str]]:

@@ -68,10 +68,8 @@ def final_number(text: str) -> str | None:
         return stated
     if box:  # a box that holds no number is an answer that is none
         return _stated(box.content)
-    last = None
-    for last in _NUMBER.finditer(text):  # noqa: B007
-        pass
-    return last and _written(last)
+    numbers = [*_NUMBER.finditer(text)]
+    return _written(numbers[-1]) if numbers else None
 
 
 def _behind_mark(lines: list[str]) -> str | None:

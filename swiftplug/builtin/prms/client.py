@@ -84,9 +84,7 @@ class Client(PRM):
         self._prompt = prompt
         self._temperature = temperature
 
-    async def __call__(  # type: ignore[override]  # a scorer may be async
-        self, infer_requests: list[InferRequest], **kwargs: Any
-    ) -> list[float | list[float] | Unscored]:
+    async def __call__(self, infer_requests: list[InferRequest], **kwargs: Any) -> list[float | list[float] | Unscored]:
         """Score answers; see `PRM.__call__`.
 
         Raises:

@@ -11,7 +11,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-from swiftplug.builtin.prms.expressions import Number, Unreadable, Value, evaluate
+from swiftplug.builtin.prms.expressions import Number, UnreadableError, Value, evaluate
 
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")
 
@@ -88,7 +88,7 @@ def _of_line(line: str) -> Iterator[bool]:
             continue
         for (left, right), relation in zip(pairwise(sides), relations, strict=True):
             if left and right:
-                with suppress(Unreadable):
+                with suppress(UnreadableError):
                     yield _holds(left, right, approximately=relation == "≈")
 
 
@@ -160,7 +160,7 @@ def _holds(left: list[str], right: list[str], approximately: bool) -> bool:
     """Whether two sides are equal.
 
     Raises:
-        Unreadable: One is no expression.
+        UnreadableError: One is no expression.
     """
     has_percent = "%" in left or "%" in right
     for percent in _PERCENTS if has_percent else _PERCENTS[1:]:

@@ -11,7 +11,7 @@ MAX_DEPTH = 30
 Number = int | Fraction
 
 
-class Unreadable(Exception):  # noqa: N818 - most of a text is no expression, and that is no error
+class UnreadableError(Exception):
     """What is not one whole expression, or is beyond the limits."""
 
 
@@ -35,7 +35,7 @@ def evaluate(tokens: list[str], percent: Number) -> Value:
         percent: What a percent sign multiplies by: a hundredth, or 1 where it is no more than a unit.
 
     Raises:
-        Unreadable: The tokens are not one expression, or a number in it grows too long.
+        UnreadableError: The tokens are not one expression, or a number in it grows too long.
 
     Example:
         >>> evaluate(["10", "/", "(", "4", "-", "1", ")"], percent=1)
@@ -67,7 +67,7 @@ class _Parser:
     def whole(self) -> Number:
         number = self._sum()
         if self.tokens[self.position]:
-            raise Unreadable
+            raise UnreadableError
         return number
 
     def _sum(self) -> Number:
@@ -97,7 +97,7 @@ class _Parser:
             return base
         exponent = self._atom()
         if exponent.denominator != 1 or not 0 <= exponent <= MAX_EXPONENT:
-            raise Unreadable
+            raise UnreadableError
         return _limited(base**exponent.numerator)
 
     def _atom(self) -> Number:
@@ -105,10 +105,10 @@ class _Parser:
         if self._take("("):
             self.depth += 1
             if self.depth > MAX_DEPTH:
-                raise Unreadable
+                raise UnreadableError
             number = self._sum()
             if not self._take(")"):
-                raise Unreadable
+                raise UnreadableError
             self.depth -= 1
         else:
             number = _read(self.tokens[self.position])
@@ -126,9 +126,9 @@ class _Parser:
 
 def _read(token: str) -> Number:
     if not token[:1].isdigit() and token[:1] != ".":
-        raise Unreadable
+        raise UnreadableError
     if len(token) > MAX_DIGITS:
-        raise Unreadable
+        raise UnreadableError
     digits = token.replace(",", "")
     return Fraction(digits) if "." in digits else int(digits)
 
@@ -140,5 +140,5 @@ def _quotient(number: Number, divisor: Number) -> Number:
 
 def _limited(number: Number) -> Number:
     if number.numerator.bit_length() > MAX_BITS or number.denominator.bit_length() > MAX_BITS:
-        raise Unreadable
+        raise UnreadableError
     return number

@@ -11,6 +11,7 @@ from swiftplug.builtin.tuners.whole import WholeModel, load_weights, refuse_quan
 from swiftplug.errors import UserError, nearest
 
 _FILE = "freeze.json"
+_RULES = "freeze_rules"  # where a model carries its rules
 
 
 class _Rules(NamedTuple):
@@ -59,7 +60,7 @@ class Freeze(WholeModel):
     ) -> None:
         """Write the whole model and the rules; see `Tuner.save_pretrained`."""
         WholeModel.save_pretrained(model, save_directory, state_dict, safe_serialization, **kwargs)
-        rules = model.freeze_rules._asdict()  # type: ignore[union-attr, operator]
+        rules = vars(model)[_RULES]._asdict()
         (Path(save_directory) / _FILE).write_text(json.dumps(rules, indent=2, ensure_ascii=False), encoding="utf-8")
 
     @staticmethod
@@ -97,7 +98,7 @@ def _apply(model: torch.nn.Module, rules: _Rules) -> torch.nn.Module:
         )
     for _, parameter in parameters:
         parameter.requires_grad_(id(parameter) in trained - frozen)
-    model.freeze_rules = rules  # type: ignore[assignment]
+    vars(model)[_RULES] = rules
     return model
 
 
