@@ -118,13 +118,13 @@ def _calls(calls: Any) -> str:
     try:
         return hermes.format_calls([_call(call["function"]) for call in calls])
     except (TypeError, KeyError) as error:
-        raise MalformedAnswerError(f"a call of a tool has no {error}") from None
+        raise MalformedAnswerError(f"a call of a tool is none: {error}") from None
 
 
 def _call(function: Mapping[str, Any]) -> dict[str, Any]:
     """A call with its arguments read from JSON; a model may have written something else, which is kept as it is."""
     arguments = function["arguments"]
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
     return {"name": function["name"], "arguments": arguments}
 

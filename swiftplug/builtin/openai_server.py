@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from openai import AsyncOpenAI, OpenAIError
 
 from swiftplug.builtin.openai_chat import Answer, MalformedAnswerError, read_answer
-from swiftplug.builtin.openai_trouble import Trouble, trouble_of
+from swiftplug.builtin.openai_trouble import Trouble, shortened, trouble_of
 from swiftplug.errors import UserError
 
 Read = TypeVar("Read")
@@ -105,7 +105,7 @@ class Server:
     def failure(self, trouble: Trouble, tries: int) -> Exception:
         """What to raise for a trouble that no further try follows."""
         after = f" after {tries} tries" if tries > 1 else ""
-        told = self._without_key(f"{trouble.kind}{after}: {trouble.detail}")
+        told = f"{trouble.kind}{after}: {shortened(self._without_key(trouble.detail))}"
         if trouble.wait and trouble.wait > self.limits.time_limit:
             hint = f"it asks to wait {trouble.wait:.0f} s, longer than time_limit; go on then with --resume"
             return UserError(f"{self.where}: {self.place}: {told} ({hint})")

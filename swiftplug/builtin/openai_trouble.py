@@ -130,9 +130,13 @@ def _said(body: object) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A text in one line, shortened; of a page the title."""
+    """A text in one line; of a page the title."""
     if "<html" in text.lower():
         title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
         text = f"a web page titled {html.unescape(title[1]).strip()!r}" if title else "a web page"
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST_DETAIL else f"{line[:LONGEST_DETAIL]}..."
+    return " ".join(text.split())
+
+
+def shortened(detail: str) -> str:
+    """As much of a detail as a message repeats; it must not hold the key any more, of which it may cut off a part."""
+    return detail if len(detail) <= LONGEST_DETAIL else f"{detail[:LONGEST_DETAIL]}..."

@@ -34,7 +34,8 @@ class _Judge:
     Args:
         model: A folder, or an id of the hub.
         batch_size: Conversations that are scored at once.
-        step_separator: What stands between the steps of an answer, and stood behind each step in training.
+        step_separator: What stands between the steps of an answer, and stood behind each step in training; None for a
+            line break. For token classification only.
         dtype: Of the weights; `auto` is the best that the device does well.
 
     Raises:
@@ -45,13 +46,20 @@ class _Judge:
         self,
         model: str,
         batch_size: PositiveInt = 16,
-        step_separator: str = "\n",
+        step_separator: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     ) -> None:
-        if not step_separator:
+        if step_separator == "":
             raise UserError("reward_model.step_separator: found nothing, expected what stands between steps")
-        self._model, self._batch_size, self._step_separator, self._dtype = model, batch_size, step_separator, dtype
+        self._model, self._batch_size, self._step_separator, self._dtype = (
+            model,
+            batch_size,
+            step_separator or "\n",
+            dtype,
+        )
         self._head = read_head(model)
+        if step_separator and not self._head.by_step:
+            raise UserError(f"reward_model.step_separator: {model!r} scores whole answers, not steps; drop it")
 
     @cached_property
     def _checkpoint(self) -> "RewardCheckpoint":

@@ -124,9 +124,12 @@ class SamplesPage:
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
         partial = self._path.with_name(f".{self._path.name}.partial")
-        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.writelines(page)
-        partial.replace(self._path)
+        try:
+            with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                file.writelines(page)
+            partial.replace(self._path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _lines(self) -> Iterator[Markup]:
         self._spool.seek(0)

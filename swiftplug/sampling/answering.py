@@ -104,14 +104,17 @@ class Answering:
         for answered in self._engine.generate(prompts):
             row = waiting.pop(answered.id, None)
             if row is not None:
-                self._keep(row, answered)
-                if answered.failure or not self._plugins.scorers:
-                    yield Done(1, len(answered.completions))
-        if forgotten := [row for row in waiting.values() if not self._failure_of(row)]:
+                kept = self._keep(row, answered)
+                if not kept or not self._plugins.scorers:
+                    yield Done(1, kept)
+        forgotten = [row for row in waiting.values() if not self._failure_of(row)]
+        if len(forgotten) < len(waiting):
+            yield Done(len(waiting) - len(forgotten), 0)
+        if forgotten:
             raise UserError(f"{self._plugins.engine.found} gave nothing for {forgotten[0].origin}")
 
-    def _keep(self, row: StoredRow, answered: Answered) -> None:
-        """Write what became of a row."""
+    def _keep(self, row: StoredRow, answered: Answered) -> int:
+        """Write what became of a row; returns how many candidates it got."""
         expected, found = self._sampling.num_return_sequences, len(answered.completions)
         if not answered.failure and found != expected:
             raise UserError(
@@ -126,6 +129,7 @@ class Answering:
                 self._ledger.set_failure(row.position, failure)
             else:
                 self._ledger.add_candidates(row.position, completions)
+        return 0 if failure else len(completions)
 
     def _unreadable(self, completions: Sequence[Completion]) -> str:
         """Why what an engine returned cannot be kept; empty if it can."""

@@ -127,6 +127,10 @@ def _parsed(value: Any, where: str) -> _Line:
         raise UserError(f"{where}: {error.reason} ({error.detail})") from None
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise UserError(f"{where}: the last message is no assistant's behind a prompt, so there is no candidate in it")
+    if "tool_calls" in messages[-1]:
+        raise UserError(
+            f"{where}: the candidate has tool_calls; expected its calls in the text, as its tools format has them"
+        )
     row_id, number, reference = value.get("id"), value.get("index"), value.get("reference")
     prompt = messages[:-1]
     question = Question(
@@ -142,5 +146,12 @@ def _parsed(value: Any, where: str) -> _Line:
         str(row_id) if row_id is not None else None,
         number if isinstance(number, int) and 0 <= number < _MOST else None,
         question,
-        Completion(messages[-1]["content"], str(value.get("finish_reason") or _UNKNOWN)),
+        Completion(_text_of(messages[-1]), str(value.get("finish_reason") or _UNKNOWN)),
     )
+
+
+def _text_of(message: dict[str, Any]) -> str:
+    """A candidate's text; reasoning that is told apart stands before it, as engines write it."""
+    reasoning = message.get("reasoning_content")
+    content = str(message["content"])
+    return f"<think>\n{reasoning}\n</think>\n\n{content}" if reasoning else content

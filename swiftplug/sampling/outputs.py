@@ -58,7 +58,7 @@ def write_outputs(
 
 
 def _infos(scorers: Sequence[Scorer]) -> list[ScorerInfo]:
-    return [ScorerInfo(it.name, it.kind, it.weight, it.right_from is not None) for it in scorers]
+    return [ScorerInfo(it.name, it.kind, it.weight) for it in scorers]
 
 
 def _candidate_lines(row: Row, stored: StoredRow) -> Iterator[dict[str, Any]]:

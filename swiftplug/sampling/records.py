@@ -72,10 +72,8 @@ class ScorerInfo:
         name: As the config names it; also the key of its scores.
         kind: `orm` or `prm`.
         weight: Its weight in the score that ranks.
-        judges: Whether it says of an answer that it is right.
     """
 
     name: str
     kind: str
     weight: float
-    judges: bool

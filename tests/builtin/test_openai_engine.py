@@ -468,3 +468,18 @@ def test_ctrl_c_ends_it_quickly_and_quietly(openai_server, tmp_path):
         process.kill()
     assert (out, err, process.returncode) == ("interrupted\n", "", 0)
     assert time.monotonic() - began < 10
+
+
+def test_no_part_of_a_key_is_left_where_a_message_is_cut_off(openai_server, opened, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for filler in range(270, 302):
+        server = openai_server(lambda request, filler=filler: {"status": 400, "body": "x" * filler + KEY + "y" * 300})
+        assert KEY[:4] not in failure(opened(server))
+
+
+def test_arguments_nested_without_end_are_kept_as_they_are(openai_server, opened):
+    call = {"type": "function", "function": {"name": "weather", "arguments": "[" * 3000}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    body = {"choices": [{"message": message, "finish_reason": "tool_calls"}]}
+    completion = only(opened(openai_server(lambda request: {"body": body})))
+    assert "[" * 3000 in completion.text

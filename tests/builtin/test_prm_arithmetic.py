@@ -248,3 +248,15 @@ def test_the_quickstarts_own_answers_hold(arithmetic):
     assert arithmetic.rewards(answers) == [[1.0] * answer.count("Step") for answer in answers]
     wrong = [answer.replace("Step 1: ", "Step 1: 1 + ", 1) for answer in answers]
     assert [rewards[0] for rewards in arithmetic.rewards(wrong)] == [0.0] * 200
+
+
+def test_of_a_sum_that_is_too_long_to_read_nothing_is_said(arithmetic):
+    """Cut to the longest that is read, it would be another sum; 0.0 is what an answer without a step gets."""
+    rng = random.Random(5)
+    for _ in range(200):
+        terms = [rng.randint(1, 10 ** rng.randint(1, 4)) for _ in range(rng.randint(60, 110))]
+        long, total = " + ".join(map(str, terms)), sum(terms)
+        if len(long) < 301:
+            continue
+        for equation in (f"{long} = {total}", f"{total} = {long}"):
+            assert arithmetic.rewards([f"Step 1: 1 + 1 = 2\nStep 2: {equation}"]) == [[1.0]], equation

@@ -19,6 +19,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from swiftplug.builtin.engines.decoding import Decoder
 from swiftplug.builtin.hardware import pick_dtype
 from swiftplug.config.sample_schema import SampleConfig
 from swiftplug.errors import UserError
@@ -270,9 +271,21 @@ def test_an_adapter_answers_as_in_peft(lay: Callable[[Any], Path], tmp_path: Pat
         assert answers[prompt.id] != plain[prompt.id]
 
 
-def test_half_precision_is_there_for_the_asking(tiny_model_dir: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_weights_are_of_the_type_asked_for(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    seen = set()
+
+    class Seen(Decoder):
+        def __init__(self, model: Any, end_ids: list[int]) -> None:
+            seen.update(parameter.dtype for parameter in model.parameters())
+            super().__init__(model, end_ids)
+
+    monkeypatch.setattr("swiftplug.builtin.engines.transformers.Decoder", Seen)
     how = sampling(temperature=0.0, max_new_tokens=5)
-    answers = answer(how, PROMPTS, model=str(tiny_model_dir), dtype="bfloat16")
+    answers = answer(how, PROMPTS, model=str(tiny_model_dir), dtype=dtype)
+    assert seen == {getattr(torch, dtype)}
     assert all(len(answered.completions) == 3 for answered in answers.values())
 
 

@@ -18,7 +18,7 @@ from swiftplug.sampling.records import REFERENCE, Candidate, Row, ScorerInfo
 from swiftplug.sampling.statistics import Statistics
 
 EVIL = "</script><img src=x onerror=alert(1)><b>bold</b><!-- &lt; \u2028 ' \" {{ 7*7 }}"
-SCORERS = [ScorerInfo("gsm8k", "orm", 2.0, True), ScorerInfo("arithmetic", "prm", 1.0, False)]
+SCORERS = [ScorerInfo("gsm8k", "orm", 2.0), ScorerInfo("arithmetic", "prm", 1.0)]
 
 
 def _candidate(
@@ -156,7 +156,7 @@ def test_what_a_model_wrote_stays_text(browser: Any, tmp_path: Path) -> None:
         Row(EVIL, 0, EVIL, prompt, EVIL, [evil], "", EVIL),
         Row("b", 1, EVIL, prompt, EVIL, [], EVIL, EVIL),
     ]
-    scorers = [ScorerInfo(name, "orm", 1.0, True) for name in (EVIL, "constructor", "__proto__")]
+    scorers = [ScorerInfo(name, "orm", 1.0) for name in (EVIL, "constructor", "__proto__")]
     url = _write(tmp_path / "report.html", rows, 1, title=EVIL, facts=[(EVIL, EVIL)], scorers=scorers)
     for place in ("row=0", "row=1", "q=%3Cimg"):
         browser.open(f"{url}#{place}")

@@ -144,6 +144,17 @@ def test_a_torn_last_line_and_a_stranger_are_counted(
         ('{"text": "x"}', ["given.jsonl:2", "'messages'"]),
         (json.dumps({"messages": [{"role": "user", "content": "q"}]}), ["given.jsonl:2", "assistant"]),
         (json.dumps({"messages": [{"role": "robot", "content": "q"}]}), ["given.jsonl:2", "robot"]),
+        (
+            json.dumps(
+                {
+                    "messages": [
+                        {"role": "user", "content": "q"},
+                        {"role": "assistant", "tool_calls": [{"name": "add", "arguments": {}}]},
+                    ]
+                }
+            ),
+            ["given.jsonl:2", "tool_calls"],
+        ),
     ],
 )
 def test_a_line_that_is_no_candidate_is_named(sample: Command, tmp_path: Path, line: str, words: list[str]) -> None:

@@ -67,6 +67,7 @@ class OpenAIEngine(Engine):
         self._limits = Limits(concurrency, timeout, max_retries, time_limit, requests_per_minute)
         self._extra_body = extra_body
         self._loop: BackgroundLoop | None = None
+        self._session: Session | None = None
 
     def prompts_at_once(self, sampling: Sampling) -> int:
         """Enough to keep all connections busy nearly to the end of a batch."""
@@ -108,7 +109,8 @@ class OpenAIEngine(Engine):
     def close(self) -> None:
         """End all requests and the connections."""
         if self._loop is not None:
-            self._loop.start(self._session.close()).result()
+            if self._session is not None:  # connecting may have failed
+                self._loop.start(self._session.close()).result()
             self._loop.close()
             self._loop = None
 
@@ -133,6 +135,7 @@ class OpenAIEngine(Engine):
         return Answered(prompt.id, completions)
 
     async def _complete(self, prompt: Prompt, index: int) -> Completion:
+        assert self._session is not None, "not opened"
         answer = await self._session.ask(as_messages(prompt.messages), self._fields(prompt, index), _as_it_is)
         return Completion(answer.text, answer.finish_reason)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -146,7 +147,7 @@ def _checked(scores: float | list[float]) -> float | list[float]:
 def _parsed(texts: list[str]) -> list[Any]:
     values = []
     for text in texts:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             values.append(json.loads(text))
     return values
 
@@ -156,7 +157,7 @@ def _objects_in(text: str) -> list[Any]:
     values, decoder, start = [], json.JSONDecoder(), text.find("{")
     while start >= 0:
         end = start + 1
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             value, end = decoder.raw_decode(text, start)
             values.append(value)
         start = text.find("{", end)
@@ -172,4 +173,5 @@ def _scores_in(value: Any) -> float | list[float] | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # An integer that no float can hold is no score.
+    return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > sys.float_info.max

@@ -81,9 +81,10 @@ def _of_line(line: str) -> Iterator[bool]:
     for run in _runs(line):
         texts = _RELATION.split(run.text)
         relations = texts[1::2]
+        is_long = [len(text) >= MAX_CHARS for text in texts[::2]]
         texts[0] = "" if _begins_in_words(run) else _behind_open(texts[0])
         texts[-1] = "" if _ends_in_words(run) else _before_closed(texts[-1])
-        sides = [_TOKEN.findall(text) if len(text) < MAX_CHARS else [] for text in texts[::2]]
+        sides = [[] if long else _TOKEN.findall(text) for text, long in zip(texts[::2], is_long, strict=True)]
         if not any(map(_calculates, sides)):
             continue
         for (left, right), relation in zip(pairwise(sides), relations, strict=True):
