@@ -13,10 +13,10 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from swiftplug.data.options import DataOptions
+from swiftplug.config.data_options import DataOptions
 from swiftplug.data.prepare import prepare_data
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 DATA = Path(__file__).parents[1] / "tests/data/gsm8k/train.jsonl"
 

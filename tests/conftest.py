@@ -134,11 +134,7 @@ def openai_server() -> Iterator[Any]:
 
     See `openai_server.py` for what a request has, what may be answered and how a server can fail.
     """
-    spec = importlib.util.spec_from_file_location("openai_server", Path(__file__).with_name("openai_server.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = _load("openai_server")
     started: list[Any] = []
 
     def start(answer: Any) -> Any:
@@ -148,3 +144,24 @@ def openai_server() -> Iterator[Any]:
     yield start
     for server in started:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium, see `browser.py`; tests that need one are skipped where none is installed."""
+    module = _load("browser")
+    if module.CHROMIUM is None:
+        pytest.skip("no Chromium is installed (Debian: apt install chromium)")
+    browser = module.Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+def _load(name: str) -> Any:
+    """A module that lies beside this one."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.discovery import FoundPlugin
-from swiftplug.plugin.kinds import KINDS
 from swiftplug.plugin.registry import Check, Registry
+from swiftplug.plugin.registry.discovery import FoundPlugin
+from swiftplug.plugin.registry.kinds import KINDS
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -45,7 +45,7 @@ def preview(
     settle_tokenizer_threads(config.data.num_proc)
     if not request.debug:
         quiet_libraries()
-    from swiftplug.report.preview import preview as render
+    from swiftplug.preview.preview import preview as render
 
     shown = render(config, rows=rows, format=format.value, color=output is None and sys.stdout.isatty())
     if output is None:

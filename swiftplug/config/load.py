@@ -14,7 +14,7 @@ from swiftplug.config.schema import RunConfig, TrainConfig
 from swiftplug.config.tree import Origin, Origins, Tree
 from swiftplug.config.yaml_text import read_yaml, write_yaml
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.choice import PluginChoice
+from swiftplug.plugin.registry.choice import PluginChoice
 
 QUICKSTART = Path(__file__).with_name("quickstart.yaml")
 QUICKSTART_SAMPLE = Path(__file__).with_name("quickstart_sample.yaml")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from swiftplug.config.schema import Choices, ModelOptions, PluginsSection, RunConfig, Section, as_list
-from swiftplug.plugin.choice import PluginChoice, WrittenChoice, fields_of
+from swiftplug.plugin.registry.choice import PluginChoice, WrittenChoice, fields_of
 
 
 class ScorerChoice(PluginChoice):

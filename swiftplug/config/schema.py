@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
+from swiftplug.config.data_options import DataOptions
 from swiftplug.config.tree import Origins
-from swiftplug.data.options import DataOptions
-from swiftplug.plugin.choice import PluginChoice, WrittenChoice
+from swiftplug.plugin.registry.choice import PluginChoice, WrittenChoice
 
 
 def as_list(value: Any) -> Any:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from swiftplug.data.conversation import Conversation, Origin
-from swiftplug.data.render import ChatRenderer
+from swiftplug.data.chat.render import ChatRenderer
+from swiftplug.data.read.conversation import Conversation, Origin
 from swiftplug.data.weigh import IGNORED, Drop, WeighedRow, weigh_rows
 from swiftplug.plugin.loss_scale import LossScale
 from swiftplug.plugin.tools_format import ToolsFormat

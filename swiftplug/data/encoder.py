@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from swiftplug.data.conversation import Conversation
 from swiftplug.data.encode import EncodedBatch, TooLong, encode_batch
-from swiftplug.data.files import RawRow
-from swiftplug.data.messages import RowError
-from swiftplug.data.report import SplitReport
-from swiftplug.data.rows import to_conversation
+from swiftplug.data.read.conversation import Conversation
+from swiftplug.data.read.files import RawRow
+from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.report import SplitReport
+from swiftplug.data.read.rows import to_conversation
 from swiftplug.plugin.loss_scale import LossScale
 from swiftplug.plugin.tools_format import ToolsFormat
 

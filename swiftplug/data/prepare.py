@@ -26,18 +26,18 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerFast
 
 import swiftplug
+from swiftplug.config.data_options import DataOptions
 from swiftplug.data.cache import Cache, write_rows
 from swiftplug.data.encoder import RowEncoder
-from swiftplug.data.options import DataOptions
 from swiftplug.data.packing import packed_batches
 from swiftplug.data.parallel import map_chunks
-from swiftplug.data.report import DataReport, SplitReport
-from swiftplug.data.sources import Source, open_source
-from swiftplug.data.split import hold_out, joined
+from swiftplug.data.read.report import DataReport, SplitReport
+from swiftplug.data.read.sources import Source, open_source
+from swiftplug.data.read.split import hold_out, joined
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import LoadedPlugin, Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 
 class PreparedData(NamedTuple):

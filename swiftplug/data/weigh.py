@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from swiftplug.data.conversation import Conversation, Origin
-from swiftplug.data.messages import RowError
-from swiftplug.data.render import ChatRenderer
-from swiftplug.data.segments import TEMPLATE_TEXT, Rendered, Segment
+from swiftplug.data.chat.render import ChatRenderer
+from swiftplug.data.chat.segments import TEMPLATE_TEXT, Rendered, Segment
+from swiftplug.data.read.conversation import Conversation, Origin
+from swiftplug.data.read.messages import RowError
 from swiftplug.data.tokenizer import check_offsets, untrimmed_offsets
 from swiftplug.data.weights import lay_weights, token_weights
 from swiftplug.errors import UserError

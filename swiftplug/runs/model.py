@@ -13,9 +13,9 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from swiftplug.config.schema import ModelOptions
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.model_arch import attach_model_meta
 from swiftplug.plugin.registry import LoadedPlugin, Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 from swiftplug.runs.marker import MARKER, Marker, read_marker
 
 

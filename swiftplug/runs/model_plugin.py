@@ -2,8 +2,8 @@
 
 from swiftplug.config.schema import RunConfig
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import LoadedPlugin, Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 
 def find_model_plugin(config: RunConfig, model: PluginChoice | None, registry: Registry) -> LoadedPlugin | None:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from swiftplug.config.sample_schema import SampleConfig
-from swiftplug.data.conversation import Conversation, Origin
-from swiftplug.data.messages import RowError
-from swiftplug.data.tools import write_turns
+from swiftplug.data.chat.tools import write_turns
+from swiftplug.data.read.conversation import Conversation, Origin
+from swiftplug.data.read.messages import RowError
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Completion, Prompt, Sampling
 from swiftplug.sampling.arguments import SampleArguments

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from swiftplug.config.sample_schema import SampleConfig
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import LoadedPlugin, Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from swiftplug.report.samples import SamplesPage
 from swiftplug.sampling.ledger import Ledger, StoredRow
+from swiftplug.sampling.page.page import SamplesPage
 from swiftplug.sampling.plugins import Scorer
 from swiftplug.sampling.records import Candidate, Row, ScorerInfo
 from swiftplug.sampling.rows import to_json

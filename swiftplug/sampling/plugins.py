@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from swiftplug.config.sample_schema import SampleConfig, ScorerChoice
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.engine import Engine
 from swiftplug.plugin.registry import LoadedPlugin, Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 from swiftplug.plugin.rewards import ORM
 from swiftplug.runs.model_plugin import find_model_plugin
 

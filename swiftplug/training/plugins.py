@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from swiftplug.config.schema import TrainConfig
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
-from swiftplug.plugin.kinds import KINDS
 from swiftplug.plugin.loss import TokenLoss
 from swiftplug.plugin.registry import LoadedPlugin, Registry
+from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry.kinds import KINDS
 from swiftplug.runs.model_plugin import find_model_plugin
 
 

@@ -21,14 +21,14 @@ from swiftplug.config.schema import TrainConfig
 from swiftplug.data.collate import Collator
 from swiftplug.data.prepare import PreparedData
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
-from swiftplug.report.curves import draw_curves
+from swiftplug.plugin.registry.choice import PluginChoice
 from swiftplug.runs.blame import blaming
 from swiftplug.runs.disk import explained_disk
 from swiftplug.runs.manifest import write_run_files
 from swiftplug.runs.marker import Marker
 from swiftplug.runs.model import place_of
 from swiftplug.runs.say import duration, say
+from swiftplug.training.curves import draw_curves
 from swiftplug.training.folder import check_run_dir, open_run_dir
 from swiftplug.training.packing import check_packing
 from swiftplug.training.plan import print_data, print_plan

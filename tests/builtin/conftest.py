@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 from swiftplug.plugin.rewards import InferRequest
 
 

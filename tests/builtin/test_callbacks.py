@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from swiftplug.builtin.callbacks import peak_flops
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.model_arch import attach_model_meta
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 REGISTRY = Registry.discover()
 ROWS = [{"input_ids": [5 + index] * 6, "labels": [5 + index] * 6} for index in range(12)]

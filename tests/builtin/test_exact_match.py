@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 
 def resolve(**options):

@@ -10,9 +10,9 @@ import yaml
 from swiftplug.builtin.loss_scales.keywords import Keywords
 from swiftplug.builtin.loss_scales.table import WeightTable
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 TABLES = ["react", "alpha_umi", "agentflan", "hermes", "qwen", "ignore_empty_think", "ignore_think_prefix"]
 RESPONSE = ContextType.RESPONSE

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, EvalPrediction
 
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import BoundMetric, Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 REGISTRY = Registry.discover()
 

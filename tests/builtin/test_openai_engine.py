@@ -15,9 +15,9 @@ import pytest
 
 from swiftplug.config.sample_schema import SampleConfig
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.engine import Prompt, Sampling
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 from swiftplug.sampling.arguments import SampleArguments
 
 KEY = "sk-secret-0123456789"

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 from swiftplug.plugin.rewards import InferRequest, Unscored
 
 REGISTRY = Registry.discover()
@@ -176,7 +176,8 @@ def test_a_checkpoint_without_weights_is_told_in_a_line(lay: Callable[..., Path]
 def test_checking_it_imports_no_torch(lay: Callable[..., Path]) -> None:
     folder = lay(LlamaForSequenceClassification, LlamaConfig(**SMALL, num_labels=1))
     code = (
-        "import sys; from swiftplug.plugin.registry import Registry; from swiftplug.plugin.choice import PluginChoice\n"
+        "import sys; from swiftplug.plugin.registry import Registry\n"
+        "from swiftplug.plugin.registry.choice import PluginChoice\n"
         f"choice = PluginChoice(name='reward_model', options={{'model': {str(folder)!r}}})\n"
         "Registry.discover().resolve('orm', choice, '--orm'); print('torch' in sys.modules)"
     )

@@ -23,9 +23,9 @@ from swiftplug.builtin.engines.decoding import Decoder
 from swiftplug.builtin.hardware import pick_dtype
 from swiftplug.config.sample_schema import SampleConfig
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.engine import Answered, Prompt, Sampling
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 from swiftplug.sampling.arguments import SampleArguments
 
 REGISTRY = Registry.discover()

@@ -12,8 +12,8 @@ from swiftplug.builtin.engines.vllm_model import VLLMModel, find_model
 from swiftplug.config.sample_schema import SampleConfig
 from swiftplug.config.schema import ModelOptions
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 from swiftplug.runs.marker import Marker, write_marker
 from swiftplug.sampling.arguments import SampleArguments
 

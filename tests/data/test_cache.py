@@ -14,12 +14,12 @@ import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
+from swiftplug.config.data_options import DataOptions
 from swiftplug.data.cache import Cache, write_rows
-from swiftplug.data.options import DataOptions
 from swiftplug.data.prepare import prepare_data
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 # Counts its calls in a file, so that a test sees whether rows were encoded or read from the cache.
 COUNTING = """

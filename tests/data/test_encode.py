@@ -9,8 +9,8 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from swiftplug.data.conversation import Conversation, Origin
 from swiftplug.data.encode import EncodedBatch, encode_batch
+from swiftplug.data.read.conversation import Conversation, Origin
 from swiftplug.data.tokenizer import set_chat_template
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from swiftplug.config.data_options import DataOptions
 from swiftplug.data.collate import Collator
-from swiftplug.data.options import DataOptions
 from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 WEIGHING = """
 from swiftplug.plugin import ContextType, LossScale, register_loss_scale

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from swiftplug.data.conversation import Conversation, Origin
-from swiftplug.data.messages import RowError
-from swiftplug.data.render import ChatRenderer, render
-from swiftplug.data.segments import Rendered
+from swiftplug.data.chat.render import ChatRenderer, render
+from swiftplug.data.chat.segments import Rendered
+from swiftplug.data.read.conversation import Conversation, Origin
+from swiftplug.data.read.messages import RowError
 from swiftplug.plugin.loss_scale import ContextType
 
 LAST_TURN = "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from swiftplug.data.conversation import Conversation, Origin
-from swiftplug.data.messages import RowError
-from swiftplug.data.rows import to_conversation
+from swiftplug.data.read.conversation import Conversation, Origin
+from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.rows import to_conversation
 
 ORIGIN = Origin("data.jsonl", 7)
 USER = {"role": "user", "content": "你好 👋"}

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from swiftplug.data.sources import Source, open_source
+from swiftplug.data.read.sources import Source, open_source
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 # Rows whose columns change their type, which Arrow could not hold in one column.
 MIXED: list[Any] = [
@@ -249,8 +249,8 @@ def test_large_files_are_streamed(tmp_path: Path) -> None:
             file.write(line * 1000)
     code = f"""\
 import resource
-from swiftplug.data.sources import open_source
-from swiftplug.plugin.choice import PluginChoice
+from swiftplug.data.read.sources import open_source
+from swiftplug.plugin.registry.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
 source = open_source(PluginChoice(name={str(path)!r}), Registry.discover())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -17,10 +17,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from swiftplug.data.conversation import Conversation, Origin
+from swiftplug.data.chat.render import ChatRenderer, render
 from swiftplug.data.encode import encode_batch
-from swiftplug.data.messages import RowError
-from swiftplug.data.render import ChatRenderer, render
+from swiftplug.data.read.conversation import Conversation, Origin
+from swiftplug.data.read.messages import RowError
 from swiftplug.data.weights import lay_weights
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 

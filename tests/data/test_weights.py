@@ -11,10 +11,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from swiftplug.data.conversation import Conversation, Origin
+from swiftplug.data.chat.render import render
+from swiftplug.data.chat.segments import Rendered, Segment
 from swiftplug.data.encode import encode_batch
-from swiftplug.data.render import render
-from swiftplug.data.segments import Rendered, Segment
+from swiftplug.data.read.conversation import Conversation, Origin
 from swiftplug.data.weights import CombinedLossScale, WeightedSpan, lay_weights, token_weights
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale

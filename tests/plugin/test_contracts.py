@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from swiftplug.plugin import ORM, PRM, LossScale, TokenLoss, Tuner
-from swiftplug.plugin.contracts import ContractError, check_contract
+from swiftplug.plugin.registry.contracts import ContractError, check_contract
 
 
 class Callback(TrainerCallback): ...

@@ -8,8 +8,8 @@ import pytest
 
 from swiftplug.errors import UserError
 from swiftplug.plugin import ContextType
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 DECORATORS = '''
 from swiftplug.plugin import *

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.choice import PluginChoice
 
 LOSS = "def f(outputs, labels, *, scale: float = 1.0):\n    return scale\n"
 

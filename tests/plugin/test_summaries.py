@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from swiftplug.plugin.discovery import find_installed
-from swiftplug.plugin.summaries import summary_of
+from swiftplug.plugin.registry.discovery import find_installed
+from swiftplug.plugin.registry.summaries import summary_of
 
 SOURCE = '''"""The module."""
 from .inner import Deep as Renamed

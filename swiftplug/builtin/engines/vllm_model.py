@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from swiftplug.config.schema import ModelOptions
 from swiftplug.errors import UserError
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.plugin.registry.choice import PluginChoice
 from swiftplug.runs.marker import MARKER, read_marker
 from swiftplug.runs.model import ModelRequest, is_adapter_run
 

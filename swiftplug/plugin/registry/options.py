@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.contracts import CALLS, TUNER_CALLS, Call, is_function
+from swiftplug.plugin.registry.contracts import CALLS, TUNER_CALLS, Call, is_function
 
 
 class OptionSource(NamedTuple):

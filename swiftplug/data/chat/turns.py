@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from swiftplug.data.marks import Messages
-from swiftplug.data.messages import RowError
+from swiftplug.data.chat.marks import Messages
+from swiftplug.data.read.messages import RowError
 
 Apply = Callable[[Messages, bool], str]  # messages, add_generation_prompt -> text
 

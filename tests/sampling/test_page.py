@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from swiftplug.report.samples import SamplesPage
+from swiftplug.sampling.page.page import SamplesPage
 from swiftplug.sampling.records import REFERENCE, Candidate, Row, ScorerInfo
 from swiftplug.sampling.statistics import Statistics
 

@@ -8,12 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swiftplug.data.conversation import Origin
-from swiftplug.data.files import READERS, RawRow, without_nulls
+from swiftplug.data.read.conversation import Origin
+from swiftplug.data.read.files import READERS, RawRow, without_nulls
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.causes import cause_of
-from swiftplug.plugin.choice import PluginChoice
 from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry.causes import cause_of
+from swiftplug.plugin.registry.choice import PluginChoice
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -5,8 +5,8 @@ from importlib.resources import files
 
 from jinja2 import Environment
 
-from swiftplug.report.preview_rows import PreviewRow
-from swiftplug.report.weight_colors import shade
+from swiftplug.preview.colors import shade
+from swiftplug.preview.rows import PreviewRow
 
 
 def to_html(rows: Sequence[PreviewRow], notes: Sequence[str]) -> str:
@@ -20,7 +20,7 @@ def to_html(rows: Sequence[PreviewRow], notes: Sequence[str]) -> str:
         The page, with a legend, the counts of each row, and for each token its id, weight and segment on pointing.
     """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("swiftplug.report") / "preview.html.jinja").read_text(encoding="utf-8"))
+    template = environment.from_string((files("swiftplug.preview") / "preview.html.jinja").read_text(encoding="utf-8"))
     weights = sorted({0.0, 1.0, *(weight for row in rows for weight in row.weights)})
     return template.render(
         rows=[(row, _types(row)) for row in rows],

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.binding import BoundMetric, BoundTuner, bind
-from swiftplug.plugin.causes import cause_of
-from swiftplug.plugin.contracts import ContractError, check_contract
-from swiftplug.plugin.discovery import (
+from swiftplug.plugin.registry.binding import BoundMetric, BoundTuner, bind
+from swiftplug.plugin.registry.causes import cause_of
+from swiftplug.plugin.registry.contracts import ContractError, check_contract
+from swiftplug.plugin.registry.discovery import (
     BUILT_IN,
     FoundPlugin,
     allow_lists,
@@ -20,13 +20,13 @@ from swiftplug.plugin.discovery import (
     missing_requirements,
     normalized,
 )
-from swiftplug.plugin.files import FilePlugin, load_file
-from swiftplug.plugin.kinds import KINDS
-from swiftplug.plugin.options import check_options, option_source
-from swiftplug.plugin.sources import source_of
+from swiftplug.plugin.registry.files import FilePlugin, load_file
+from swiftplug.plugin.registry.kinds import KINDS
+from swiftplug.plugin.registry.options import check_options, option_source
+from swiftplug.plugin.registry.sources import source_of
 
 if TYPE_CHECKING:
-    from swiftplug.plugin.choice import PluginChoice
+    from swiftplug.plugin.registry.choice import PluginChoice
 
 __all__ = ["BoundMetric", "BoundTuner", "Check", "LoadedPlugin", "Registry"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import importlib_metadata
 
-from swiftplug.plugin.kinds import KINDS
-from swiftplug.plugin.summaries import summary_of
+from swiftplug.plugin.registry.kinds import KINDS
+from swiftplug.plugin.registry.summaries import summary_of
 
 BUILT_IN = "swiftplug"
 FROM_FILE = "file"

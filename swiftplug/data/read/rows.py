@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from swiftplug.data.conversation import Conversation, Origin
-from swiftplug.data.messages import (
+from swiftplug.data.read.conversation import Conversation, Origin
+from swiftplug.data.read.messages import (
     RowError,
     check_text,
     check_turns,

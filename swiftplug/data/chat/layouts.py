@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
-from swiftplug.data.marks import Piece
-from swiftplug.data.segments import Rendered, Segment
+from swiftplug.data.chat.marks import Piece
+from swiftplug.data.chat.segments import Rendered, Segment
 
 
 class _Bound(NamedTuple):

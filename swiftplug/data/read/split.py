@@ -6,8 +6,8 @@ from itertools import compress
 
 import numpy as np
 
-from swiftplug.data.files import RawRow
-from swiftplug.data.sources import Source
+from swiftplug.data.read.files import RawRow
+from swiftplug.data.read.sources import Source
 from swiftplug.errors import UserError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swiftplug.data.conversation import Origin
+from swiftplug.data.read.conversation import Origin
 from swiftplug.errors import UserError
 
 PARQUET_BATCH = 256

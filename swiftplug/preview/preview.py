@@ -7,15 +7,15 @@ from itertools import islice
 from typing import Any, Literal
 
 from swiftplug.config.schema import TrainConfig
-from swiftplug.data.messages import RowError
-from swiftplug.data.rows import to_conversation
-from swiftplug.data.sources import open_source
-from swiftplug.data.split import joined
+from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.rows import to_conversation
+from swiftplug.data.read.sources import open_source
+from swiftplug.data.read.split import joined
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
-from swiftplug.report.preview_html import to_html
-from swiftplug.report.preview_rows import PreviewRow, build_preview_rows
-from swiftplug.report.preview_text import to_text
+from swiftplug.preview.html import to_html
+from swiftplug.preview.rows import PreviewRow, build_preview_rows
+from swiftplug.preview.text import to_text
 from swiftplug.training.setup import OpenedRun, open_run
 
 

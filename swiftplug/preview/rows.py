@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swiftplug.data.conversation import Conversation
+from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.encode import TOO_LONG, UNTRAINED, TooLong, cut_tokens
-from swiftplug.data.render import ChatRenderer
+from swiftplug.data.read.conversation import Conversation
 from swiftplug.data.weigh import WeighedRow, weigh_rows
 from swiftplug.plugin.loss_scale import LossScale
 from swiftplug.plugin.tools_format import ToolsFormat

@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from swiftplug.report.samples_figures import charts_of, figures_of, tallies_of
+from swiftplug.sampling.page.figures import charts_of, figures_of, tallies_of
 from swiftplug.sampling.records import Candidate, Row, ScorerInfo
 from swiftplug.sampling.statistics import Summary
 
@@ -105,7 +105,7 @@ class SamplesPage:
         Args:
             summary: The figures of the run.
         """
-        script = _source("samples.js")
+        script = _source("page.js")
         charts = charts_of(summary, self._scorers)
         page = _template().stream(
             title=self._title,
@@ -119,7 +119,7 @@ class SamplesPage:
             scorers=Markup(_escaped([scorer.name for scorer in self._scorers])),
             judged=summary.right_share is not None,
             rows=self._lines(),
-            style=Markup(_source("samples.css")),
+            style=Markup(_source("page.css")),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
@@ -144,11 +144,11 @@ def _columns(charts: int) -> int:
 
 
 def _template() -> Any:
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_source("samples.html.jinja"))
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_source("page.html.jinja"))
 
 
 def _source(name: str) -> str:
-    return (files("swiftplug.report") / name).read_text(encoding="utf-8")
+    return (files("swiftplug.sampling.page") / name).read_text(encoding="utf-8")
 
 
 def _escaped(value: Any) -> str:

@@ -8,14 +8,14 @@ same pieces are laid around its contents, and if that gives the true text, its s
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from swiftplug.data.answers import Answer, AnswerFinder
-from swiftplug.data.conversation import Conversation
-from swiftplug.data.layouts import Layout
-from swiftplug.data.marks import Field, Messages, Piece, locate, text_fields
-from swiftplug.data.messages import RowError
-from swiftplug.data.segments import TEMPLATE_TEXT, Rendered, Segment
-from swiftplug.data.tools import Turns, with_text_arguments, write_turns
-from swiftplug.data.turns import TurnFormat, learn_turn_format
+from swiftplug.data.chat.answers import Answer, AnswerFinder
+from swiftplug.data.chat.layouts import Layout
+from swiftplug.data.chat.marks import Field, Messages, Piece, locate, text_fields
+from swiftplug.data.chat.segments import TEMPLATE_TEXT, Rendered, Segment
+from swiftplug.data.chat.tools import Turns, with_text_arguments, write_turns
+from swiftplug.data.chat.turns import TurnFormat, learn_turn_format
+from swiftplug.data.read.conversation import Conversation
+from swiftplug.data.read.messages import RowError
 from swiftplug.plugin.loss_scale import ContextType
 from swiftplug.plugin.tools_format import ToolsFormat
 

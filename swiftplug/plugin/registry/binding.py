@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.contracts import check_pair, is_function, is_metric_factory
+from swiftplug.plugin.registry.contracts import check_pair, is_function, is_metric_factory
 
 
 class BoundMetric(NamedTuple):

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from swiftplug.errors import UserError
 from swiftplug.plugin import register, tables
-from swiftplug.plugin.causes import cause_in
-from swiftplug.plugin.discovery import FROM_FILE, FoundPlugin
 from swiftplug.plugin.register import Registered
-from swiftplug.plugin.sources import origin_of
+from swiftplug.plugin.registry.causes import cause_in
+from swiftplug.plugin.registry.discovery import FROM_FILE, FoundPlugin
+from swiftplug.plugin.registry.sources import origin_of
 
 
 class FilePlugin(NamedTuple):

@@ -11,14 +11,14 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from swiftplug.config.load import load_train_config
-from swiftplug.data.conversation import Conversation, Origin
 from swiftplug.data.encode import encode_batch
+from swiftplug.data.read.conversation import Conversation, Origin
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
-from swiftplug.report.preview import preview
-from swiftplug.report.preview_html import to_html
-from swiftplug.report.preview_rows import PreviewRow, build_preview_rows
-from swiftplug.report.preview_text import to_text
+from swiftplug.preview.html import to_html
+from swiftplug.preview.preview import preview
+from swiftplug.preview.rows import PreviewRow, build_preview_rows
+from swiftplug.preview.text import to_text
 
 ANSI = re.compile(r"\x1b\[([0-9;]*)m")
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from swiftplug.data.marks import Field, Messages, Piece, locate, text_fields
-from swiftplug.data.messages import RowError
-from swiftplug.data.turns import Apply, TurnFormat, end_of_turn, without_thinking
+from swiftplug.data.chat.marks import Field, Messages, Piece, locate, text_fields
+from swiftplug.data.chat.turns import Apply, TurnFormat, end_of_turn, without_thinking
+from swiftplug.data.read.messages import RowError
 
 ANSWER_NOT_LOCATED = "where an answer stands in the rendering cannot be told"
 LEFT_OUT = "the chat template leaves out all of an answer"

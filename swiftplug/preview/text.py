@@ -7,8 +7,8 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
-from swiftplug.report.preview_rows import PreviewRow
-from swiftplug.report.weight_colors import shade
+from swiftplug.preview.colors import shade
+from swiftplug.preview.rows import PreviewRow
 
 _PLAIN_LEGEND = "⟦text⟧ trains with weight 1, ⟦0.5× text⟧ with another; all else does not train"
 
