@@ -8,9 +8,9 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from swiftplug.builtin.hardware import pick_device, pick_dtype
 from swiftplug.builtin.reward_model import Head
-from swiftplug.data.tokenizer import set_chat_template
 from swiftplug.errors import UserError
 from swiftplug.plugin.rewards import InferRequest, Unscored
+from swiftplug.plugin.tokenizer import set_chat_template
 
 
 class _Text(NamedTuple):

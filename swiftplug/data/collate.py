@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-IGNORED = -100
+from swiftplug.plugin.loss import IGNORED_LABEL
 
 Rows = Sequence[Sequence[float] | np.ndarray]
 
@@ -44,7 +44,7 @@ class Collator:
         lay = _end_to_end if packed else _padded
         batch = {
             "input_ids": lay([example["input_ids"] for example in examples], self.pad_token_id, np.int64),
-            "labels": lay([example["labels"] for example in examples], IGNORED, np.int64),
+            "labels": lay([example["labels"] for example in examples], IGNORED_LABEL, np.int64),
         }
         if "loss_scale" in examples[0]:
             batch["loss_scale"] = lay([example["loss_scale"] for example in examples], 0, np.float32)

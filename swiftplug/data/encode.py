@@ -7,7 +7,8 @@ import numpy as np
 
 from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.read.conversation import Conversation, Origin
-from swiftplug.data.weigh import IGNORED, Drop, WeighedRow, weigh_rows
+from swiftplug.data.weigh import Drop, WeighedRow, weigh_rows
+from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.loss_scale import LossScale
 from swiftplug.plugin.tools_format import ToolsFormat
 
@@ -75,7 +76,7 @@ def encode_batch(
         conversation = conversations[row.place]
         origin, length = conversation.origin, len(row.input_ids)
         examples = [_example(row, part) for part in cut_tokens(length, max_length, too_long)]
-        kept = [example for example in examples if (example["labels"][1:] != IGNORED).any()]
+        kept = [example for example in examples if (example["labels"][1:] != IGNORED_LABEL).any()]
         if not kept:
             batch.drops.append(_drop(origin, length, max_length, bool(examples)))
             continue

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from swiftplug.data.collate import IGNORED
+from swiftplug.plugin.loss import IGNORED_LABEL
 
 ROWS_A_BATCH = 256
 
@@ -59,7 +59,7 @@ def packed_batches(table: pa.Table, max_length: int) -> Iterator[pa.RecordBatch]
         each example is not trained: nothing before it in the row may be made to predict it.
     """
     lengths = table["length"].to_numpy()
-    untrained = {"labels": IGNORED, "loss_scale": 0}
+    untrained = {"labels": IGNORED_LABEL, "loss_scale": 0}
     columns = {
         name: _Lists(table[name]) for name in ("input_ids", "labels", "loss_scale") if name in table.column_names
     }

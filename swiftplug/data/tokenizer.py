@@ -1,22 +1,14 @@
-"""What encoding needs of a tokenizer: offsets that are exact, and a chat template."""
+"""What encoding needs of a tokenizer: exact offsets."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftplug.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + (message['content'] or '') + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 
 def check_offsets(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -30,32 +22,6 @@ def check_offsets(tokenizer: "PreTrainedTokenizerBase") -> None:
             f"the tokenizer {type(tokenizer).__name__} has no offsets, so weights cannot be carried to its tokens; "
             "expected a fast tokenizer (tokenizer.json)"
         )
-
-
-def set_chat_template(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> list[str]:
-    """Give a tokenizer its chat template: a file's, else its own, else ChatML.
-
-    Args:
-        tokenizer: The tokenizer; its `chat_template` is set.
-        template: A Jinja file, or None.
-
-    Returns:
-        What the user should be told, a sentence each.
-
-    Raises:
-        UserError: If the file cannot be read or is not a Jinja template.
-    """
-    if template is not None:
-        tokenizer.chat_template = _read_template(Path(template))
-        return []
-    if tokenizer.chat_template is not None:
-        return []
-    tokenizer.chat_template = CHATML
-    note = "the tokenizer has no chat template: ChatML is used (another one: --template FILE.jinja)"
-    unknown = [marker for marker in ("<|im_start|>", "<|im_end|>") if marker not in tokenizer.get_vocab()]
-    if unknown:
-        note += f"; {' and '.join(unknown)} are not in its vocabulary and are written as plain text"
-    return [note]
 
 
 @contextmanager
@@ -97,18 +63,3 @@ def _processor(state: Any) -> Any:
     whole = json.loads(Tokenizer(models.BPE()).to_str())
     whole["post_processor"] = state
     return Tokenizer.from_str(json.dumps(whole)).post_processor
-
-
-def _read_template(path: Path) -> str:
-    from jinja2 import TemplateSyntaxError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--template {path}: {error}") from None
-    try:
-        render_jinja_template(conversations=[], chat_template=text)  # compiles it
-    except TemplateSyntaxError as error:
-        raise UserError(f"{path}:{error.lineno}: not a Jinja template: {error.message}") from None
-    return text

@@ -12,12 +12,11 @@ from swiftplug.data.read.messages import RowError
 from swiftplug.data.tokenizer import check_offsets, untrimmed_offsets
 from swiftplug.data.weights import lay_weights, token_weights
 from swiftplug.errors import UserError
+from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-IGNORED = -100
 
 
 class Drop(NamedTuple):
@@ -96,7 +95,7 @@ def weigh_rows(
         except UserError as error:
             raise UserError(f"{conversations[place].origin}: {error}") from None
     weights = token_weights(tokens.starts, tokens.ends, spans)
-    labels = np.where(weights == 0, np.int32(IGNORED), tokens.input_ids)
+    labels = np.where(weights == 0, np.int32(IGNORED_LABEL), tokens.input_ids)
     weighed = []
     begin = 0
     for (place, whole), end in zip(rendered, tokens.ends, strict=True):

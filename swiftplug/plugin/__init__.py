@@ -1,7 +1,8 @@
 """The public API for plugin authors: the contracts, the decorators, and the parts of a model by name."""
 
+from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
-from swiftplug.plugin.loss import TokenLoss
+from swiftplug.plugin.loss import IGNORED_LABEL, TokenLoss
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 from swiftplug.plugin.model_arch import MODEL_ARCH_MAPPING, ModelKeys, find_all_linears
 from swiftplug.plugin.register import (
@@ -30,10 +31,12 @@ from swiftplug.plugin.tables import (
     prms,
     tools_prompt,
 )
+from swiftplug.plugin.tokenizer import set_chat_template
 from swiftplug.plugin.tools_format import ToolsFormat, ToolTurns
 from swiftplug.plugin.tuner import Tuner
 
 __all__ = [
+    "IGNORED_LABEL",
     "LOSS_MAPPING",
     "METRIC_MAPPING",
     "MODEL_ARCH_MAPPING",
@@ -53,10 +56,12 @@ __all__ = [
     "ToolsFormat",
     "Tuner",
     "Unscored",
+    "UserError",
     "extra_callbacks",
     "extra_tuners",
     "find_all_linears",
     "loss_scale_map",
+    "nearest",
     "optimizers_map",
     "orms",
     "prms",
@@ -72,5 +77,6 @@ __all__ = [
     "register_prm",
     "register_tools",
     "register_tuner",
+    "set_chat_template",
     "tools_prompt",
 ]

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+IGNORED_LABEL = -100
+"""The label of a position that has nothing to predict, as PyTorch's cross entropy and Transformers have it."""
+
 
 class TokenLoss:
     """A loss that is a function of one position's logits and its target; subclass it and write `token_loss`.
@@ -50,7 +53,7 @@ class TokenLoss:
             A scalar.
         """
         targets = labels[:, 1:]
-        trained = targets != -100
+        trained = targets != IGNORED_LABEL
         losses = self.token_loss(outputs.logits[:, :-1][trained].float(), targets[trained])
         if loss_scale is not None:
             losses = losses * loss_scale[:, 1:][trained]

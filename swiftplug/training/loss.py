@@ -8,11 +8,10 @@ from accelerate import Accelerator
 from transformers import TrainingArguments
 
 from swiftplug.errors import UserError
+from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.training.head import KnownHead, find_known_head, run_headless, token_loss_sum
 from swiftplug.training.plugins import LossContract
-
-IGNORED = -100
 
 
 class LossResult(NamedTuple):
@@ -108,7 +107,7 @@ class LossComputer:
         scale: torch.Tensor | None,
         num_items: torch.Tensor | int | None,
     ) -> tuple[Any, torch.Tensor]:
-        trained = torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))  # the positions that predict one
+        trained = torch.nn.functional.pad(labels[:, 1:] != IGNORED_LABEL, (0, 1))  # the positions that predict one
         targets = labels[:, 1:][trained[:, :-1]]
         weights = None if scale is None else scale[:, 1:][trained[:, :-1]]
         if self.head is not None:
@@ -141,7 +140,7 @@ class LossComputer:
         """The micro-batch's share of its accumulation step, by trained tokens, for what is not a sum over them."""
         if num_items is None or not self.contract.takes_num_items:
             return 1.0
-        return (labels[:, 1:] != IGNORED).sum() / num_items
+        return (labels[:, 1:] != IGNORED_LABEL).sum() / num_items
 
     def _check_scalar(self, loss: Any) -> None:
         if not isinstance(loss, torch.Tensor):

@@ -6,9 +6,10 @@ import torch
 
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.prepare import PreparedData, prepare_data
-from swiftplug.data.tokenizer import check_offsets, set_chat_template
+from swiftplug.data.tokenizer import check_offsets
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.tokenizer import set_chat_template
 from swiftplug.runs.blame import blaming
 from swiftplug.runs.model import ModelRequest, ModelSource, open_model
 from swiftplug.training.arguments import RunArguments, training_arguments

@@ -19,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from swiftplug.data.sampler import EpochSampler
 from swiftplug.errors import UserError, nearest
+from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.runs.marker import Marker
 from swiftplug.training.arguments import RunArguments
 from swiftplug.training.evaluation import Metrics, generate_answers
@@ -26,8 +27,6 @@ from swiftplug.training.loss import LossComputer
 from swiftplug.training.optimizer import make_optimizer
 from swiftplug.training.plugins import RunPlugins
 from swiftplug.training.saving import SavingTrainer
-
-IGNORED = -100
 
 
 class PlugTrainer(SavingTrainer):
@@ -165,7 +164,7 @@ class PlugTrainer(SavingTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
         if not batch_samples:
             return None
-        count = sum((batch["labels"][:, 1:] != IGNORED).sum() for batch in batch_samples)
+        count = sum((batch["labels"][:, 1:] != IGNORED_LABEL).sum() for batch in batch_samples)
         total = torch.as_tensor(count, device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total).sum()
@@ -183,7 +182,7 @@ class PlugTrainer(SavingTrainer):
         """The loss of an evaluation batch, added up by tokens, and its logits where a metric reads them."""
         inputs = self._prepare_inputs(inputs)
         labels = self._labels_of_real_rows(inputs["labels"])
-        count = (labels[:, 1:] != IGNORED).sum()
+        count = (labels[:, 1:] != IGNORED_LABEL).sum()
         with torch.no_grad(), self.compute_loss_context_manager():
             batch = {**inputs, "labels": labels}
             result = self.loss_computer(model, batch, count.clamp(min=1), need_logits=not prediction_loss_only)
@@ -200,7 +199,7 @@ class PlugTrainer(SavingTrainer):
             return labels
         real = state.remainder - self.args.process_index * labels.shape[0]
         labels = labels.clone()
-        labels[max(real, 0) :] = IGNORED
+        labels[max(real, 0) :] = IGNORED_LABEL
         return labels
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:

@@ -11,9 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from swiftplug.data.encode import EncodedBatch, encode_batch
 from swiftplug.data.read.conversation import Conversation, Origin
-from swiftplug.data.tokenizer import set_chat_template
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
+from swiftplug.plugin.tokenizer import set_chat_template
 
 
 class Half(LossScale):

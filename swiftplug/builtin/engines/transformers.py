@@ -11,9 +11,9 @@ from swiftplug.builtin.engines.decoding import Decoder, Drawn, Task
 from swiftplug.builtin.engines.drawing import uniform_numbers
 from swiftplug.builtin.engines.packing import pack_linears
 from swiftplug.builtin.hardware import pick_device, pick_dtype
-from swiftplug.data.tokenizer import set_chat_template
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
+from swiftplug.plugin.tokenizer import set_chat_template
 from swiftplug.runs.model import load_adapter, open_base_model, open_model
 
 

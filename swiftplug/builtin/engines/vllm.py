@@ -9,9 +9,9 @@ from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
 from swiftplug.builtin.engines.vllm_model import find_model
-from swiftplug.data.tokenizer import set_chat_template
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
+from swiftplug.plugin.tokenizer import set_chat_template
 from swiftplug.runs.model import ModelRequest, open_base_model, open_model
 
 _CANDIDATES_AT_ONCE = 4096
