@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from swiftplug.data.chat.render import ChatRenderer
-from swiftplug.data.read.conversation import Conversation, Origin
+from swiftplug.data.read.conversation import Conversation, RowOrigin
 from swiftplug.data.weigh import Drop, WeighedRow, weigh_rows
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.loss_scale import LossScale
@@ -37,8 +37,8 @@ class EncodedBatch(NamedTuple):
     examples: list[Example]
     rows: list[int]
     drops: list[Drop]
-    cut: list[Origin]
-    shortened: list[Origin]
+    cut: list[RowOrigin]
+    shortened: list[RowOrigin]
 
 
 def encode_batch(
@@ -111,7 +111,7 @@ def _example(row: WeighedRow, part: slice) -> Example:
     }
 
 
-def _drop(origin: Origin, length: int, max_length: int, fits: bool) -> Drop:
+def _drop(origin: RowOrigin, length: int, max_length: int, fits: bool) -> Drop:
     detail = f"{length} tokens, max_length is {max_length}" if length > max_length else ""
     return Drop(origin, UNTRAINED, detail) if fits else Drop(origin, TOO_LONG, detail, length)
 

@@ -9,9 +9,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from swiftplug.data.encode import EncodedBatch, TooLong, encode_batch
-from swiftplug.data.read.conversation import Conversation
-from swiftplug.data.read.files import RawRow
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import Conversation, RawRow, RowError
 from swiftplug.data.read.report import SplitReport
 from swiftplug.data.read.rows import to_conversation
 from swiftplug.plugin.loss_scale import LossScale

@@ -7,8 +7,7 @@ import numpy as np
 
 from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import TEMPLATE_TEXT, Rendered, Segment
-from swiftplug.data.read.conversation import Conversation, Origin
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.tokenizer import check_offsets, untrimmed_offsets
 from swiftplug.data.weights import lay_weights, token_weights
 from swiftplug.errors import UserError
@@ -29,7 +28,7 @@ class Drop(NamedTuple):
         length: Its tokens, where it was left out for being too long.
     """
 
-    origin: Origin
+    origin: RowOrigin
     reason: str
     detail: str
     length: int | None = None

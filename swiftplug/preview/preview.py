@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from swiftplug.config.schema import TrainConfig
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import RowError
 from swiftplug.data.read.rows import to_conversation
 from swiftplug.data.read.sources import open_source
 from swiftplug.data.read.split import joined

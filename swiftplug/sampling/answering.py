@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from swiftplug.config.sample_schema import SampleConfig
 from swiftplug.data.chat.tools import write_turns
-from swiftplug.data.read.conversation import Conversation, Origin
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Completion, Prompt, Sampling
 from swiftplug.sampling.arguments import SampleArguments
@@ -148,7 +147,7 @@ class Answering:
         source, _, line = row.origin.rpartition(":")
         try:
             turns = write_turns(
-                Conversation(row.prompt, Origin(source, int(line)), row.tools), self._plugins.tools.bound
+                Conversation(row.prompt, RowOrigin(source, int(line)), row.tools), self._plugins.tools.bound
             )
         except RowError as error:
             if self._is_own(row):

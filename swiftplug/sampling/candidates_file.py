@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swiftplug.data.read.messages import RowError, parse_messages
+from swiftplug.data.read.conversation import RowError
+from swiftplug.data.read.messages import parse_messages
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Completion
 from swiftplug.sampling.ledger import NO_CANDIDATES, Ledger

@@ -8,8 +8,7 @@ from itertools import chain
 from typing import Any
 
 from swiftplug.config.sample_schema import SampleConfig
-from swiftplug.data.read.files import RawRow
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import RawRow, RowError
 from swiftplug.data.read.rows import to_conversation
 from swiftplug.data.read.sources import Source, open_source
 from swiftplug.plugin.registry import Registry

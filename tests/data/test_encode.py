@@ -10,7 +10,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from swiftplug.data.encode import EncodedBatch, encode_batch
-from swiftplug.data.read.conversation import Conversation, Origin
+from swiftplug.data.read.conversation import Conversation, RowOrigin
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 from swiftplug.plugin.tokenizer import set_chat_template
@@ -32,11 +32,11 @@ def tokenizer(tiny_model_dir: Path) -> PreTrainedTokenizerFast:
 
 def _chat(*contents: str, line: int = 1, **more: Any) -> Conversation:
     turns = [{"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(contents)]
-    return Conversation(turns, Origin("rows.jsonl", line), **more)
+    return Conversation(turns, RowOrigin("rows.jsonl", line), **more)
 
 
 def _text(text: str, line: int = 1) -> Conversation:
-    return Conversation([], Origin("rows.jsonl", line), text=text)
+    return Conversation([], RowOrigin("rows.jsonl", line), text=text)
 
 
 def _encode(conversations: list[Conversation], tokenizer: PreTrainedTokenizerFast, **settings: Any) -> EncodedBatch:

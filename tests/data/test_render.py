@@ -9,12 +9,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from swiftplug.data.chat.render import ChatRenderer, render
 from swiftplug.data.chat.segments import Rendered
-from swiftplug.data.read.conversation import Conversation, Origin
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.plugin.loss_scale import ContextType
 
 LAST_TURN = "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"
-ORIGIN = Origin("rows.jsonl", 3)
+ORIGIN = RowOrigin("rows.jsonl", 3)
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

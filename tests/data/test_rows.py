@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from swiftplug.data.read.conversation import Conversation, Origin
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.read.rows import to_conversation
 
-ORIGIN = Origin("data.jsonl", 7)
+ORIGIN = RowOrigin("data.jsonl", 7)
 USER = {"role": "user", "content": "你好 👋"}
 ANSWER = {"role": "assistant", "content": "Hello."}
 SYSTEM = {"role": "system", "content": "Be kind."}

@@ -19,14 +19,13 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from swiftplug.data.chat.render import ChatRenderer, render
 from swiftplug.data.encode import encode_batch
-from swiftplug.data.read.conversation import Conversation, Origin
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.weights import lay_weights
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 TEMPLATES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
-ORIGIN = Origin("rows.jsonl", 1)
+ORIGIN = RowOrigin("rows.jsonl", 1)
 
 # These read contents as lists of parts.
 PARTS_ONLY = ("idefics3", "llava_next", "smolvlm")

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from swiftplug.data.chat.render import render
 from swiftplug.data.chat.segments import Rendered, Segment
 from swiftplug.data.encode import encode_batch
-from swiftplug.data.read.conversation import Conversation, Origin
+from swiftplug.data.read.conversation import Conversation, RowOrigin
 from swiftplug.data.weights import CombinedLossScale, WeightedSpan, lay_weights, token_weights
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
@@ -109,7 +109,7 @@ def _byte_fallback() -> PreTrainedTokenizerFast:
 
 def _conversation(answer: str, **message: Any) -> Conversation:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer, **message}]
-    return Conversation(turns, Origin("rows.jsonl", 7))
+    return Conversation(turns, RowOrigin("rows.jsonl", 7))
 
 
 def _encode(conversation: Conversation, tokenizer: PreTrainedTokenizerFast, scale: LossScale) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from swiftplug.config.load import load_train_config
 from swiftplug.data.encode import encode_batch
-from swiftplug.data.read.conversation import Conversation, Origin
+from swiftplug.data.read.conversation import Conversation, RowOrigin
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 from swiftplug.preview.html import to_html
@@ -42,7 +42,7 @@ def tokenizer(tiny_model_dir: Path) -> PreTrainedTokenizerFast:
 
 def _chat(question: str, answer: str, line: int = 1) -> Conversation:
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return Conversation(turns, Origin("rows.jsonl", line))
+    return Conversation(turns, RowOrigin("rows.jsonl", line))
 
 
 def _rows(conversations: list[Conversation], tokenizer: PreTrainedTokenizerFast, **settings: Any) -> list[PreviewRow]:
@@ -96,7 +96,7 @@ def test_long_rows_are_shown_as_they_are_cut(tokenizer: PreTrainedTokenizerFast)
 
 def test_a_plain_text_shows_the_token_that_ends_it(tokenizer: PreTrainedTokenizerFast) -> None:
     [row] = _rows(
-        [Conversation([], Origin("t.jsonl", 1), text="学 text")], tokenizer, task="pt", loss_scale=LossScale()
+        [Conversation([], RowOrigin("t.jsonl", 1), text="学 text")], tokenizer, task="pt", loss_scale=LossScale()
     )
     assert "".join(row.tokens) == "学 text<|im_end|>"
     assert [(segment.type, segment.end_token) for segment in row.segments] == [

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from swiftplug.data.chat.marks import Field, Messages, Piece, locate, text_fields
 from swiftplug.data.chat.turns import Apply, TurnFormat, end_of_turn, without_thinking
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import RowError
 
 ANSWER_NOT_LOCATED = "where an answer stands in the rendering cannot be told"
 LEFT_OUT = "the chat template leaves out all of an answer"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import RowError
 
 Messages = list[dict[str, Any]]
 Render = Callable[[Messages], str]

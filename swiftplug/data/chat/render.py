@@ -14,8 +14,7 @@ from swiftplug.data.chat.marks import Field, Messages, Piece, locate, text_field
 from swiftplug.data.chat.segments import TEMPLATE_TEXT, Rendered, Segment
 from swiftplug.data.chat.tools import Turns, with_text_arguments, write_turns
 from swiftplug.data.chat.turns import TurnFormat, learn_turn_format
-from swiftplug.data.read.conversation import Conversation
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import Conversation, RowError
 from swiftplug.plugin.loss_scale import ContextType
 from swiftplug.plugin.tools_format import ToolsFormat
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from swiftplug.data.read.conversation import Conversation
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import Conversation, RowError
 from swiftplug.plugin.tools_format import ToolsFormat, ToolTurns
 
 _PROBE = {"name": "tool", "description": "", "parameters": {"type": "object", "properties": {}}}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from swiftplug.data.chat.marks import Messages
-from swiftplug.data.read.messages import RowError
+from swiftplug.data.read.conversation import RowError
 
 Apply = Callable[[Messages, bool], str]  # messages, add_generation_prompt -> text
 

@@ -1,12 +1,29 @@
-"""A row after its format is forgotten: messages or a text, and where it came from."""
+"""A row on its way: as it was read, and as the messages or the text that every task works with."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class RowError(Exception):
+    """A row cannot be used; it is counted and left out.
+
+    Attributes:
+        reason: Why, in words that many rows share: rows are counted by it.
+        detail: What was found in this row.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a row was read, as errors and counts say it.
+class RowOrigin:
+    """Where a row was read, printed as `file:line`.
 
     Attributes:
         file: The file, hub id or dataset plugin.
@@ -20,9 +37,16 @@ class Origin:
         return f"{self.file}:{self.line}"
 
 
+class RawRow(NamedTuple):
+    """A row as read: usually a dictionary, but a file may hold anything."""
+
+    row: Any
+    origin: RowOrigin
+
+
 @dataclass
 class Conversation:
-    """One row in the form that every task reads.
+    """A row in the one form that is rendered.
 
     Attributes:
         messages: `role` and `content`, and optionally `reasoning_content`, `tool_calls`, `name`, `tool_call_id`, and
@@ -34,7 +58,7 @@ class Conversation:
     """
 
     messages: list[dict[str, Any]]
-    origin: Origin
+    origin: RowOrigin
     tools: list[Any] | None = None
     text: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)

@@ -4,26 +4,14 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from swiftplug.data.read.conversation import Origin
+from swiftplug.data.read.conversation import RawRow, RowOrigin
 from swiftplug.errors import UserError
 
 PARQUET_BATCH = 256
 LONGEST_CELL = 2**31 - 1  # csv refuses cells above 128 KiB unless told otherwise
 BOM = b"\xef\xbb\xbf"
-
-
-class RawRow(NamedTuple):
-    """A row as read.
-
-    Attributes:
-        row: What the source has, usually a dictionary.
-        origin: Where.
-    """
-
-    row: Any
-    origin: Origin
 
 
 def read_json(path: Path) -> Iterator[RawRow]:
@@ -43,7 +31,7 @@ def read_json(path: Path) -> Iterator[RawRow]:
         for number, line in enumerate(file, 1):
             text = _decoded(line.removeprefix(BOM) if number == 1 else line, f"{path}:{number}")
             if text.strip():
-                yield RawRow(_parsed(text, path, number), Origin(str(path), number))
+                yield RawRow(_parsed(text, path, number), RowOrigin(str(path), number))
 
 
 def read_csv(path: Path) -> Iterator[RawRow]:
@@ -66,7 +54,7 @@ def read_csv(path: Path) -> Iterator[RawRow]:
             for cells in reader:
                 if cells:
                     row = dict(zip(header, cells, strict=True)) if len(cells) == len(header) else cells
-                    yield RawRow(row, Origin(str(path), line))
+                    yield RawRow(row, RowOrigin(str(path), line))
                 line = reader.line_num + 1
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num}: not CSV: {error}") from None
@@ -89,7 +77,7 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
             for batch in file.iter_batches(PARQUET_BATCH):
                 for row in batch.to_pylist():
                     number += 1
-                    yield RawRow(without_nulls(features.decode_example(row)), Origin(str(path), number))
+                    yield RawRow(without_nulls(features.decode_example(row)), RowOrigin(str(path), number))
     except pa.ArrowException as error:
         raise UserError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
 
@@ -119,7 +107,7 @@ def _read_json_list(path: Path) -> Iterator[RawRow]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from None
     for number, row in enumerate(rows, 1):
-        yield RawRow(row, Origin(str(path), number))
+        yield RawRow(row, RowOrigin(str(path), number))
 
 
 def _decoded(raw: bytes, where: str) -> str:

@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+from swiftplug.data.read.conversation import RowError
 from swiftplug.errors import nearest
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -17,20 +18,6 @@ FOLLOWS = {
     "assistant": {"user", "tool"},
     "tool": {"tool", "assistant"},
 }
-
-
-class RowError(Exception):
-    """A row that cannot be used. It is counted and left out; the run goes on with the others.
-
-    Attributes:
-        reason: Why, in words that many rows may share: rows are counted by it.
-        detail: What was found in this row.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
 
 
 def parse_messages(value: Any, column: str) -> list[dict[str, Any]]:

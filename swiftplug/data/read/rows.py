@@ -4,9 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from swiftplug.data.read.conversation import Conversation, Origin
+from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.read.messages import (
-    RowError,
     check_text,
     check_turns,
     describe,
@@ -31,7 +30,7 @@ SHAREGPT_ROLES = {
 
 
 def to_conversation(
-    row: Any, origin: Origin, task: Literal["pt", "sft", "sample"], columns: Mapping[str, str] | None = None
+    row: Any, origin: RowOrigin, task: Literal["pt", "sft", "sample"], columns: Mapping[str, str] | None = None
 ) -> Conversation:
     """Bring a row of any accepted format into the one form that is rendered.
 
@@ -89,7 +88,7 @@ def _reader(row: dict[str, Any]) -> Callable[[dict[str, Any]], Messages] | None:
     return None
 
 
-def _plain_text(rest: dict[str, Any], origin: Origin, task: str) -> Conversation:
+def _plain_text(rest: dict[str, Any], origin: RowOrigin, task: str) -> Conversation:
     text = rest.pop("text")
     if not isinstance(text, str):
         raise RowError("`text` is not text", f"it is {describe(text)}")

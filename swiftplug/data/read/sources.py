@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swiftplug.data.read.conversation import Origin
-from swiftplug.data.read.files import READERS, RawRow, without_nulls
+from swiftplug.data.read.conversation import RawRow, RowOrigin
+from swiftplug.data.read.files import READERS, without_nulls
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry import Registry
 from swiftplug.plugin.registry.causes import cause_of
@@ -139,6 +139,6 @@ def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source
 def _open_dataset(name: str, loaded: "Dataset") -> Source:
     def read() -> Iterator[RawRow]:
         for number, row in enumerate(loaded.with_format(None), 1):
-            yield RawRow(without_nulls(row), Origin(name, number))
+            yield RawRow(without_nulls(row), RowOrigin(name, number))
 
     return Source(name, f"{name}:{loaded._fingerprint}", read)

@@ -6,7 +6,7 @@ from itertools import compress
 
 import numpy as np
 
-from swiftplug.data.read.files import RawRow
+from swiftplug.data.read.conversation import RawRow
 from swiftplug.data.read.sources import Source
 from swiftplug.errors import UserError
 
