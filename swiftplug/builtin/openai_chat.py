@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from swiftplug.builtin.tools.hermes import hermes
+from swiftplug.builtin.tools.formats import hermes
 
 
 class MalformedAnswerError(Exception):

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from swiftplug.builtin.loss_scales.keywords import Keywords
-from swiftplug.builtin.loss_scales.table import WeightTable
+from swiftplug.builtin.loss_scales.keywords import Keywords, WeightTable
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 from swiftplug.plugin.registry import Registry
@@ -306,7 +305,7 @@ def test_cuts_random_texts_as_the_rule_read_literally_does() -> None:
             for _ in range(draw.randint(1, 8))
         }
         text = "".join(draw.choices("ab好🙂\nc", k=draw.randint(1, 40)))
-        parts, weights = WeightTable(words).cut(text)
+        parts, weights = WeightTable(words).split(text)
         assert list(zip(parts, weights, strict=True)) == brute_force(text, words)
 
 

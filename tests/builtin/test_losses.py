@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from swiftplug.builtin.losses.cross_entropy import CrossEntropy
-from swiftplug.builtin.losses.dft import DynamicFineTuning
-from swiftplug.builtin.losses.focal import Focal
-from swiftplug.builtin.losses.label_smoothing import LabelSmoothing
+from swiftplug.builtin.losses.token_losses import CrossEntropy, DynamicFineTuning, Focal, LabelSmoothing
 from swiftplug.errors import UserError
 
 ROWS, LENGTH, VOCAB = 3, 9, 17

@@ -87,7 +87,7 @@ def test_the_default_format(scorer, answer, reward):
 def test_a_format_of_ones_own(scorer):
     form = scorer("orm", "format", pattern=r"<answer>.+</answer>")
     assert form.rewards(["<answer>two\nlines</answer>", "so <answer>2</answer>", "<answer></answer>"]) == [1, 0, 0]
-    with pytest.raises(UserError, match=r"--orm: format: pattern '\(a' is no regular expression: .*position 0"):
+    with pytest.raises(UserError, match=r"--orm: format: pattern '\(a' is not a regular expression: .*position 0"):
         scorer("orm", "format", pattern="(a")
 
 

@@ -209,7 +209,7 @@ def test_options_are_refused_before_a_model_is_there(name: str, options: dict[st
         ("peft", {"type": "lora", "target_modules": ["k_prj"]}, "tuner peft: target_modules: the model has no module"),
         ("peft", {"type": "lora", "init_lora_weights": "pissa_niter_4"}, "cannot be loaded again exactly"),
         ("freeze", {"train": ["mpl"]}, "no parameter matches 'mpl'; did you mean 'mlp'?"),
-        ("freeze", {"train": ["mlp"], "freeze": ["layers"]}, "nothing would train"),
+        ("freeze", {"train": ["mlp"], "freeze": ["layers"]}, "nothing would be trained"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(
@@ -225,7 +225,7 @@ def test_full_and_freeze_refuse_quantized_weights(base: Callable[[], Any]) -> No
     for plugin in (tuner("full"), tuner("freeze", train=["mlp"])):
         model = base()
         model.quantization_method = "bitsandbytes"  # the mark that Transformers leaves
-        with pytest.raises(UserError, match="quantized weights do not train; take an adapter, such as lora"):
+        with pytest.raises(UserError, match="quantized weights cannot be trained; use an adapter, such as lora"):
             plugin.prepare_model(None, model)
 
 

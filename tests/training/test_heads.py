@@ -17,7 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from swiftplug.builtin.losses.cross_entropy import CrossEntropy
+from swiftplug.builtin.losses.token_losses import CrossEntropy
 from swiftplug.training.head import find_known_head, run_headless, token_loss_sum
 from swiftplug.training.loss import LossComputer
 

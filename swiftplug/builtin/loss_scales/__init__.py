@@ -1,1 +1,0 @@
-"""The loss scales that ship."""

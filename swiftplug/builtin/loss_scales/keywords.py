@@ -1,18 +1,128 @@
-"""A loss scale whose table the user writes."""
+"""Weighing a response by the words and patterns found in it."""
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import heapify, heappop, heappush
+from typing import Any, NamedTuple
 
-from swiftplug.builtin.loss_scales.table import TableLossScale, Weight, WeightTable
-from swiftplug.errors import UserError
+from swiftplug.plugin import ContextType, LossScale, UserError
+
+Weight = float | tuple[float, float]
+"""The weight of a match; in a pair, the second weighs the text after it, up to the next match that has a pair."""
+
+
+class _Rule(NamedTuple):
+    regex: re.Pattern[str]
+    weight: float
+    following: float | None
+
+
+class _Match(NamedTuple):
+    """Where a rule matches; sorts as matches take precedence."""
+
+    start: int
+    negative_end: int
+    rule: int
+
+
+class WeightTable:
+    """Words and patterns with their weights.
+
+    The text is read from its start and the first match counts. Of several at one place the longest counts, of equally
+    long ones a word before a pattern, then the one given first. Reading goes on after the match. Text before the first
+    match, and between matches without a weight for the text after them, weighs `default`.
+
+    Args:
+        words: Literal strings and their weights.
+        patterns: Regular expressions and their weights; `^` is the start of the whole text. Empty matches are ignored.
+        default: The weight of everything else.
+
+    Raises:
+        re.error: A pattern is not a regular expression.
+
+    Example:
+        >>> WeightTable({"Action:": (2.0, 3.0)}).split("So. Action: go")
+        (['So. ', 'Action:', ' go'], [1.0, 2.0, 3.0])
+    """
+
+    def __init__(
+        self, words: Mapping[str, Weight] = {}, patterns: Mapping[str, Weight] = {}, default: float = 1.0
+    ) -> None:
+        escaped = {re.escape(word): weight for word, weight in words.items()}
+        self._rules = [
+            _Rule(re.compile(regex), *(weight if isinstance(weight, tuple) else (weight, None)))
+            for regex, weight in [*escaped.items(), *patterns.items()]
+        ]
+        self._default = default
+
+    def split(self, text: str) -> tuple[list[str], list[float]]:
+        """Split a text into parts, and weigh each.
+
+        Args:
+            text: The text of a context.
+
+        Returns:
+            The parts, which joined are the text again, and the weight of each. No part is empty unless the text is:
+            then it is the only part, so that the suffix of an empty answer has a weight to take.
+        """
+        parts: list[str] = []
+        weights: list[float] = []
+        position, weight_between = 0, self._default
+        for start, end, rule in self._matches(text):
+            if position < start:
+                parts.append(text[position:start])
+                weights.append(weight_between)
+            parts.append(text[start:end])
+            weights.append(rule.weight)
+            position = end
+            if rule.following is not None:
+                weight_between = rule.following
+        if position < len(text) or not text:
+            parts.append(text[position:])
+            weights.append(weight_between)
+        return parts, weights
+
+    def _matches(self, text: str) -> Iterator[tuple[int, int, _Rule]]:
+        """The matches that count, in order and without overlap."""
+        # Each rule has its next match in the heap and searches again only once that is passed: one scan per rule.
+        heap = [match for rule in range(len(self._rules)) if (match := self._next_match(rule, text, 0))]
+        heapify(heap)
+        position = 0
+        while heap:
+            start, negative_end, rule = heappop(heap)
+            if start >= position:
+                position = -negative_end
+                yield start, position, self._rules[rule]
+            if match := self._next_match(rule, text, position):
+                heappush(heap, match)
+
+    def _next_match(self, rule: int, text: str, position: int) -> _Match | None:
+        for match in self._rules[rule].regex.finditer(text, position):
+            if match.group():
+                return _Match(match.start(), -match.end(), rule)
+        return None
+
+
+class TableLossScale(LossScale):
+    """Weighs responses by a table, everything else as the base class does. Subclasses set `table`."""
+
+    table: WeightTable
+
+    def get_loss_scale(
+        self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
+    ) -> tuple[list[str], list[float]]:
+        """Split a response by the table; see `LossScale.get_loss_scale`."""
+        if context_type is ContextType.RESPONSE:
+            return self.table.split(context)
+        return super().get_loss_scale(context, context_type, is_last_round, **kwargs)
 
 
 class Keywords(TableLossScale):
-    r"""Weighs responses by a table of words and patterns.
+    r"""Weighs responses by a table of words and regular expressions, given as options.
 
     Example:
-        A config's `loss_scale`, in which digits weigh 2, `Answer:` weighs 2 and what follows it 3:
+        In a config: digits weigh 2, `Answer:` weighs 2 and the text after it 3.
 
         ```yaml
         loss_scale:
@@ -29,10 +139,10 @@ class Keywords(TableLossScale):
         """Build the table.
 
         Args:
-            words: Literal strings, each with its weight, or with a pair: its own weight, and that of what follows it
-                up to the next word or pattern that has a pair. The longest wins where several match.
-            patterns: Regular expressions (of Python's `re`), likewise.
-            default: The weight of what is neither found nor follows what was found with a pair.
+            words: Literal strings, each with its weight or with a pair: its own weight, and that of the text after it
+                up to the next word or pattern that has a pair. Where several match, the longest counts.
+            patterns: Regular expressions (Python's `re`), with weights in the same form.
+            default: The weight of text that neither matches nor follows a match with a pair.
 
         Raises:
             UserError: There is nothing to look for, a word is empty, a pattern is not a regular expression, or a
@@ -44,19 +154,17 @@ class Keywords(TableLossScale):
         if "" in words:
             raise UserError("keywords: words has an empty word; expected at least one character")
         for pattern in patterns:
-            _check_pattern(pattern)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(
+                    f"keywords: patterns has {pattern!r}, which is not a regular expression: {error}"
+                ) from None
         for key, table in (("words", words), ("patterns", patterns)):
             for word, weight in table.items():
                 _check_finite(f"{key}.{word}", weight if isinstance(weight, Iterable) else (weight,))
         _check_finite("default", (default,))
         self.table = WeightTable(words, patterns, default)
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"keywords: patterns has {pattern!r}, which is not a regular expression: {error}") from None
 
 
 def _check_finite(where: str, weights: Iterable[float]) -> None:

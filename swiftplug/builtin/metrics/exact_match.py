@@ -1,4 +1,4 @@
-r"""The share of generated answers that are exactly right: the last `\boxed{...}`, else the whole text."""
+r"""The share of generated answers that are exactly right."""
 
 from pydantic import PositiveInt
 
@@ -6,10 +6,10 @@ from swiftplug.builtin.boxed import last_boxed
 
 
 class ExactMatch:
-    r"""Compares generated answers with the references.
+    r"""Share of generated answers that match the reference: its last `\boxed{...}`, or else the whole text.
 
     Where a reference has a `\boxed{...}`, the content of its last one is compared with that of the answer's last one;
-    otherwise the whole texts are. White space around is ignored.
+    otherwise the whole texts are compared. Surrounding white space is ignored.
 
     Example:
         >>> ExactMatch()(["Step 1: 1 + 1 = 2\n\\boxed{2}", "I do not know."], ["\\boxed{2}", "\\boxed{3}"])
@@ -22,7 +22,7 @@ class ExactMatch:
         """Set the length of answers.
 
         Args:
-            max_new_tokens: Tokens after which an unfinished answer is cut off.
+            max_new_tokens: Longest answer that is generated, in tokens; longer ones are cut off.
         """
         self.max_new_tokens = max_new_tokens
 
@@ -31,19 +31,18 @@ class ExactMatch:
 
         Args:
             predictions: Generated answers.
-            references: The right answer to each.
+            references: The correct answer to each.
 
         Returns:
             `exact_match`, between 0 and 1; NaN where there is nothing to compare.
         """
-        right = [matches(prediction, reference) for prediction, reference in zip(predictions, references, strict=True)]
-        return {"exact_match": sum(right) / len(right) if right else float("nan")}
+        correct = [_matches(answer, reference) for answer, reference in zip(predictions, references, strict=True)]
+        return {"exact_match": sum(correct) / len(correct) if correct else float("nan")}
 
 
-def matches(prediction: str, reference: str) -> bool:
-    """Whether one answer is right."""
+def _matches(answer: str, reference: str) -> bool:
     expected = last_boxed(reference)
     if expected is None:
-        return prediction.strip() == reference.strip()
-    found = last_boxed(prediction)
+        return answer.strip() == reference.strip()
+    found = last_boxed(answer)
     return found is not None and found.strip() == expected.strip()

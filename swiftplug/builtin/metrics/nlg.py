@@ -1,4 +1,4 @@
-"""Overlap of generated answers with the references: ROUGE and BLEU, Chinese too."""
+"""Overlap of generated answers with the references: ROUGE and BLEU, also for Chinese."""
 
 import logging
 import re
@@ -14,35 +14,23 @@ _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U00
 _PIECE = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
 
 
-class _Words:
-    """Words for ROUGE: on English exactly rouge_score's own, without its stemmer; jieba's where there are no spaces."""
-
-    def __init__(self) -> None:
-        jieba.setLogLevel(logging.WARNING)
-        self._cut = jieba.Tokenizer().lcut
-
-    def tokenize(self, text: str) -> list[str]:
-        words: list[str] = []
-        for piece in _PIECE.findall(text.lower()):
-            words += self._cut(piece) if re.match(f"[{_UNSPACED}]", piece) else [piece]
-        return words
-
-
 class NLG:
-    """ROUGE-1, ROUGE-2 and ROUGE-L (F1, mean over the answers) and corpus BLEU-4, all from 0 to 100.
+    """ROUGE-1, ROUGE-2, ROUGE-L (mean F1) and corpus BLEU-4 of generated answers, from 0 to 100.
 
-    BLEU is sacrebleu's with its defaults, and its tokenizer is `zh` if a reference has Chinese characters, else `13a`,
-    so that the number is the one that its command line prints.
-
-    Args:
-        max_new_tokens: How long a generated answer may be.
+    BLEU is sacrebleu's with its defaults. Its tokenizer is `zh` if a reference has Chinese characters, else `13a`, so
+    the number is the one that sacrebleu's command line prints.
     """
 
     generate = True
 
     def __init__(self, max_new_tokens: PositiveInt = 256) -> None:
+        """Set the length of answers.
+
+        Args:
+            max_new_tokens: Longest answer that is generated, in tokens; longer ones are cut off.
+        """
         self.max_new_tokens = max_new_tokens
-        self._rouge = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Words())
+        self._rouge = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_WordTokenizer())
 
     def __call__(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         """Score generated answers; an empty one scores 0.
@@ -61,3 +49,17 @@ class NLG:
         bleu = BLEU(tokenize="zh" if chinese else "13a").corpus_score(predictions, [references])
         means = {name: 100 * fmean(score[name].fmeasure for score in rouge) for name in ("rouge1", "rouge2", "rougeL")}
         return {**means, "bleu4": bleu.score}
+
+
+class _WordTokenizer:
+    """Words for ROUGE: rouge_score's own for English, without its stemmer; jieba's where there are no spaces."""
+
+    def __init__(self) -> None:
+        jieba.setLogLevel(logging.WARNING)
+        self._cut = jieba.Tokenizer().lcut
+
+    def tokenize(self, text: str) -> list[str]:
+        words: list[str] = []
+        for piece in _PIECE.findall(text.lower()):
+            words += self._cut(piece) if re.match(f"[{_UNSPACED}]", piece) else [piece]
+        return words

@@ -1,4 +1,4 @@
-"""All optimizers of the pytorch_optimizer library, by name."""
+"""The optimizers of the pytorch_optimizer library, by name."""
 
 import inspect
 from typing import Any
@@ -8,29 +8,29 @@ import torch
 from pytorch_optimizer.optimizer.scion import LMONorm
 from transformers import get_constant_schedule
 
-from swiftplug.builtin.optimizers.groups import Made, decay_groups, hidden_matrices, trainable
-from swiftplug.errors import UserError, nearest
+from swiftplug.builtin.optimizers.groups import OptimizerPair, decay_groups, hidden_matrices, trainable_parameters
+from swiftplug.plugin import UserError, nearest
 
-_WHOLE_MODEL = "it takes the place of the backward pass"
-_CLOSURE = "it calls the model by itself, which Trainer does not allow"
+_BACKWARD = "it replaces the backward pass"
+_CLOSURE = "it evaluates the model itself, which Trainer does not allow"
 _SECOND = "it needs second derivatives, which Trainer does not compute"
-_STATE = "its state does not survive a checkpoint"
-_LOW_RANK = "it would act as AdamW, for want of a rank by parameter group"
+_STATE = "its state is lost in a checkpoint"
+_LOW_RANK = "it would act as AdamW, because parameter groups have no rank"
 _REFUSED = {
     "a2grad": "it has no learning rate for a schedule to change",
     "adahessian": _SECOND,
-    "adalomo": _WHOLE_MODEL,
-    "adammini": "it builds its groups by names of its own",
+    "adalomo": _BACKWARD,
+    "adammini": "it builds parameter groups itself, from its own names",
     "adashift": _STATE,
     "alig": _CLOSURE,
     "apollo": _LOW_RANK,
     "bsam": _CLOSURE,
     "conda": _STATE,
-    "distributedmuon": "the optimizer muon does the same",
+    "distributedmuon": "use the optimizer muon",
     "fira": _LOW_RANK,
-    "galore": "take the optimizer galore",
+    "galore": "use the optimizer galore",
     "lbfgs": _CLOSURE,
-    "lomo": _WHOLE_MODEL,
+    "lomo": _BACKWARD,
     "magma": "it wraps another optimizer",
     "scalableshampoo": _STATE,
     "sophiah": _SECOND,
@@ -39,52 +39,54 @@ _REFUSED = {
 _DIVIDES_BY_RATE = {"asgd", "ftrl", "gravity"}
 
 
-def pytorch_optimizer(args: Any, model: torch.nn.Module, dataset: Any, *, algorithm: str, **parameters: Any) -> Made:
-    """An optimizer of pytorch_optimizer: `{name: pytorch_optimizer, algorithm: lion, betas: [0.95, 0.98]}`.
+def pytorch_optimizer(
+    args: Any, model: torch.nn.Module, dataset: Any, *, algorithm: str, **parameters: Any
+) -> OptimizerPair:
+    """Any optimizer of the pytorch_optimizer library: `{name: pytorch_optimizer, algorithm: lion}`.
 
-    The learning rate is `training.learning_rate` unless `lr` is given (some, like prodigy, want 1.0), weight decay is
-    `training.weight_decay`; all other defaults are the library's. Those of Muon's family get the matrices inside the
-    network, and their own AdamW the rest. Schedule-free ones keep a constant learning rate.
+    The learning rate is `training.learning_rate` unless `lr` is given (some algorithms, like prodigy, need 1.0), weight
+    decay is `training.weight_decay`; all other defaults are the library's. Algorithms of Muon's family get the matrices
+    inside the network, and their own AdamW all other parameters. Schedule-free algorithms get a constant learning rate.
 
     Args:
         args: The run's arguments.
         model: The model to train.
         dataset: The training set.
         algorithm: The name of the class, in any case.
-        **parameters: Its parameters.
+        **parameters: Its parameters: `betas: [0.95, 0.98]`.
 
     Raises:
-        UserError: If the library has no such algorithm, it cannot run in Trainer, or does not take a parameter.
+        UserError: The library has no such algorithm, it cannot be used in Trainer, or it does not take a parameter.
     """
     optimizer_class, known = _find(algorithm, parameters)
     if algorithm.lower() in _DIVIDES_BY_RATE and args.training_args.get_warmup_steps(args.num_training_steps):
         raise UserError(
-            f"optimizer pytorch_optimizer: {algorithm} divides by the learning rate, and a warmup begins with 0: set "
+            f"optimizer pytorch_optimizer: {algorithm} divides by the learning rate, and a warmup starts at 0: set "
             "training.warmup_steps to 0"
         )
     parameters = {"lr": args.learning_rate, **parameters}
     weight_decay = parameters.pop("weight_decay", args.weight_decay)
-    if "adamw_lr" in known:  # the family of Muon
+    if "adamw_lr" in known:  # Muon's family
         parameters = {"adamw_lr": parameters["lr"], **parameters}
         matrices = hidden_matrices(model)
-        rest = {name: parameter for name, parameter in trainable(model).items() if name not in matrices}
+        others = trainable_parameters(model, excluding=matrices)
         groups = [
             *decay_groups(model, matrices, weight_decay, use_muon=True),
-            *decay_groups(model, rest, weight_decay, use_muon=False),
+            *decay_groups(model, others, weight_decay, use_muon=False),
         ]
     else:
-        groups = decay_groups(model, trainable(model), weight_decay)
+        groups = decay_groups(model, trainable_parameters(model), weight_decay)
     try:
         optimizer: torch.optim.Optimizer = optimizer_class(groups, **parameters)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"optimizer pytorch_optimizer: {algorithm}: {' '.join(str(error).split())}") from error
-    # An enumeration that two of them keep in their groups, and that a safe load of a checkpoint must know.
+    # Two algorithms keep this enumeration in their groups; a safe load of a checkpoint must know it.
     torch.serialization.add_safe_globals([LMONorm])
     return optimizer, get_constant_schedule(optimizer) if algorithm.lower().startswith("schedulefree") else None
 
 
 def check_options(*, algorithm: str, **parameters: Any) -> None:
-    """Refuse, before a model is loaded, an algorithm or a parameter that the library does not have."""
+    """Refuse, before a model is loaded, an algorithm or a parameter that cannot be used."""
     _find(algorithm, parameters)
 
 

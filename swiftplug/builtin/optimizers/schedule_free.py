@@ -1,4 +1,4 @@
-"""Schedule-free AdamW: averaged weights in place of a learning-rate schedule (arXiv 2405.15682)."""
+"""Schedule-free AdamW: averaged weights instead of a learning-rate schedule."""
 
 from typing import Any
 
@@ -6,25 +6,26 @@ import torch
 from schedulefree import AdamWScheduleFree
 from transformers import get_constant_schedule
 
-from swiftplug.builtin.optimizers.groups import Made, decay_groups, trainable
+from swiftplug.builtin.optimizers.groups import OptimizerPair, decay_groups, trainable_parameters
 
 
 def schedule_free(
     args: Any, model: torch.nn.Module, dataset: Any, *, r: float = 0.0, weight_lr_power: float = 2.0
-) -> Made:
-    """Meta's AdamW without a schedule: constant after the warmup that `training.warmup_steps` gives.
+) -> OptimizerPair:
+    """Schedule-free AdamW (arXiv 2405.15682): averaged weights instead of a learning-rate schedule.
 
-    Weights are those to use in the optimizer's `eval()` mode only, which Trainer enters at every evaluation.
+    The learning rate is constant after the warmup of `training.warmup_steps`. The averaged weights are in the model
+    only in the optimizer's `eval()` mode, which Trainer enters at every evaluation.
 
     Args:
         args: The run's arguments.
         model: The model to train.
         dataset: The training set.
-        r: The power of the step that weighs it in the average.
-        weight_lr_power: The power of the learning rate that weighs a step in the average, during warmup.
+        r: Each step is weighted in the average by its number to this power.
+        weight_lr_power: During warmup, each step is weighted in the average by its learning rate to this power.
     """
     optimizer = AdamWScheduleFree(
-        decay_groups(model, trainable(model), args.weight_decay),
+        decay_groups(model, trainable_parameters(model), args.weight_decay),
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,

@@ -1,7 +1,8 @@
-"""Compares statements for `MathVerify`: one pair a line on standard input, as JSON, one verdict a line on its output.
+"""The process that compares statements for `MathVerify`.
 
-It ends with its input, or with a comparison that takes too long: a watchdog outside the interpreter ends it even in
-the midst of a power of two long numbers, which no signal or exception can interrupt.
+Standard input has one pair of statements per line, as JSON; standard output gets one verdict per line. The process ends
+with its input, or when a comparison takes too long: a watchdog outside the interpreter ends it even during a power of
+two long numbers, which no signal or exception can interrupt.
 """
 
 import faulthandler
@@ -17,27 +18,27 @@ from math_verify import parse, verify
 
 
 def main(timeout: float) -> None:
-    """Answer until the input ends.
+    """Compare statements until the input ends.
 
     Args:
         timeout: Seconds that one comparison may take.
     """
     logging.disable()
     verdicts = sys.stdout
-    with Path(os.devnull).open("w") as nowhere:
-        sys.stdout = nowhere  # the parser prints to it
+    with Path(os.devnull).open("w") as devnull:
+        sys.stdout = devnull  # the parser prints to it
         print("ready", file=verdicts, flush=True)
         for line in sys.stdin:
             found, expected = json.loads(line)
-            faulthandler.dump_traceback_later(timeout, exit=True, file=nowhere)
-            verdict = verify(_read(*expected), _read(*found), timeout_seconds=None)
+            faulthandler.dump_traceback_later(timeout, exit=True, file=devnull)
+            verdict = verify(_parse_statement(*expected), _parse_statement(*found), timeout_seconds=None)
             faulthandler.cancel_dump_traceback_later()
             print(json.dumps(verdict), file=verdicts, flush=True)
 
 
 @lru_cache(256)
-def _read(text: str, is_latex: bool) -> list[Any]:
-    """The expression that a statement is; empty where none is found."""
+def _parse_statement(text: str, is_latex: bool) -> list[Any]:
+    """The expressions in a statement; empty if none is found."""
     found = [] if is_latex else parse(text, parsing_timeout=None)
     return found or parse(rf"\boxed{{{text}}}", parsing_timeout=None)
 

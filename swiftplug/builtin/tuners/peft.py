@@ -1,20 +1,161 @@
-"""Any method of PEFT, by the type and the fields of its config."""
+"""Tuners that put an adapter on a frozen base model with PEFT; the saved folder loads with plain PEFT."""
 
 import dataclasses
-from typing import Any
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 import torch
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
+from peft import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    prepare_model_for_kbit_training,
+)
+from pydantic import Field, PositiveInt
 
-from swiftplug.builtin.tuners.adapters import Adapter, configure, wrap
-from swiftplug.errors import UserError, nearest
+from swiftplug.plugin import Tuner, UserError, nearest
 
-# Fields that say where an adapter came from; PEFT fills them in itself.
+# Fields that record where an adapter came from; PEFT fills them in itself.
 _NOT_OPTIONS = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
 
 
+class Adapter(Tuner):
+    """A tuner whose trained weights are a PEFT adapter."""
+
+    @staticmethod
+    def save_pretrained(
+        model: torch.nn.Module,
+        save_directory: str,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        safe_serialization: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Write `adapter_config.json` and the adapter's weights; see `Tuner.save_pretrained`."""
+        assert isinstance(model, PeftModel)
+        # PEFT's "auto" would ask the hub, at every save, whether the frozen embeddings still have their old size.
+        model.save_pretrained(
+            save_directory, safe_serialization=safe_serialization, state_dict=state_dict, save_embedding_layers=False
+        )
+
+    @staticmethod
+    def from_pretrained(model: torch.nn.Module, model_id: str, **kwargs: Any) -> torch.nn.Module:
+        """Put a saved adapter on its base model; see `Tuner.from_pretrained`.
+
+        Args:
+            model: The base model.
+            model_id: A folder that `save_pretrained`, or PEFT, wrote.
+            **kwargs: `is_trainable=True` when training continues.
+
+        Raises:
+            UserError: Training would continue from a learned prompt, of which PEFT saves only the result.
+        """
+        is_trainable = kwargs.get("is_trainable", False)
+        if is_trainable:
+            config = PeftConfig.from_pretrained(model_id)
+            if config.is_prompt_learning:
+                raise UserError(f"{model_id}: PEFT cannot go on training an adapter of type {config.peft_type.value}")
+            _prepare_quantized(model)
+        return PeftModel.from_pretrained(model, model_id, is_trainable=is_trainable)
+
+
+class LoRA(Adapter):
+    """LoRA (arXiv 2106.09685), and QLoRA on a quantized model: trains low-rank matrices beside frozen linear layers."""
+
+    @staticmethod
+    def prepare_model(
+        args: Any,
+        model: torch.nn.Module,
+        *,
+        r: PositiveInt = 8,
+        lora_alpha: int = 16,
+        lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        target_modules: str | list[str] = "all-linear",
+        modules_to_save: list[str] | None = None,
+        bias: Literal["none", "all", "lora_only"] = "none",
+        use_rslora: bool = False,
+        use_dora: bool = False,
+        init_lora_weights: bool | Literal["gaussian", "orthogonal", "olora", "pissa"] = True,
+    ) -> torch.nn.Module:
+        """Wrap a base model; see `Tuner.prepare_model`.
+
+        Args:
+            args: The run's arguments.
+            model: The base model.
+            r: The rank.
+            lora_alpha: The scale: the update is multiplied by `lora_alpha / r`.
+            lora_dropout: The dropout on the adapters' input.
+            target_modules: Names (or ends of names) of modules, one regular expression for whole names, or
+                `all-linear`: every linear layer except the output head.
+            modules_to_save: Modules that are trained whole and saved with the adapter.
+            bias: Which biases are trained.
+            use_rslora: Scale by `lora_alpha / sqrt(r)` instead (rsLoRA, arXiv 2312.03732).
+            use_dora: Train magnitude and direction separately (DoRA, arXiv 2402.09353).
+            init_lora_weights: How the matrices are initialised; `olora` (arXiv 2406.01775) and `pissa` (arXiv
+                2404.02948) start from the base weights and subtract their share from them.
+
+        Raises:
+            UserError: The model has no module of a given name, or PEFT refuses a value.
+        """
+        return _wrap(
+            "lora",
+            model,
+            LoraConfig,
+            r=r,
+            lora_alpha=lora_alpha,
+            lora_dropout=lora_dropout,
+            target_modules=target_modules,
+            modules_to_save=modules_to_save,
+            bias=bias,
+            use_rslora=use_rslora,
+            use_dora=use_dora,
+            init_lora_weights=init_lora_weights,
+        )
+
+
+class IA3(Adapter):
+    """IA3 (arXiv 2205.05638): trains vectors that scale keys, values and feed-forward activations."""
+
+    @staticmethod
+    def prepare_model(
+        args: Any,
+        model: torch.nn.Module,
+        *,
+        target_modules: str | list[str] | None = None,
+        feedforward_modules: str | list[str] | None = None,
+        modules_to_save: list[str] | None = None,
+        init_ia3_weights: bool = True,
+    ) -> torch.nn.Module:
+        """Wrap a base model; see `Tuner.prepare_model`.
+
+        Args:
+            args: The run's arguments.
+            model: The base model.
+            target_modules: Names (or ends of names) of modules, or one regular expression for whole names. None uses
+                PEFT's choice for the architecture: keys, values and a feed-forward layer.
+            feedforward_modules: The targets whose input is scaled instead of their output.
+            modules_to_save: Modules that are trained whole and saved with the adapter.
+            init_ia3_weights: Whether the vectors start at one, so that the model is unchanged at first.
+
+        Raises:
+            UserError: The model has no module of a given name, or PEFT does not know the architecture.
+        """
+        return _wrap(
+            "ia3",
+            model,
+            IA3Config,
+            target_modules=target_modules,
+            feedforward_modules=feedforward_modules,
+            modules_to_save=modules_to_save,
+            init_ia3_weights=init_ia3_weights,
+        )
+
+
 class Peft(Adapter):
-    """Opens every adapter that PEFT has: `{name: peft, type: vera, r: 256}`; saved as a PEFT adapter."""
+    """Any other adapter of PEFT, by its type and the fields of its config: `{name: peft, type: vera, r: 256}`."""
 
     @staticmethod
     def prepare_model(  # type: ignore[override]  # an option without a default
@@ -29,23 +170,77 @@ class Peft(Adapter):
             **fields: The fields of its config.
 
         Raises:
-            UserError: If PEFT has no such method, its config no such field, or the model no module of a given name.
+            UserError: PEFT has no such method, its config no such field, or the model no module of a given name.
         """
-        return wrap("peft", model, _config(type, fields))
+        return _wrap("peft", model, _config_class(type, fields), **fields)
 
     @staticmethod
     def check_options(*, type: str, **fields: Any) -> None:
         """Refuse, before a model is loaded, what `prepare_model` would refuse."""
-        _config(type, fields)
+        _make_config("peft", _config_class(type, fields), fields)
 
 
-def _config(kind: str, fields: dict[str, Any]) -> PeftConfig:
+def _config_class(peft_type: str, fields: Iterable[str]) -> type[PeftConfig]:
+    """The config class of a PEFT method, checked to have the given fields."""
     known = {name.value: config for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    config_class = known.get(kind.upper())
+    config_class = known.get(peft_type.upper())
     if config_class is None:
-        raise UserError(f"tuner peft: PEFT has no type {kind!r}{nearest(kind.upper(), known)}")
+        raise UserError(f"tuner peft: PEFT has no type {peft_type!r}{nearest(peft_type.upper(), known)}")
     names = {field.name for field in dataclasses.fields(config_class) if field.init} - _NOT_OPTIONS
     for name in fields:
         if name not in names:
             raise UserError(f"tuner peft: {config_class.__name__} has no field {name!r}{nearest(name, names)}")
-    return configure("peft", config_class, **fields)
+    return config_class
+
+
+def _make_config(tuner: str, config_class: type[PeftConfig], fields: dict[str, Any]) -> PeftConfig:
+    init = str(fields.get("init_lora_weights"))
+    if init.startswith("pissa_niter") or init in ("eva", "corda", "lora_ga"):
+        # These change the base weights at random or by data, and PEFT saves neither.
+        raise UserError(f"tuner {tuner}: an adapter with init_lora_weights {init!r} cannot be loaded again exactly")
+    try:
+        return config_class(task_type="CAUSAL_LM", **fields)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"tuner {tuner}: {_one_line(error)}") from error
+
+
+def _wrap(tuner: str, model: torch.nn.Module, config_class: type[PeftConfig], **fields: Any) -> PeftModel:
+    """Put a new adapter on a base model, after checking that the model has the modules that the config names."""
+    config = _make_config(tuner, config_class, fields)
+    for option in ("target_modules", "feedforward_modules", "modules_to_save"):
+        _check_modules(model, getattr(config, option, None), f"tuner {tuner}: {option}")
+    _prepare_quantized(model)
+    try:
+        return get_peft_model(model, config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"tuner {tuner}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _prepare_quantized(model: torch.nn.Module) -> None:
+    """Freeze a quantized model and convert its norms to float32, as QLoRA does (arXiv 2305.14314)."""
+    if getattr(model, "quantization_method", None) is not None:
+        # The trainer switches gradient checkpointing on, for every kind of model.
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _check_modules(model: torch.nn.Module, wanted: str | Iterable[str] | None, where: str) -> None:
+    """Raise a UserError if the model lacks a wanted module, or the one regular expression matches none."""
+    if wanted is None or wanted == "all-linear":
+        return
+    names = [name for name, _ in model.named_modules()]
+    last_parts = {last for name in names if (last := name.rpartition(".")[2]) and not last.isdigit()}
+    if isinstance(wanted, str):
+        try:
+            matched = any(re.fullmatch(wanted, name) for name in names)
+        except re.error as error:
+            raise UserError(f"{where}: {wanted!r} is not a regular expression: {error}") from error
+        if not matched:
+            raise UserError(f"{where}: no module matches {wanted!r}{nearest(wanted, last_parts)}")
+        return
+    for item in wanted:
+        if not any(name == item or name.endswith(f".{item}") for name in names):
+            raise UserError(f"{where}: the model has no module {item!r}{nearest(item, last_parts)}")

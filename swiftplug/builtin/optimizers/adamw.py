@@ -1,4 +1,4 @@
-"""LoRA+: a higher learning rate for LoRA's B matrices than for its A matrices (arXiv 2402.12354)."""
+"""AdamW: Trainer's own, and with the learning rates of LoRA+."""
 
 from typing import Any, cast
 
@@ -7,8 +7,13 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from pydantic import PositiveFloat
 
-from swiftplug.builtin.optimizers.groups import Made, trainable
-from swiftplug.errors import UserError
+from swiftplug.builtin.optimizers.groups import OptimizerPair, trainable_parameters
+from swiftplug.plugin import UserError
+
+
+def default(args: Any, model: torch.nn.Module, dataset: Any) -> OptimizerPair:
+    """Trainer's own: `training.optim` and `training.lr_scheduler_type` choose the optimizer and the schedule."""
+    return None, None
 
 
 def lorap(
@@ -18,8 +23,10 @@ def lorap(
     *,
     lr_ratio: PositiveFloat = 16,
     lr_embedding: PositiveFloat = 1e-6,
-) -> Made:
-    """AdamW whose learning rate is `lr_ratio` times `training.learning_rate` on B matrices and on vectors.
+) -> OptimizerPair:
+    """LoRA+ (arXiv 2402.12354): AdamW with a higher learning rate for LoRA's B matrices.
+
+    B matrices, and vectors, get `lr_ratio` times `training.learning_rate`.
 
     Args:
         args: The run's arguments.
@@ -29,9 +36,9 @@ def lorap(
         lr_embedding: The learning rate of LoRA on embeddings.
 
     Raises:
-        UserError: If no B matrix trains.
+        UserError: No B matrix is trained.
     """
-    if not any("lora_B" in name or "lora_embedding_B" in name for name in trainable(model)):
+    if not any("lora_B" in name or "lora_embedding_B" in name for name in trainable_parameters(model)):
         raise UserError("optimizer lorap: the model has no LoRA matrices to train; it goes with the tuner lora")
     optimizer = create_loraplus_optimizer(
         cast(PeftModel, model),
