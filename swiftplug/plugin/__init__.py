@@ -6,6 +6,14 @@ from swiftplug.plugin.loss import IGNORED_LABEL, TokenLoss
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 from swiftplug.plugin.model_arch import MODEL_ARCH_MAPPING, ModelKeys, find_all_linears
 from swiftplug.plugin.register import (
+    LOSS_MAPPING,
+    METRIC_MAPPING,
+    extra_callbacks,
+    extra_tuners,
+    loss_scale_map,
+    optimizers_map,
+    orms,
+    prms,
     register_callback,
     register_dataset,
     register_engine,
@@ -18,19 +26,9 @@ from swiftplug.plugin.register import (
     register_prm,
     register_tools,
     register_tuner,
-)
-from swiftplug.plugin.rewards import ORM, PRM, InferRequest, Unscored
-from swiftplug.plugin.tables import (
-    LOSS_MAPPING,
-    METRIC_MAPPING,
-    extra_callbacks,
-    extra_tuners,
-    loss_scale_map,
-    optimizers_map,
-    orms,
-    prms,
     tools_prompt,
 )
+from swiftplug.plugin.rewards import ORM, PRM, InferRequest, Unscored
 from swiftplug.plugin.tokenizer import set_chat_template
 from swiftplug.plugin.tools_format import ToolsFormat, ToolTurns
 from swiftplug.plugin.tuner import Tuner

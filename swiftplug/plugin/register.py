@@ -1,4 +1,7 @@
-"""The decorators with which a `--plugin` file names what it brings."""
+"""How a `--plugin` file names its plugins: with decorators, or in module-level tables as in SWIFT 3.0.
+
+An installed distribution needs neither: it declares entry points.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,22 +11,27 @@ T = TypeVar("T")
 
 
 class Registered(NamedTuple):
-    """One use of a decorator."""
+    """A plugin that a file names.
+
+    Attributes:
+        kind: The kind of plugin.
+        name: The name that a config uses.
+        plugin: The object.
+        active: Whether it acts without being chosen.
+    """
 
     kind: str
     name: str
     plugin: Any
+    active: bool = False
 
 
-registered: list[Registered] = []
-"""Every use of a decorator in this process, in order; what loads a file looks at those that the file added."""
+registered: list[Registered] = []  # every use of a decorator in this process, in order
 
 
 @dataclass(frozen=True)
 class Register:
     """Registers plugins of one kind, as a decorator or by a call.
-
-    In a file given by `--plugin` this is all it takes. An installed distribution declares entry points instead.
 
     Attributes:
         kind: The kind of plugin.
@@ -42,30 +50,21 @@ class Register:
     @overload
     def __call__(self, name: str, plugin: T) -> T: ...
     def __call__(self, name: str, plugin: Any = None) -> Any:
+        """Register a plugin.
+
+        Args:
+            name: The name that a config uses.
+            plugin: The function, class or instance; leave it out to decorate it.
+
+        Returns:
+            The plugin itself, or the decorator.
+        """
         if plugin is None:
             return lambda decorated: self(name, decorated)
         registered.append(Registered(self.kind, name, plugin))
         return plugin
 
 
-@overload
-def register_loss_func(loss_type: str) -> Callable[[T], T]: ...
-@overload
-def register_loss_func(loss_type: str, loss_func: T) -> T: ...
-def register_loss_func(loss_type: str, loss_func: Any = None) -> Any:
-    """Register a loss, as a decorator or by a call, with the parameter names of SWIFT 3.0.
-
-    Args:
-        loss_type: What a config will call it.
-        loss_func: The function, or the class; None to decorate it.
-
-    Returns:
-        The function, or the decorator.
-    """
-    return _register_loss(loss_type) if loss_func is None else _register_loss(loss_type, loss_func)
-
-
-_register_loss = Register("loss")
 register_callback = Register("callback")
 register_loss_scale = Register("loss_scale")
 register_metric = Register("metric")
@@ -77,3 +76,32 @@ register_orm = Register("orm")
 register_model = Register("model")
 register_dataset = Register("dataset")
 register_engine = Register("engine")
+
+
+@overload
+def register_loss_func(loss_type: str) -> Callable[[T], T]: ...
+@overload
+def register_loss_func(loss_type: str, loss_func: T) -> T: ...
+def register_loss_func(loss_type: str, loss_func: Any = None) -> Any:
+    """Register a loss, as a decorator or by a call. The parameter names are those of SWIFT 3.0.
+
+    Args:
+        loss_type: The name that a config uses.
+        loss_func: The function or the class; leave it out to decorate it.
+
+    Returns:
+        The loss itself, or the decorator.
+    """
+    return Register("loss")(loss_type, loss_func)
+
+
+# The tables of SWIFT 3.0. A file defines tables of these names, or imports these and writes into them.
+extra_callbacks: list[Any] = []  # instances or classes, which act in every run that is given the file
+LOSS_MAPPING: dict[str, Any] = {}  # name -> function, or {"loss_func": function}
+loss_scale_map: dict[str, Any] = {}  # name -> instance or class
+METRIC_MAPPING: dict[str, Any] = {}  # name -> (compute, preprocess or None)
+optimizers_map: dict[str, Any] = {}  # name -> function (args, model, dataset)
+tools_prompt: dict[str, Any] = {}  # name -> function (tool_names, tool_descs)
+extra_tuners: dict[str, Any] = {}  # name -> class
+prms: dict[str, Any] = {}  # name -> class or function
+orms: dict[str, Any] = {}  # name -> class or function

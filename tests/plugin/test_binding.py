@@ -11,9 +11,7 @@ from transformers import TrainerCallback
 
 from swiftplug.errors import UserError
 from swiftplug.plugin import TokenLoss
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
-from swiftplug.plugin.registry.kinds import KINDS
+from swiftplug.plugin.registry import KINDS, PluginChoice, Registry
 
 
 @pytest.fixture

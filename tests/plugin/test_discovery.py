@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.discovery import find_installed, missing_requirements
+from swiftplug.plugin.registry.finder import find_installed, missing_requirements
 
 BOOM = "raise RuntimeError('imported')\n"
 

@@ -8,8 +8,7 @@ import pytest
 
 from swiftplug.errors import UserError
 from swiftplug.plugin import ContextType
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 
 DECORATORS = '''
 from swiftplug.plugin import *

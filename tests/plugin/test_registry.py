@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 
 LOSS = "def f(outputs, labels, *, scale: float = 1.0):\n    return scale\n"
 

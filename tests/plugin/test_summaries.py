@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from swiftplug.plugin.registry.discovery import find_installed
+from swiftplug.plugin.registry.finder import find_installed
 from swiftplug.plugin.registry.summaries import summary_of
 
 SOURCE = '''"""The module."""

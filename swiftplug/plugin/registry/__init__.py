@@ -1,7 +1,21 @@
-"""How plugins are found, chosen, checked and given options."""
+"""How plugins are found, chosen, checked and given their options."""
 
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry.errors import describe_error
+from swiftplug.plugin.registry.finder import FoundPlugin
 from swiftplug.plugin.registry.kinds import KINDS
-from swiftplug.plugin.registry.registry import BoundMetric, BoundTuner, Check, LoadedPlugin, Registry
+from swiftplug.plugin.registry.options import BoundMetric, BoundTuner, PluginChoice, WrittenChoice, fields_of
+from swiftplug.plugin.registry.registry import Check, LoadedPlugin, Registry
 
-__all__ = ["KINDS", "BoundMetric", "BoundTuner", "Check", "LoadedPlugin", "PluginChoice", "Registry"]
+__all__ = [
+    "KINDS",
+    "BoundMetric",
+    "BoundTuner",
+    "Check",
+    "FoundPlugin",
+    "LoadedPlugin",
+    "PluginChoice",
+    "Registry",
+    "WrittenChoice",
+    "describe_error",
+    "fields_of",
+]

@@ -1,4 +1,4 @@
-"""What an object must look like to be a plugin of its kind, checked without calling it."""
+"""The contracts: what an object must look like to be a plugin of its kind, checked without calling it."""
 
 import inspect
 from functools import partial
@@ -6,58 +6,59 @@ from typing import Any, NamedTuple
 
 from swiftplug.plugin.engine import Engine
 from swiftplug.plugin.loss import TokenLoss
+from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.rewards import ORM, PRM
 from swiftplug.plugin.tuner import Tuner
 
 
-class ContractError(Exception):
-    """An object that does not fit the contract of its kind; the message is the cause, in one line."""
-
-
 class Call(NamedTuple):
-    """How something will be called.
+    """How a function or a method is called.
 
     Attributes:
-        positional: The names of what is passed by position.
-        keywords: The names of what is passed by keyword.
-        optional: Names that are passed by keyword only to those who have them.
+        positional: The arguments that are passed by position.
+        keywords: The arguments that are passed by keyword.
+        optional: The arguments that are passed by keyword if there is such a parameter.
     """
 
-    positional: tuple[str, ...]
+    positional: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        named = [f"{name}=..." for name in (*self.keywords, *self.optional)]
-        return f"({', '.join([*self.positional, *named])})"
+        by_name = [f"{name}=..." for name in (*self.keywords, *self.optional)]
+        return f"({', '.join([*self.positional, *by_name])})"
 
 
-CALLS: dict[str, Call] = {
-    "callback": Call(("args",)),
-    "loss": Call(("outputs", "labels"), optional=("loss_scale", "num_items_in_batch")),
-    "optimizer": Call(("args", "model", "dataset")),
-    "tools": Call(("tool_names", "tool_descs")),
-    "prm": Call(("infer_requests",), ("ground_truths",)),
-    "orm": Call(("infer_requests", "ground_truths")),
-    "model": Call(("args",)),
-    "dataset": Call(()),
+# The methods that a plugin of each kind has. Where the only one is `__call__`, it may be a function too.
+CONTRACTS: dict[str, dict[str, Call]] = {
+    "callback": {"__call__": Call(("args",))},
+    "loss": {"__call__": Call(("outputs", "labels"), optional=("loss_scale", "num_items_in_batch"))},
+    "loss_scale": {"get_loss_scale": Call(("context", "context_type", "is_last_round"), ("query",))},
+    "metric": {"__call__": Call(("predictions", "references"))},
+    "optimizer": {"__call__": Call(("args", "model", "dataset"))},
+    "tools": {"__call__": Call(("tool_names", "tool_descs"))},
+    "tuner": {
+        "prepare_model": Call(("args", "model")),
+        "save_pretrained": Call(("model", "save_directory"), ("state_dict", "safe_serialization")),
+        "from_pretrained": Call(("model", "model_id"), ("is_trainable",)),
+    },
+    "prm": {"__call__": Call(("infer_requests",), ("ground_truths",))},
+    "orm": {"__call__": Call(("infer_requests", "ground_truths"))},
+    "model": {"__call__": Call(("args",))},
+    "dataset": {"__call__": Call()},
+    "engine": {
+        "prompts_at_once": Call(("sampling",)),
+        "open": Call(("args", "sampling")),
+        "generate": Call(("prompts",)),
+        "close": Call(),
+    },
 }
-COMPUTE = Call(("eval_prediction",))
-PREPROCESS = Call(("logits", "labels"))
-GENERATED = Call(("predictions", "references"))
-LOSS_SCALE = Call(("context", "context_type", "is_last_round"), ("query",))
-TOKEN_LOSS = Call(("logits", "targets"))
-ENGINE_CALLS: dict[str, Call] = {
-    "prompts_at_once": Call(("sampling",)),
-    "open": Call(("args", "sampling")),
-    "generate": Call(("prompts",)),
-    "close": Call(()),
-}
-TUNER_CALLS: dict[str, Call] = {
-    "prepare_model": Call(("args", "model")),
-    "save_pretrained": Call(("model", "save_directory"), ("state_dict", "safe_serialization")),
-    "from_pretrained": Call(("model", "model_id"), ("is_trainable",)),
-}
+_TOKEN_LOSS = {"token_loss": Call(("logits", "targets"))}
+_PAIR = {"compute": Call(("eval_prediction",)), "preprocess": Call(("logits", "labels"))}
+_NOT_IMPLEMENTED = [
+    *(ORM.__call__, PRM.__call__, TokenLoss.token_loss, Engine.generate),
+    *(Tuner.prepare_model, Tuner.save_pretrained, Tuner.from_pretrained),
+]
 
 
 def check_contract(kind: str, plugin: Any) -> None:
@@ -65,27 +66,54 @@ def check_contract(kind: str, plugin: Any) -> None:
 
     Args:
         kind: A key of `KINDS`.
-        plugin: What the entry point names.
+        plugin: The object that the entry point names.
 
     Raises:
-        ContractError: If it does not.
+        ContractError: If it does not fit.
     """
+    cls = plugin if inspect.isclass(plugin) else type(plugin)
+    contract = CONTRACTS[kind]
     match kind:
-        case "callback":
-            _check_callback(plugin)
-        case "loss_scale":
-            _check_method(plugin, "get_loss_scale", LOSS_SCALE)
-        case "metric":
-            _check_metric(plugin)
-        case "tuner":
-            for name, call in TUNER_CALLS.items():
-                _check_method(plugin, name, call, declared_by=(Tuner,))
-        case "engine":
-            _check_engine(plugin)
+        case "callback" if not is_function(plugin):
+            from transformers import TrainerCallback
+
+            if not issubclass(cls, TrainerCallback):
+                raise ContractError(
+                    f"is {_describe(plugin)}, expected a subclass of transformers.TrainerCallback, an instance of one, "
+                    "or a function (args) that returns one"
+                )
+            contract = {}
+        case "engine" if not issubclass(cls, Engine):
+            raise ContractError(f"is {_describe(plugin)}, expected a subclass of swiftplug.plugin.Engine")
+        case "loss" if plugin is cls and issubclass(cls, TokenLoss):
+            contract = _TOKEN_LOSS
+        case "metric" if not judges_texts(plugin):
+            contract = {}
+            if not is_metric_factory(plugin):
+                check_metric_pair(plugin)
         case "model" if isinstance(plugin, str):
-            pass
-        case _:
-            _check_callable(plugin, CALLS[kind])
+            contract = {}
+    for name, call in contract.items():
+        if name == "__call__" and plugin is not cls:
+            _check_call(plugin, call, takes_options=is_function(plugin))
+        else:
+            _check_method(kind, plugin, name, call)
+
+
+def check_metric_pair(pair: Any) -> None:
+    """Check that a metric is `(compute(eval_prediction), preprocess(logits, labels) or None)`.
+
+    Raises:
+        ContractError: If it is not.
+    """
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise ContractError(
+            f"is {_describe(pair)}, expected a pair (compute, preprocess or None), or a function of keyword-only "
+            "options that returns one, or a class with `generate = True`"
+        )
+    for function, (name, call) in zip(pair, _PAIR.items(), strict=True):
+        if function is not None or name == "compute":
+            _check_call(function, call, name)
 
 
 def is_function(plugin: Any) -> bool:
@@ -94,114 +122,59 @@ def is_function(plugin: Any) -> bool:
 
 
 def is_metric_factory(plugin: Any) -> bool:
-    """Whether a metric is a function without positional parameters, which returns the pair."""
-    return is_function(plugin) and not any(
-        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.VAR_POSITIONAL)
+    """Whether a metric is a function that has no positional parameters and returns the pair."""
+    return is_function(plugin) and all(
+        parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD)
         for parameter in inspect.signature(plugin).parameters.values()
     )
 
 
-def check_pair(pair: Any) -> None:
-    """Check the pair of a metric.
-
-    Raises:
-        ContractError: If it is not `(compute(eval_prediction), preprocess(logits, labels) or None)`.
-    """
-    if not isinstance(pair, tuple) or len(pair) != 2:
-        raise ContractError(
-            f"is {_described(pair)}, expected a pair (compute, preprocess or None), or a function of keyword-only "
-            "options that returns one, or a class with `generate = True`"
-        )
-    compute, preprocess = pair
-    _check_call(compute, COMPUTE, "compute")
-    if preprocess is not None:
-        _check_call(preprocess, PREPROCESS, "preprocess")
+def judges_texts(metric: Any) -> bool:
+    """Whether a metric compares generated answers with references, instead of logits with labels."""
+    return getattr(metric, "generate", False) is True
 
 
-def _check_callback(plugin: Any) -> None:
-    if is_function(plugin):
-        _check_call(plugin, CALLS["callback"], takes_options=True)
-        return
-    from transformers import TrainerCallback
-
-    fits = issubclass(plugin, TrainerCallback) if inspect.isclass(plugin) else isinstance(plugin, TrainerCallback)
-    if not fits:
-        raise ContractError(
-            f"is {_described(plugin)}, expected a subclass of transformers.TrainerCallback, an instance of one, or a "
-            "function (args) that returns one"
-        )
-
-
-def _check_engine(plugin: Any) -> None:
-    cls = plugin if inspect.isclass(plugin) else type(plugin)
-    if not issubclass(cls, Engine):
-        raise ContractError(f"is {_described(plugin)}, expected a subclass of swiftplug.plugin.Engine")
-    for name, call in ENGINE_CALLS.items():
-        _check_method(plugin, name, call, declared_by=(Engine,) if name == "generate" else ())
-
-
-def _check_metric(plugin: Any) -> None:
-    if getattr(plugin, "generate", False) is True:
-        _check_callable(plugin, GENERATED)
-    elif not is_metric_factory(plugin):
-        check_pair(plugin)
-
-
-def _check_callable(plugin: Any, call: Call) -> None:
-    """Check a function, a callable instance, or a class whose instances are callable."""
-    if not inspect.isclass(plugin):
-        _check_call(plugin, call, takes_options=is_function(plugin))
-    elif issubclass(plugin, TokenLoss) and call is CALLS["loss"]:
-        _check_method(plugin, "token_loss", TOKEN_LOSS, declared_by=(TokenLoss,))
-    else:
-        _check_method(plugin, "__call__", call, declared_by=(ORM, PRM))
-
-
-def _check_method(plugin: Any, name: str, call: Call, *, declared_by: tuple[type, ...] = ()) -> None:
-    """Check a method of a class or an instance; one that a base class of ours only declares does not count."""
+def _check_method(kind: str, plugin: Any, name: str, call: Call) -> None:
+    """Check a method of a class or an instance."""
     is_class = inspect.isclass(plugin)
-    classes = (plugin if is_class else type(plugin)).__mro__
-    owner = next((cls for cls in classes if name in vars(cls)), None)
-    if owner is None or owner in declared_by:
-        raise ContractError(f"is {_described(plugin)} that does not define {name}{call}")
-    needs_self = is_class and inspect.isfunction(vars(owner)[name])
-    if needs_self and Tuner in declared_by:
-        raise ContractError(f"must have {name}{call} as a static method")
-    if needs_self:
+    owner = next((it for it in (plugin if is_class else type(plugin)).__mro__ if name in vars(it)), None)
+    if owner is None or getattr(owner, name) in _NOT_IMPLEMENTED:
+        raise ContractError(f"is {_describe(plugin)} that does not define {name}{call}")
+    if is_class and inspect.isfunction(vars(owner)[name]):
+        if kind == "tuner":
+            raise ContractError(f"must have {name}{call} as a static method")
         call = call._replace(positional=("self", *call.positional))
     _check_call(getattr(plugin, name), call, name, takes_options=name == "prepare_model")
 
 
 def _check_call(function: Any, call: Call, name: str = "", *, takes_options: bool = False) -> None:
+    """Check that a function can be called as its contract says; with `takes_options`, keyword-only parameters may be
+    left for the options."""
     if not callable(function):
-        has = f"has a {name} that is" if name else "is"
-        raise ContractError(f"{has} {_described(function)}, expected a callable {call}")
+        raise ContractError(
+            f"{f'has a {name} that is' if name else 'is'} {_describe(function)}, expected a callable {call}"
+        )
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some functions written in C do not tell theirs
+    except ValueError:  # some functions written in C do not show their signature
         return
+    parameters = signature.parameters.values()
     passed = {*call.keywords, *(signature.parameters.keys() & set(call.optional))}
     if takes_options:
-        passed |= {it.name for it in signature.parameters.values() if it.kind is it.KEYWORD_ONLY}
+        passed |= {it.name for it in parameters if it.kind is it.KEYWORD_ONLY}
     try:
         signature.bind(*call.positional, **dict.fromkeys(passed))
     except TypeError as error:
-        found = f"{name}{_without_annotations(signature)}"
-        raise ContractError(f"has the wrong signature {found}, expected {name}{call} ({error})") from None
+        plain = [it.replace(annotation=inspect.Parameter.empty) for it in parameters]
+        found = signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)
+        raise ContractError(f"has the wrong signature {name}{found}, expected {name}{call} ({error})") from None
 
 
-def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
-    bare = [it.replace(annotation=inspect.Parameter.empty) for it in signature.parameters.values()]
-    return signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)
-
-
-def _described(plugin: Any) -> str:
+def _describe(plugin: Any) -> str:
     if inspect.isclass(plugin):
         return f"the class {plugin.__name__}"
     if is_function(plugin):
         return "a function"
-    return (
-        f"{type(plugin).__name__} {plugin!r:.60}"
-        if isinstance(plugin, str | int | float)
-        else (f"an instance of {type(plugin).__name__}")
-    )
+    if isinstance(plugin, str | int | float):
+        return f"{type(plugin).__name__} {plugin!r:.60}"
+    return f"an instance of {type(plugin).__name__}"

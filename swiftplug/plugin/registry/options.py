@@ -1,145 +1,273 @@
-"""Options of plugins: the signature is the schema."""
+"""A plugin's options: how a config gives them, what its signature says of them, and the plugin with them applied."""
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.registry.contracts import CALLS, TUNER_CALLS, Call, is_function
+from swiftplug.plugin.registry.contracts import (
+    CONTRACTS,
+    Call,
+    check_metric_pair,
+    is_function,
+    is_metric_factory,
+    judges_texts,
+)
+from swiftplug.plugin.registry.errors import ContractError
 
 
-class OptionSource(NamedTuple):
-    """Where the options of a plugin are declared.
+class PluginChoice(BaseModel):
+    """A plugin that a config or a command-line option names, and the options given to it.
 
     Attributes:
-        parameters: Those parameters that are options; one of the sort `**kwargs` takes any other option.
-        function: The function that has them; None where a plugin takes no options.
-        misplaced: Parameters of the function that are no options only because they are not keyword-only.
+        name: `NAME` or `DISTRIBUTION:NAME`.
+        options: Its options; they are checked when the plugin is resolved.
     """
 
-    parameters: dict[str, inspect.Parameter]
-    function: Callable[..., Any] | None
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    options: dict[str, Any] = {}
+
+    @classmethod
+    def from_yaml(cls, value: Any) -> "PluginChoice":
+        """The choice that a config writes.
+
+        Raises:
+            pydantic.ValidationError: If it is neither a name nor a mapping with one.
+
+        Example:
+            >>> PluginChoice.from_yaml({"name": "focal", "gamma": 2}).options
+            {'gamma': 2}
+        """
+        return cls.model_validate(fields_of(value))
+
+    def to_yaml(self) -> str | dict[str, Any]:
+        """The choice as a config writes it: only the name if there are no options."""
+        return {"name": self.name, **self.options} if self.options else self.name
+
+
+def fields_of(value: Any) -> Any:
+    """The fields of the choice that a config writes as `focal` or as `{name: focal, gamma: 2}`.
+
+    Anything else is returned as it is, for pydantic to refuse.
+    """
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and "name" in value:
+        return {"name": value["name"], "options": {key: item for key, item in value.items() if key != "name"}}
+    return value
+
+
+# A choice, as the type of a config's field.
+WrittenChoice = Annotated[PluginChoice, BeforeValidator(fields_of)]
+
+
+class BoundMetric(NamedTuple):
+    """A metric with its options.
+
+    Attributes:
+        name: The plugin's name.
+        compute: `(EvalPrediction) -> dict[str, float]`, or `(predictions, references) -> ...` if it judges texts.
+        preprocess: `(logits, labels) -> tensor`; None for the argmax token ids.
+        generate: Whether it judges generated texts.
+        max_new_tokens: The number of tokens to generate for it.
+    """
+
+    name: str
+    compute: Callable[..., dict[str, float]]
+    preprocess: Callable[..., Any] | None
+    generate: bool = False
+    max_new_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class BoundTuner:
+    """A tuner with its options, which `prepare_model` gets; see `swiftplug.plugin.Tuner`."""
+
+    tuner: Any
+    options: dict[str, Any]
+
+    def prepare_model(self, args: Any, model: Any) -> Any:
+        return self.tuner.prepare_model(args, model, **self.options)
+
+    def save_pretrained(
+        self, model: Any, save_directory: str, state_dict: Any = None, safe_serialization: bool = True, **kwargs: Any
+    ) -> None:
+        """Save without `state_dict` if it is None: tuners written for SWIFT 3.0 do not know it."""
+        if state_dict is not None:
+            kwargs["state_dict"] = state_dict
+        self.tuner.save_pretrained(model, save_directory, safe_serialization=safe_serialization, **kwargs)
+
+    def from_pretrained(self, model: Any, model_id: str, **kwargs: Any) -> Any:
+        return self.tuner.from_pretrained(model, model_id, **kwargs)
+
+
+class DeclaredOptions(NamedTuple):
+    """The options that a plugin declares.
+
+    Attributes:
+        named: Its options by name, annotations resolved.
+        any_other: Whether it takes any other option too, by `**kwargs`.
+        misplaced: Parameters that would be options if they were keyword-only.
+    """
+
+    named: dict[str, inspect.Parameter]
+    any_other: bool = False
     misplaced: frozenset[str] = frozenset()
 
 
-def option_source(kind: str, plugin: Any) -> OptionSource:
-    """The options of a plugin: of a class those of `__init__`, of a function its keyword-only parameters, of a tuner
-    those of `prepare_model`; an instance takes none.
+def declared_options(kind: str, plugin: Any) -> DeclaredOptions:
+    """The options of a plugin: of a class the parameters of `__init__`, of a function its keyword-only parameters, of
+    a tuner those of `prepare_model`. An instance takes none.
 
     Args:
         kind: A key of `KINDS`.
         plugin: An object that fits the kind's contract.
     """
+    constructed = inspect.isclass(plugin) and kind != "tuner"
     if kind == "tuner":
-        return _keyword_only(plugin.prepare_model, TUNER_CALLS["prepare_model"], catches_options=True)
-    if inspect.isclass(plugin):
-        return _of_constructor(plugin)
-    if is_function(plugin):
-        # What `**kwargs` of these catches is for later versions of their contract.
-        return _keyword_only(plugin, CALLS.get(kind, Call(())), catches_options=kind not in ("loss", "prm", "orm"))
-    return OptionSource({}, None)
-
-
-def _of_constructor(cls: Any) -> OptionSource:
-    if cls.__init__ is object.__init__:
-        return OptionSource({}, None)
-    _, *parameters = inspect.signature(cls.__init__).parameters.values()
-    options = {it.name: it for it in parameters if it.kind not in (it.VAR_POSITIONAL, it.POSITIONAL_ONLY)}
-    return OptionSource(options, cls.__init__)
-
-
-def _keyword_only(function: Callable[..., Any], call: Call, catches_options: bool) -> OptionSource:
-    """The keyword-only parameters of a function, without those that its contract passes."""
-    options, misplaced = {}, set()
+        function, call = plugin.prepare_model, CONTRACTS[kind]["prepare_model"]
+    elif constructed:
+        function, call = plugin.__init__, Call(("self",))
+    else:
+        function, call = plugin, CONTRACTS[kind].get("__call__", Call())
+    if not is_function(function) or function is object.__init__:
+        return DeclaredOptions({})
+    named, any_other, misplaced = {}, False, set()
+    annotations = _annotations(function)
     for index, it in enumerate(inspect.signature(function).parameters.values()):
-        passed = it.name in (*call.keywords, *call.optional) or index < len(call.positional)
-        if (it.kind is it.KEYWORD_ONLY and not passed) or (it.kind is it.VAR_KEYWORD and catches_options):
-            options[it.name] = it
-        elif it.kind is it.POSITIONAL_OR_KEYWORD and not passed:
+        if it.kind is it.VAR_KEYWORD:
+            # In a loss, an ORM or a PRM it leaves room for later versions of the contract.
+            any_other = constructed or kind not in ("loss", "orm", "prm")
+        elif it.name in (*call.keywords, *call.optional) or it.kind not in (it.KEYWORD_ONLY, it.POSITIONAL_OR_KEYWORD):
+            continue
+        elif it.kind is it.KEYWORD_ONLY or (constructed and index > 0):
+            named[it.name] = it.replace(annotation=annotations.get(it.name, Any))
+        elif index >= len(call.positional):
             misplaced.add(it.name)
-    return OptionSource(options, function, frozenset(misplaced))
+    return DeclaredOptions(named, any_other, frozenset(misplaced))
 
 
-def check_options(options: Mapping[str, Any], source: OptionSource, of: str) -> dict[str, Any]:
-    """Check the options that a user gave, and turn each into the annotated type.
-
-    Args:
-        options: What was given.
-        source: Where the plugin declares its options.
-        of: The plugin and the place that chose it, for messages: `train.yaml: loss: loss 'focal' of acme 1.0`.
+def check_options(given: Mapping[str, Any], declared: DeclaredOptions) -> dict[str, Any]:
+    """Check the options that a user gave, and convert each to its annotated type.
 
     Returns:
-        The options as the plugin takes them, defaults not filled in.
+        The converted options. Defaults are not filled in.
 
     Raises:
-        UserError: For an option that the plugin does not take, one of the wrong type, or one that is missing.
+        ContractError: If an option is unknown, has the wrong type, or is missing.
     """
-    named = {name: it for name, it in source.parameters.items() if it.kind is not inspect.Parameter.VAR_KEYWORD}
-    takes_any = len(named) < len(source.parameters)
-    annotations = _annotations(source.function) if source.function else {}
-    checked = {}
-    for name, value in options.items():
-        if name in named:
-            checked[name] = _checked(value, annotations.get(name, Any), named[name].default, f"{of}: option {name!r}")
-        elif takes_any:
-            checked[name] = value
-        elif name in source.misplaced:
-            raise UserError(
-                f"{of} takes no option {name!r}: its function has that parameter, but not behind a `*`, as options are"
+    named = declared.named
+    for name in given:
+        if name in named or declared.any_other:
+            continue
+        if name in declared.misplaced:
+            raise ContractError(
+                f"takes no option {name!r}: its function has that parameter, but not behind a `*`, as options are"
             )
-        elif named:
-            raise UserError(f"{of} takes no option {name!r}{nearest(name, named)}")
-        else:
-            raise UserError(f"{of} takes no options, found {name!r}")
+        raise ContractError(
+            f"takes no option {name!r}{nearest(name, named)}" if named else f"takes no options, found {name!r}"
+        )
     for name, parameter in named.items():
-        if parameter.default is inspect.Parameter.empty and name not in options:
-            raise UserError(f"{of} needs the option {name!r}")
-    return checked
+        if parameter.default is inspect.Parameter.empty and name not in given:
+            raise ContractError(f"needs the option {name!r}")
+    return {name: _convert(name, value, named[name]) if name in named else value for name, value in given.items()}
 
 
-def _checked(value: Any, annotation: Any, default: Any, where: str) -> Any:
-    if annotation is Any or value is default:  # `x: int = None` is common, and its None is no mistake
+def _convert(name: str, value: Any, parameter: inspect.Parameter) -> Any:
+    if parameter.annotation is Any or value is parameter.default:  # `x: int = None` is common: its None is right
         return value
-    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-
     try:
-        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # models and dataclasses bring a config of their own
-        adapter = TypeAdapter(annotation)
+        adapter = TypeAdapter(parameter.annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # models and dataclasses have a config of their own
+        adapter = TypeAdapter(parameter.annotation)
     try:
         return adapter.validate_python(value)
-    except PydanticUserError:  # it names, deep within, what cannot be resolved
+    except PydanticUserError:  # something inside the annotation cannot be resolved
         return value
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = "".join(f"[{part!r}]" for part in first["loc"] if part in _keys(value))
         found = f" (found {first['input']!r})" if place else f", found {value!r}"
-        raise UserError(f"{where}{place}: {first['msg'][:1].lower()}{first['msg'][1:]}{found}") from error
+        message = f"{first['msg'][:1].lower()}{first['msg'][1:]}{found}"
+        raise ContractError(f"cannot take option {name!r}{place}: {message}") from error
 
 
 def _keys(value: Any) -> list[Any]:
-    """The keys and indices that lead into a value; pydantic mixes them with names of types."""
-    match value:
-        case dict():
-            return [*value, *(key for item in value.values() for key in _keys(item))]
-        case list() | tuple():
-            return [*range(len(value)), *(key for item in value for key in _keys(item))]
-        case _:
-            return []
+    """All keys and indices inside a value, at any depth: pydantic's locations mix them with names of types."""
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    return [*value, *(key for item in value.values() for key in _keys(item))] if isinstance(value, dict) else []
 
 
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function; Any for those that cannot be resolved (imported for type checkers only)."""
+    """The annotations of a function; Any where one cannot be resolved, such as an import for type checkers only."""
     target = inspect.unwrap(function)
     while isinstance(target, partial):
         target = inspect.unwrap(target.func)
-    resolved = {}
-    for name, annotation in inspect.get_annotations(target).items():
+    resolved = inspect.get_annotations(target)
+    for name, annotation in resolved.items():
         if isinstance(annotation, str):
             try:
-                annotation = eval(annotation, getattr(target, "__globals__", {}))
-            except Exception:  # whatever evaluating it may raise: it is checked by the plugin, or by nobody
-                annotation = Any
-        resolved[name] = annotation
+                resolved[name] = eval(annotation, getattr(target, "__globals__", {}))
+            except Exception:  # evaluating may raise anything; then only the plugin itself can check the option
+                resolved[name] = Any
     return resolved
+
+
+def bind(kind: str, name: str, plugin: Any, options: dict[str, Any]) -> Any:
+    """Apply checked options to a plugin.
+
+    Args:
+        kind: A key of `KINDS`.
+        name: The plugin's name.
+        plugin: An object that fits the kind's contract.
+        options: Options that it takes.
+
+    Returns:
+        For a callback a function `(args) -> TrainerCallback`, for a metric a `BoundMetric`, for a tuner a `BoundTuner`,
+        else the function or the instance to call.
+
+    Raises:
+        ContractError: If the function of a metric does not return a pair.
+    """
+    if kind == "tuner":
+        return BoundTuner(plugin, options)
+    bound: Any = plugin
+    if inspect.isclass(plugin):
+        bound = plugin(**options)
+    elif is_function(plugin) and options:
+        bound = partial(plugin, **options)
+        vars(bound).update(vars(plugin))  # a contract may have attributes, such as `generate`
+    if kind == "callback":
+        return partial(_make_callback, name, bound) if is_function(plugin) else lambda args: bound
+    if kind == "metric" and judges_texts(plugin):
+        return BoundMetric(name, bound, None, True, getattr(bound, "max_new_tokens", 256))
+    if kind == "metric":
+        pair = bound() if is_metric_factory(plugin) else bound
+        check_metric_pair(pair)
+        return BoundMetric(name, *pair)
+    return bound
+
+
+def _make_callback(name: str, factory: Callable[[Any], Any], args: Any) -> Any:
+    from transformers import TrainerCallback
+
+    callback = factory(args)
+    if not isinstance(callback, TrainerCallback):
+        found = type(callback).__name__
+        raise UserError(f"callback {name!r}: its function returned {found}, expected a TrainerCallback")
+    return callback

@@ -1,46 +1,31 @@
-"""One registry for all plugins: installed or from a file, found by name, imported when used."""
+"""The registry: all plugins, installed or from files. It chooses one by name, loads it and applies its options."""
 
-import importlib
-import sys
-from collections.abc import Container, Mapping, Sequence
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.registry.binding import BoundMetric, BoundTuner, bind
-from swiftplug.plugin.registry.causes import cause_of
-from swiftplug.plugin.registry.contracts import ContractError, check_contract
-from swiftplug.plugin.registry.discovery import (
-    BUILT_IN,
-    FoundPlugin,
-    allow_lists,
-    find_installed,
-    missing_requirements,
-    normalized,
-)
-from swiftplug.plugin.registry.files import FilePlugin, load_file
+from swiftplug.plugin.registry.contracts import check_contract
+from swiftplug.plugin.registry.errors import ContractError, MissingExtraError, describe_error
+from swiftplug.plugin.registry.files import definition_of, load_file
+from swiftplug.plugin.registry.finder import BUILT_IN, FoundPlugin, allow_lists, find_installed, normalize
 from swiftplug.plugin.registry.kinds import KINDS
-from swiftplug.plugin.registry.options import check_options, option_source
-from swiftplug.plugin.registry.sources import source_of
-
-if TYPE_CHECKING:
-    from swiftplug.plugin.registry.choice import PluginChoice
-
-__all__ = ["BoundMetric", "BoundTuner", "Check", "LoadedPlugin", "Registry"]
+from swiftplug.plugin.registry.options import PluginChoice, bind, check_options, declared_options
 
 
 @dataclass(frozen=True)
 class LoadedPlugin:
-    """A plugin in use.
+    """A plugin that a run uses.
 
     Attributes:
-        found: What it was found as.
-        options: Its options, checked and of the annotated types.
+        found: Its name and where it comes from.
+        options: Its options, checked and converted to the annotated types.
         bound: What the run calls, options applied (see `bind`).
-        source_file: The file that defines it; None where there is none (a module written in C).
-        source_hash: SHA-256 of that file and of the entry point's module, in hexadecimal.
+        source_file: The file that defines it; None if there is none (a module written in C).
+        source_hash: SHA-256 of that file and of the entry point's module, in hexadecimal. By it, a resumed run knows
+            that a plugin has changed.
     """
 
     found: FoundPlugin
@@ -51,19 +36,15 @@ class LoadedPlugin:
 
 
 class Check(NamedTuple):
-    """What `list-plugins --check` says of a plugin.
+    """The result of `list-plugins --check` for one plugin.
 
     Attributes:
         status: Whether it can be used.
-        cause: Why not, in one line; empty if it can.
+        cause: Why it cannot, in one line; empty if it can.
     """
 
     status: Literal["fits", "broken", "needs an extra"]
     cause: str = ""
-
-
-class _MissingExtraError(Exception):
-    """The extra that a plugin declares is not installed; the message says what to do."""
 
 
 class Registry:
@@ -74,16 +55,9 @@ class Registry:
         >>> registry.resolve("loss", PluginChoice(name="focal", options={"gamma": 3}), "--loss").bound
     """
 
-    def __init__(
-        self,
-        installed: Sequence[FoundPlugin],
-        from_files: Sequence[FilePlugin],
-        allow_lists: Mapping[str, Container[str]],
-    ) -> None:
+    def __init__(self, plugins: Sequence[FoundPlugin], allow_lists: dict[str, set[str]]) -> None:
         kinds = list(KINDS)
-        plugins = [*installed, *(it.found for it in from_files)]
         self._plugins = sorted(plugins, key=lambda it: kinds.index(it.kind))
-        self._from_files = {it.found: it for it in from_files}
         self._allow_lists = allow_lists
 
     @classmethod
@@ -91,95 +65,84 @@ class Registry:
         """Find every installed plugin, and run the given files for theirs.
 
         Args:
-            files: Files of plugins.
-            allow: The distributions that may load plugins; None for all. `SWIFTPLUG_PLUGINS` limits as well; built-ins
-                and files may always.
+            files: Plugin files.
+            allow: The distributions that may load plugins; None for all. `SWIFTPLUG_PLUGINS` limits them too; built-ins
+                and files always may.
 
         Raises:
             UserError: If a file fails.
         """
-        installed = find_installed()
         unique = {Path(file).resolve(): file for file in files}
-        return cls(installed, [it for file in unique.values() for it in load_file(file)], allow_lists(allow))
+        installed = find_installed()
+        return cls([*installed, *(it for file in unique.values() for it in load_file(file))], allow_lists(allow))
 
     def found(self, kind: str | None = None) -> list[FoundPlugin]:
-        """The plugins that may be used, of one kind or of all, in order of kind; those of files come last of theirs."""
-        return [it for it in self._plugins if kind in (None, it.kind) and self._may_load(it)]
+        """The plugins that may be used, of one kind or of all, in order of kind; those from files come last."""
+        return [it for it in self._plugins if kind in (None, it.kind) and not self._forbidden_by(it)]
 
     def refused(self, kind: str | None = None) -> list[FoundPlugin]:
-        """The plugins that the allow-list keeps out, of one kind or of all."""
-        return [it for it in self._plugins if kind in (None, it.kind) and not self._may_load(it)]
+        """The plugins that an allow-list forbids, of one kind or of all."""
+        return [it for it in self._plugins if kind in (None, it.kind) and self._forbidden_by(it)]
 
     def has(self, kind: str, name: str) -> bool:
-        """Whether a plugin, allowed or not, answers to a name or a qualified name. Imports nothing."""
+        """Whether there is a plugin, allowed or not, of this name or qualified name. Imports nothing."""
         return bool(self._named(kind, name))
 
-    def resolve(self, kind: str, choice: "PluginChoice", where: str) -> LoadedPlugin:
+    def resolve(self, kind: str, choice: PluginChoice, where: str) -> LoadedPlugin:
         """Import a plugin, check its contract and its options, and make it ready for use.
 
         Args:
             kind: A key of `KINDS`.
             choice: Its name or qualified name, and its options.
-            where: What named it, for messages: `--loss`, `train.yaml: loss`.
+            where: The option or config key that names it, for messages: `--loss`, `train.yaml: loss`.
 
         Raises:
             UserError: If it is unknown, ambiguous, not allowed, broken, or does not take the options.
         """
-        found = self._choose(kind, choice.name, where)
-        return self._use(found, choice.options, where)
+        return self._load(self._choose(kind, choice.name, where), choice.options, where)
 
     @property
     def active_callbacks(self) -> list[LoadedPlugin]:
-        """The callbacks that act because a file that has them was given.
+        """The callbacks that act without being named, because a given file lists them in `extra_callbacks`.
 
         Raises:
             UserError: If one does not fit its contract.
         """
-        active = [it.found for it in self._from_files.values() if it.active]
-        return [self._use(found, {}, "extra_callbacks") for found in active]
+        return [self._load(it, {}, "extra_callbacks") for it in self._plugins if it.active]
 
     def check(self, found: FoundPlugin) -> Check:
         """Import a plugin and check its contract."""
         try:
-            check_contract(found.kind, self._load(found))
-        except _MissingExtraError as error:
+            check_contract(found.kind, found.load())
+        except MissingExtraError as error:
             return Check("needs an extra", str(error))
         except ContractError as error:
             return Check("broken", str(error))
         except (Exception, SystemExit) as error:
-            return Check("broken", cause_of(error))
+            return Check("broken", describe_error(error))
         return Check("fits")
 
-    def _use(self, found: FoundPlugin, options: dict[str, Any], where: str) -> LoadedPlugin:
-        of = f"{where}: {found}"
+    def _load(self, found: FoundPlugin, given: dict[str, Any], where: str) -> LoadedPlugin:
         try:
-            plugin = self._load(found)
+            plugin = found.load()
             check_contract(found.kind, plugin)
-            checked = check_options(options, option_source(found.kind, plugin), of)
-            bound = _made(found, plugin, checked, where)
-        except UserError:
-            raise
-        except (_MissingExtraError, ContractError) as error:
-            raise UserError(f"{of} {error}") from error
+            options = check_options(given, declared_options(found.kind, plugin))
+            if further := getattr(plugin, "check_options", None):
+                further(
+                    **options
+                )  # what annotations cannot express, such as the fields of a class that an option names
+            bound = bind(found.kind, found.name, plugin, options)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        except (MissingExtraError, ContractError) as error:
+            raise UserError(f"{where}: {found} {error}") from error
         except (Exception, SystemExit) as error:
-            raise UserError(f"{of} is broken: {cause_of(error)}") from error
-        module = None if found.from_file else sys.modules[found.value.partition(":")[0]]
-        named_in = getattr(module, "__file__", None) if module else found.source
-        return LoadedPlugin(found, checked, bound, *source_of(plugin, named_in))
-
-    def _load(self, found: FoundPlugin) -> Any:
-        if found in self._from_files:
-            return self._from_files[found].plugin
-        missing = missing_requirements(found)
-        if missing:
-            extras = f"{found.distribution}[{','.join(found.extras)}]"
-            raise _MissingExtraError(f"needs {', '.join(missing)}: pip install '{extras}'")
-        module, _, attribute = found.value.partition(":")
-        return reduce(getattr, attribute.split(".") if attribute else [], importlib.import_module(module))
+            raise UserError(f"{where}: {found} is broken: {describe_error(error)}") from error
+        return LoadedPlugin(found, options, bound, *_source(plugin, found.module_file()))
 
     def _choose(self, kind: str, name: str, where: str) -> FoundPlugin:
         named = self._named(kind, name)
-        allowed = [it for it in named if self._may_load(it)]
+        allowed = [it for it in named if not self._forbidden_by(it)]
         if len(allowed) == 1:
             return allowed[0]
         label = kind.replace("_", " ")
@@ -187,37 +150,39 @@ class Registry:
             known = [it.qualified_name if ":" in name else it.name for it in self.found(kind)]
             raise UserError(f"{where}: there is no {label} {name!r}{nearest(name, known)}")
         if not allowed:
-            raise UserError(f"{where}: {named[0]} is not allowed by {' and '.join(self._refusals(named[0]))}")
+            raise UserError(f"{where}: {named[0]} is not allowed by {' and '.join(self._forbidden_by(named[0]))}")
         names = " and ".join(f"{it.qualified_name} ({it.source})" for it in allowed)
-        if len({it.qualified_name for it in allowed}) < len(allowed):
-            raise UserError(f"{where}: {label} {name!r} is ambiguous: {names}; rename one")
-        raise UserError(f"{where}: {label} {name!r} is ambiguous: {names}; give the qualified name")
+        same = len({it.qualified_name for it in allowed}) < len(allowed)
+        remedy = "rename one" if same else "give the qualified name"
+        raise UserError(f"{where}: {label} {name!r} is ambiguous: {names}; {remedy}")
 
     def _named(self, kind: str, name: str) -> list[FoundPlugin]:
         distribution, _, bare = name.partition(":")
+        qualified = (bare, normalize(distribution))
         return [
             it
             for it in self._plugins
-            if it.kind == kind
-            and (it.name == name or (it.name == bare and normalized(it.distribution) == normalized(distribution)))
+            if it.kind == kind and (it.name == name or (it.name, normalize(it.distribution)) == qualified)
         ]
 
-    def _may_load(self, found: FoundPlugin) -> bool:
-        return not self._refusals(found)
-
-    def _refusals(self, found: FoundPlugin) -> list[str]:
-        """The names of the allow-lists that keep a plugin out."""
-        distribution = normalized(found.distribution)
+    def _forbidden_by(self, found: FoundPlugin) -> list[str]:
+        """The allow-lists that forbid a plugin, by where they are given."""
+        distribution = normalize(found.distribution)
         if found.from_file or distribution == BUILT_IN:
             return []
-        return [name for name, allowed in self._allow_lists.items() if distribution not in allowed]
+        return [origin for origin, allowed in self._allow_lists.items() if distribution not in allowed]
 
 
-def _made(found: FoundPlugin, plugin: Any, options: dict[str, Any], where: str) -> Any:
-    """A plugin with its options; what it says against them itself is led by what named it."""
+def _source(plugin: Any, module_file: str | None) -> tuple[str | None, str]:
+    """The file that defines a plugin, and the hash of that file and of the one that its entry point names."""
+    import hashlib  # only here: it would slow down `list-plugins`
+
     try:
-        if further := getattr(plugin, "check_options", None):
-            further(**options)  # what a signature cannot say, such as the fields of a class that an option names
-        return bind(found.kind, found.name, plugin, options)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        defined_in = inspect.getsourcefile(definition_of(plugin))
+    except TypeError:  # a class or function written in C
+        defined_in = None
+    files = [file for file in dict.fromkeys((defined_in, module_file)) if file]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(Path(file).read_bytes())
+    return files[0] if files else None, digest.hexdigest()

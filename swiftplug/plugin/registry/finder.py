@@ -1,0 +1,147 @@
+"""Find the installed plugins by reading metadata. Nothing is imported until a plugin is loaded."""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import importlib_metadata
+
+from swiftplug.plugin.registry.errors import MissingExtraError
+from swiftplug.plugin.registry.kinds import KINDS
+from swiftplug.plugin.registry.summaries import summary_of
+
+BUILT_IN = "swiftplug"
+FROM_FILE = "file"
+
+
+@dataclass(frozen=True)
+class FoundPlugin:
+    """A plugin that can be named, usually not imported yet.
+
+    Attributes:
+        kind: A key of `KINDS`.
+        name: The name that a config uses.
+        distribution: The distribution that declares it, spelled as in its metadata; `file` for a `--plugin` file.
+        version: The version of the distribution; empty for a file.
+        value: Where the object is: `package.module:attribute` or `path/to/file.py:attribute`.
+        extras: The extras of the distribution that the plugin needs.
+        obj: The object itself, if it comes from a file. A file runs as soon as it is given.
+        active: Whether it acts without being chosen, as the callbacks in a file's `extra_callbacks` do.
+    """
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    value: str
+    extras: tuple[str, ...] = ()
+    obj: Any = field(default=None, compare=False, repr=False)
+    active: bool = False
+
+    @property
+    def qualified_name(self) -> str:
+        """The name with the distribution in front: no other distribution can have it."""
+        return f"{self.distribution}:{self.name}"
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for messages: `acme 1.0`, or the path of the file."""
+        return self.value.rpartition(":")[0] if self.from_file else f"{self.distribution} {self.version}"
+
+    @property
+    def from_file(self) -> bool:
+        """Whether it comes from a `--plugin` file."""
+        return self.distribution == FROM_FILE and not self.version
+
+    @property
+    def summary(self) -> str | None:
+        """The first line of its documentation, read from the source text; None if there is none."""
+        return summary_of(self.value)
+
+    def __str__(self) -> str:
+        return f"{self.kind.replace('_', ' ')} {self.name!r} of {self.source}"
+
+    def load(self) -> Any:
+        """Import the object, unless a file already brought it.
+
+        Raises:
+            MissingExtraError: If its extra is not installed.
+        """
+        if self.from_file:
+            return self.obj
+        if missing := missing_requirements(self):
+            extras = f"{self.distribution}[{','.join(self.extras)}]"
+            raise MissingExtraError(f"needs {', '.join(missing)}: pip install '{extras}'")
+        module, _, attribute = self.value.partition(":")
+        return reduce(getattr, attribute.split(".") if attribute else [], importlib.import_module(module))
+
+    def module_file(self) -> str | None:
+        """The file that `value` names, once the plugin is loaded; None if the module has none."""
+        return self.source if self.from_file else getattr(sys.modules[self.value.partition(":")[0]], "__file__", None)
+
+
+def find_installed() -> list[FoundPlugin]:
+    """Every plugin that an installed distribution declares as an entry point, in order of kind, name, distribution.
+
+    Where a distribution is on `sys.path` twice, the first one counts, as it does for `import`.
+    """
+    names = set()
+    for distribution in importlib_metadata.distributions():
+        # Searching the text is much faster than parsing it, and most distributions declare no plugins.
+        declares = "[swiftplug." in (distribution.read_text("entry_points.txt") or "")
+        # An interrupted uninstall leaves a folder without metadata.
+        if declares and (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO")):
+            names.add(normalize(distribution.name))
+    kinds = {kind.group: kind.name for kind in KINDS.values()}
+    found = []
+    for distribution in map(importlib_metadata.distribution, names):
+        name, version = distribution.name, distribution.version
+        for point in distribution.entry_points:
+            if point.group in kinds:
+                value, _, extras = point.value.partition("[")
+                value, needed = re.sub(r"\s", "", value), tuple(re.findall(r"[\w.-]+", extras))
+                found.append(FoundPlugin(kinds[point.group], point.name, name, version, value, needed))
+    order = list(KINDS)
+    return sorted(found, key=lambda it: (order.index(it.kind), it.name, normalize(it.distribution), it.value))
+
+
+def missing_requirements(found: FoundPlugin) -> list[str]:
+    """The distributions that the plugin's extras require and that are not installed."""
+    if not found.extras:
+        return []
+    from packaging.requirements import Requirement
+
+    missing = []
+    for line in importlib_metadata.distribution(found.distribution).requires or []:
+        requirement, marker = Requirement(line), Requirement(line).marker
+        if marker is None or marker.evaluate({"extra": ""}):
+            continue  # not of an extra
+        needed = any(marker.evaluate({"extra": extra}) for extra in found.extras)
+        if needed and not any(importlib_metadata.distributions(name=requirement.name)):
+            missing.append(requirement.name)
+    return missing
+
+
+def allow_lists(allow: Sequence[str] | None) -> dict[str, set[str]]:
+    """The lists that limit which distributions may load plugins: normalized names, by where the list is given.
+
+    A distribution must be on all of them; an empty list leaves the built-ins only.
+
+    Args:
+        allow: `plugins.allow` of the config, None if it is not given. The other list is the environment variable
+            `SWIFTPLUG_PLUGINS`, names separated by commas.
+    """
+    lists = {} if allow is None else {"plugins.allow": allow}
+    if "SWIFTPLUG_PLUGINS" in os.environ:
+        lists["SWIFTPLUG_PLUGINS"] = os.environ["SWIFTPLUG_PLUGINS"].split(",")
+    return {origin: {normalize(name.strip()) for name in names} for origin, names in lists.items()}
+
+
+def normalize(distribution: str) -> str:
+    """The normalized spelling of a distribution's name (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
