@@ -45,6 +45,7 @@ class Reply:
         headers: Further headers.
         seconds: How long to wait first.
         drop: Whether to close the connection in the middle of the body.
+        trickle: Seconds to wait before each byte of the body.
     """
 
     text: str | None = ""
@@ -55,6 +56,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     seconds: float = 0
     drop: bool = False
+    trickle: float = 0
 
     def written(self) -> bytes:
         if isinstance(self.body, str):
@@ -156,6 +158,11 @@ class OpenAIServer:
         for name, value in {"Content-Type": kind, "Content-Length": str(len(written)), **reply.headers}.items():
             handler.send_header(name, value)
         handler.end_headers()
+        if reply.trickle:
+            for byte in written:
+                handler.wfile.write(bytes([byte]))
+                self._closing.wait(reply.trickle)
+            return
         handler.wfile.write(written[: len(written) // 2] if reply.drop else written)
         if reply.drop:
             handler.wfile.flush()

@@ -1,6 +1,5 @@
 """The PRM `client`: a judge model behind a real HTTP server."""
 
-import asyncio
 import json
 import socket
 
@@ -18,7 +17,7 @@ KEY = "sk-secret-0123456789"
 def environment(monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("swiftplug.builtin.openai_server.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("swiftplug.builtin.openai.client.FIRST_WAIT", 0.01)
 
 
 def judge(server=None, **options):
@@ -33,7 +32,7 @@ def asked(question="2 + 2?", answer="It is 4."):
 
 
 def scores(prm, requests, ground_truths=None):
-    return asyncio.run(prm(requests, ground_truths=ground_truths or [None] * len(requests)))
+    return prm(requests, ground_truths=ground_truths or [None] * len(requests))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,7 @@ def test_one_request_for_each_answer_in_order_and_many_at_once(openai_server):
     assert scores(prm, []) == []
 
 
-def test_it_serves_several_event_loops(openai_server):
+def test_it_can_be_called_several_times(openai_server):
     prm = judge(openai_server(lambda request: "[1]"))
     for _ in range(3):
         assert scores(prm, [asked()] * 4) == [[1.0]] * 4
@@ -169,7 +168,7 @@ def test_nobody_listens():
     [
         ({}, "OPENAI_API_KEY is not set"),
         ({"base_url": "http://127.0.0.1/v1", "prompt": "Score {question}!"}, "has no {answer}"),
-        ({"base_url": "http://127.0.0.1/v1", "extra_body": {"messages": []}}, "'messages' is not to be set"),
+        ({"base_url": "http://127.0.0.1/v1", "extra_body": {"messages": []}}, "'messages' cannot be set"),
         ({"base_url": "http://127.0.0.1/v1", "temperature": -1}, "option 'temperature'"),
         ({"base_url": "http://127.0.0.1/v1", "weight": 2}, "takes no option 'weight'"),
     ],

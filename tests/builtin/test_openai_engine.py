@@ -274,14 +274,15 @@ def test_what_passes_is_tried_again(openai_server, opened, reply):
         ),
         ({"status": 500, "body": {"detail": "no"}}, "HTTP 500 after 3 tries: no"),
         ({"status": 429, "body": ""}, "HTTP 429 after 3 tries: Too Many Requests"),
-        ({"body": "x" * 100_000}, "malformed answer after 3 tries: it is not JSON: xxxx"),
-        ({"body": {"choices": []}}, "malformed answer after 3 tries: its list of choices is empty"),
+        ({"body": "x" * 100_000}, "malformed answer after 3 tries: expected a chat completion, found xxxx"),
+        ({"body": {"choices": []}}, "malformed answer after 3 tries: expected a chat completion, found {"),
         ({"drop": True, "text": "half of it"}, "the connection broke after 3 tries: "),
         ({"seconds": 30}, "no answer after 3 tries: nothing within 0.3 s"),
+        ({"text": "it never ends", "trickle": 0.1}, "no answer after 3 tries: nothing within 0.3 s"),
     ],
 )
 def test_what_does_not_pass_is_told_and_nothing_is_guessed(openai_server, opened, monkeypatch, reply, said):
-    monkeypatch.setattr("swiftplug.builtin.openai_server.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("swiftplug.builtin.openai.client.FIRST_WAIT", 0.01)
     server = openai_server(lambda request: reply)
     told = failure(opened(server, max_retries=2, timeout=0.3))
     assert told.startswith(said)
@@ -320,6 +321,15 @@ def test_waits_grow_and_a_server_that_says_how_long_is_obeyed(openai_server, ope
     server = openai_server(limit)
     assert len(answers(opened(server, concurrency=1), *"abcd")) == 4
     assert server.requests[1].time - server.requests[0].time >= 1.5  # the others wait as well
+
+
+def test_all_threads_wait_when_the_server_asks_one_to(openai_server, opened):
+    limit = {"status": 429, "headers": {"Retry-After": "1.5"}, "body": ""}
+    server = openai_server(lambda request: limit if request.number == 0 else {"text": "4", "seconds": 0.3})
+    assert len(answers(opened(server, concurrency=4), *(f"question {i}" for i in range(12)))) == 12
+    times = [request.time - server.requests[0].time for request in server.requests]
+    assert len(times) == 13
+    assert not [seconds for seconds in times if 0.25 < seconds < 1.5]  # only those that were under way before
 
 
 def test_tries_end_with_the_time(openai_server, opened):
@@ -387,7 +397,7 @@ def test_nobody_listens(opened):
 
 
 def test_a_server_that_goes_away_ends_the_run_without_losing_a_row(openai_server, opened, monkeypatch):
-    monkeypatch.setattr("swiftplug.builtin.openai_server.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("swiftplug.builtin.openai.client.FIRST_WAIT", 0.01)
     server = openai_server(lambda request: "4")
     engine = opened(server, max_retries=2)
     only(engine, "first")
@@ -402,8 +412,8 @@ def test_a_server_that_goes_away_ends_the_run_without_losing_a_row(openai_server
         ({}, {}, "OPENAI_API_KEY is not set"),
         ({"base_url": "localhost:8000/v1"}, {}, "expected an address such as http://"),
         ({"base_url": "http://[::1/v1"}, {}, "expected an address such as http://"),
-        ({"base_url": f"http://me:{KEY}@127.0.0.1/v1"}, {}, "must hold no password"),
-        ({"base_url": "http://127.0.0.1/v1", "extra_body": {"n": 4}}, {}, "'n' is not to be set there"),
+        ({"base_url": f"http://me:{KEY}@127.0.0.1/v1"}, {}, "must not hold a password"),
+        ({"base_url": "http://127.0.0.1/v1", "extra_body": {"n": 4}}, {}, "'n' cannot be set there"),
         ({"base_url": "http://127.0.0.1/v1"}, {"model": None}, "no model"),
         ({"base_url": "http://127.0.0.1/v1"}, {"adapter": "runs/lora"}, "adapter"),
         ({"base_url": "http://127.0.0.1/v1"}, {"data": {"template": "x.jinja"}}, "data.template"),
@@ -437,7 +447,7 @@ def test_ctrl_c_ends_it_quickly_and_quietly(openai_server, tmp_path):
     script.write_text(
         "import sys\n"
         "from types import SimpleNamespace as Space\n"
-        "from swiftplug.builtin.engines.openai import OpenAIEngine\n"
+        "from swiftplug.builtin.openai.engine import OpenAIEngine\n"
         "from swiftplug.plugin.engine import Prompt, Sampling\n"
         "engine = OpenAIEngine(base_url=sys.argv[1])\n"
         "args = Space(data=Space(template=None), adapter=None, model=Space(name='m'))\n"

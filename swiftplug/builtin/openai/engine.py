@@ -1,0 +1,129 @@
+"""Candidates from an OpenAI-compatible server: OpenAI, vLLM, SGLang, llama.cpp, or several behind one address."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from swiftplug.builtin.openai.chat import read_answer, to_api_messages, to_api_tools
+from swiftplug.builtin.openai.client import ChatClient, ClientOptions, RequestFailed
+from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError
+
+_NUM_SEEDS = 2**31
+"""Every server takes seeds below; some read them as signed 32-bit numbers."""
+_ROUNDS_PER_BATCH = 16
+"""A batch has at least so many times `concurrency` requests, so that its slow end weighs little."""
+
+
+class OpenAIEngine(Engine):
+    """Asks an OpenAI-compatible server, once per candidate, many at a time.
+
+    The key comes from the environment variable OPENAI_API_KEY; a server given by `base_url` needs none. The length is
+    sent as `max_tokens`, which compatible servers take, and to OpenAI itself as `max_completion_tokens`, which all its
+    models take. `top_p` and `top_k` are sent unless they are off. If a server refuses a field, remove it with a null in
+    `extra_body`, for example `seed: null`.
+
+    Reasoning that the server returns separately becomes a `<think>` block before the answer; tool calls become
+    `<tool_call>` blocks after it.
+
+    Args:
+        base_url: Address of the server, mostly ending in `/v1`; None for OPENAI_BASE_URL, else OpenAI's own.
+        model: The model, as the server calls it; None for the run's `model`.
+        concurrency: Requests at once.
+        timeout: Seconds for one try of a request.
+        max_retries: Further tries of a request that met no connection, a timeout, status 408, 409, 425, 429 or 5xx, or
+            a malformed answer. Waits double from half a second on, or are as long as the server asks.
+        time_limit: Seconds after which no further try of a request begins.
+        requests_per_minute: Tries that begin in a minute, evenly spaced; None for no limit.
+        extra_body: Fields of every request, such as `{chat_template_kwargs: {enable_thinking: false}}`.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        model: str | None = None,
+        concurrency: PositiveInt = 16,
+        timeout: PositiveFloat = 600,
+        max_retries: NonNegativeInt = 7,
+        time_limit: PositiveFloat = 1800,
+        requests_per_minute: PositiveFloat | None = None,
+        extra_body: dict[str, Any] | None = None,
+    ) -> None:
+        self._model = model
+        self._options = ClientOptions(
+            base_url, concurrency, timeout, max_retries, time_limit, requests_per_minute, extra_body
+        )
+        self._client: ChatClient | None = None
+
+    def prompts_at_once(self, sampling: Sampling) -> int:
+        """Enough to keep all connections busy nearly to the end of a batch."""
+        return max(64, _ROUNDS_PER_BATCH * self._options.concurrency // sampling.num_return_sequences)
+
+    def open(self, args: Any, sampling: Sampling) -> None:
+        """Check the address, the key and the model's name; see `Engine.open`."""
+        if args.data.template is not None:
+            raise UserError("data.template: engine 'openai' cannot use it, a server has its own chat template; drop it")
+        if args.adapter is not None:
+            raise UserError(
+                "adapter: engine 'openai' cannot load it; let the server load it, and name it there with --model"
+            )
+        model = self._model or (args.model.name if args.model else None)
+        if model is None:
+            raise UserError("no model; name the one to ask the server for with --model or the key 'model'")
+        self._client = ChatClient("engine 'openai'", model, self._options)
+        self._sampling = sampling
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Answered]:
+        """Answer prompts as fast as the server does; see `Engine.generate`.
+
+        Raises:
+            UserError: No request will be answered: the key or the model is refused, or the server is gone.
+        """
+        assert self._client is not None, "not opened"
+        indices = range(self._sampling.num_return_sequences)
+        drawn: dict[str, dict[int, Completion]] = {prompt.id: {} for prompt in prompts}
+        requests = (
+            ((prompt.id, index), self._request(prompt, index))
+            for prompt in prompts
+            for index in indices
+            if prompt.id in drawn
+        )
+        with closing(self._client.ask_all(requests, read_answer)) as answers:
+            for (prompt_id, index), answer in answers:
+                if prompt_id not in drawn:
+                    continue  # another candidate of it failed
+                if isinstance(answer, RequestFailed):
+                    if answer.server_is_gone:
+                        raise UserError(
+                            f"{self._client.place}: the server is gone: {answer.reason}; "
+                            "continue with --resume when it is back"
+                        )
+                    del drawn[prompt_id]
+                    yield Answered(prompt_id, failure=answer.reason)
+                else:
+                    drawn[prompt_id][index] = answer
+                    if len(drawn[prompt_id]) == len(indices):
+                        completions = drawn.pop(prompt_id)
+                        yield Answered(prompt_id, [completions[index] for index in indices])
+                if not drawn:
+                    return  # what still runs belongs to prompts that failed
+
+    def close(self) -> None:
+        """Abandon all requests and close the connections."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _request(self, prompt: Prompt, index: int) -> dict[str, Any]:
+        assert self._client is not None, "not opened"
+        sampling = self._sampling
+        return {
+            "messages": to_api_messages(prompt.messages),
+            "seed": sampling.seed_of(prompt.id, index) % _NUM_SEEDS,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p if sampling.top_p < 1 else None,
+            "top_k": sampling.top_k or None,
+            "max_completion_tokens" if self._client.is_openai else "max_tokens": sampling.max_new_tokens,
+            "tools": to_api_tools(prompt.tools) if prompt.tools else None,
+        }

@@ -1,0 +1,158 @@
+"""A judge model behind an OpenAI-compatible server, which rewards the steps of an answer."""
+
+import json
+import re
+from contextlib import suppress
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StrictFloat, TypeAdapter, ValidationError
+
+from swiftplug.builtin.openai.chat import MalformedAnswerError, plain_text, read_answer
+from swiftplug.builtin.openai.client import ChatClient, ClientOptions, RequestFailed
+from swiftplug.plugin import PRM, InferRequest, Unscored, UserError
+
+PROMPT = """\
+You check the steps of an answer to a question.
+
+<question>
+{question}
+</question>
+
+<reference_answer>
+{reference}
+</reference_answer>
+
+<answer>
+{answer}
+</answer>
+
+Take the answer apart into its steps, in their order: a step is a line or a sentence that states, deduces or computes \
+something. Score each from 0 to 1: 1 for a step that is right and follows from the question and the steps before it, 0 \
+for one that is wrong or rests on a mistake, and a number between where you are not sure. The reference answer, where \
+there is one, is right, but there may be other ways to it.
+
+Reply with one line of JSON that has one score for each step, and with nothing else:
+{"scores": [1.0, 0.5, 0.0]}"""
+
+NO_REFERENCE = "(there is none)"
+
+_PLACEHOLDER = re.compile(r"\{(question|answer|reference)\}")
+_THINKING = re.compile(r"\A\s*<think>.*?(</think>|\Z)", re.DOTALL)
+_FENCED = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
+
+_SCORES: TypeAdapter[float | list[float]] = TypeAdapter(StrictFloat | Annotated[list[StrictFloat], Field(min_length=1)])
+
+
+class Judge(PRM):
+    """Asks a judge model to score the steps of each answer, or the whole answer, from 0 to 1.
+
+    The judge replies with JSON: `{"scores": [...]}` for the steps or `{"score": ...}` for the whole answer, with or
+    without words around it; or with a bare list or number as its whole reply or in a fenced block. A reply without
+    scores, or with one that is not from 0 to 1, is asked for again; an answer that gets none is left unscored. The key
+    comes from the environment variable OPENAI_API_KEY; a server given by `base_url` needs none.
+
+    Args:
+        model: The judge, as the server calls it.
+        base_url: Address of the server, mostly ending in `/v1`; None for OPENAI_BASE_URL, else OpenAI's own.
+        prompt: What the judge is asked; `{question}`, `{answer}` and `{reference}` are filled in, other braces kept.
+        temperature: Sampling temperature of its replies.
+        concurrency: Requests at once.
+        timeout: Seconds for one try of a request.
+        max_retries: Further tries of a request that brought no score.
+        time_limit: Seconds after which no further try of a request begins.
+        requests_per_minute: Tries that begin in a minute, evenly spaced; None for no limit.
+        extra_body: Fields of every request; a null removes one.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        prompt: str = PROMPT,
+        temperature: Annotated[float, Field(ge=0)] = 0.0,
+        concurrency: PositiveInt = 16,
+        timeout: PositiveFloat = 120,
+        max_retries: NonNegativeInt = 5,
+        time_limit: PositiveFloat = 300,
+        requests_per_minute: PositiveFloat | None = None,
+        extra_body: dict[str, Any] | None = None,
+    ) -> None:
+        if "{answer}" not in prompt:
+            raise UserError("option 'prompt': has no {answer}, so the judge would not see what to score")
+        self._prompt = prompt
+        self._temperature = temperature
+        options = ClientOptions(
+            base_url, concurrency, timeout, max_retries, time_limit, requests_per_minute, extra_body
+        )
+        self._client = ChatClient("prm 'client'", model, options)
+
+    def __call__(self, infer_requests: list[InferRequest], **kwargs: Any) -> list[float | list[float] | Unscored]:
+        """Score answers; see `PRM.__call__`.
+
+        Raises:
+            UserError: The judge refuses the key or the model, or nothing listens at its address.
+        """
+        references = kwargs.get("ground_truths") or [None] * len(infer_requests)
+        requests = []
+        for index, (request, reference) in enumerate(zip(infer_requests, references, strict=True)):
+            messages = [{"role": "user", "content": self._question(request, reference)}]
+            requests.append((index, {"messages": messages, "temperature": self._temperature}))
+        scored = dict(self._client.ask_all(requests, _read_scores))
+        return [Unscored(it.reason) if isinstance(it, RequestFailed) else it for _, it in sorted(scored.items())]
+
+    def _question(self, request: InferRequest, reference: Any) -> str:
+        *asked, answer = request.messages
+        texts = [plain_text(message.get("content")) for message in asked]
+        if len(texts) > 1:
+            texts = [f"{message['role']}:\n{text}" for message, text in zip(asked, texts, strict=True)]
+        values = {
+            "question": "\n\n".join(texts),
+            "answer": plain_text(answer["content"]),
+            "reference": NO_REFERENCE if reference is None else str(reference),
+        }
+        return _PLACEHOLDER.sub(lambda match: values[match[1]], self._prompt)
+
+
+def _read_scores(body: str) -> float | list[float]:
+    """The scores in a response, the last ones if there are several.
+
+    Raises:
+        MalformedAnswerError: There are none, or one is not from 0 to 1.
+    """
+    text = _THINKING.sub("", read_answer(body).text)
+    for values in (_parse_all([text]), _parse_all(_FENCED.findall(text)), _objects_in(text)):
+        found = [scores for value in values if (scores := _scores_in(value)) is not None]
+        if found:
+            for score in found[-1] if isinstance(found[-1], list) else [found[-1]]:
+                if not 0 <= score <= 1:
+                    raise MalformedAnswerError(f"the judge gave a score of {score:g}, expected one from 0 to 1")
+            return found[-1]
+    raise MalformedAnswerError(f"the judge gave no score: {text!r}")
+
+
+def _parse_all(texts: list[str]) -> list[Any]:
+    values = []
+    for text in texts:
+        with suppress(ValueError, RecursionError):
+            values.append(json.loads(text))
+    return values
+
+
+def _objects_in(text: str) -> list[Any]:
+    """The JSON objects in a text; a list between words may be anything."""
+    values, decoder, start = [], json.JSONDecoder(), text.find("{")
+    while start >= 0:
+        end = start + 1
+        with suppress(ValueError, RecursionError):
+            value, end = decoder.raw_decode(text, start)
+            values.append(value)
+        start = text.find("{", end)
+    return values
+
+
+def _scores_in(value: Any) -> float | list[float] | None:
+    if isinstance(value, dict):
+        value = value.get("scores", value.get("score"))
+    with suppress(ValidationError):
+        return _SCORES.validate_python(value)
+    return None
