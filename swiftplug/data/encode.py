@@ -1,128 +1,246 @@
-"""From conversations to examples of the right length. What cannot be used is counted, never lost."""
+"""The way of a row: raw row -> conversation -> rendered text -> tokens -> weights -> examples.
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+`RowEncoder.encode_rows` goes that way from beginning to end, and each step is a method of it. What cannot be used is
+counted with its reason, never lost.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
+from swiftplug.config.data_options import DataOptions
 from swiftplug.data.chat.render import ChatRenderer
-from swiftplug.data.read.conversation import Conversation, RowOrigin
-from swiftplug.data.weigh import Drop, WeighedRow, weigh_rows
+from swiftplug.data.chat.segments import TEMPLATE_TEXT, Rendered, Segment
+from swiftplug.data.read.conversation import Conversation, RawRow, RowError
+from swiftplug.data.read.report import SplitReport
+from swiftplug.data.read.rows import to_conversation
+from swiftplug.data.tokens import check_offsets, tokenize
+from swiftplug.data.weights import WeightedSpan, lay_weights, token_weights
+from swiftplug.errors import UserError
 from swiftplug.plugin.loss import IGNORED_LABEL
-from swiftplug.plugin.loss_scale import LossScale
+from swiftplug.plugin.loss_scale import ContextType, LossScale
 from swiftplug.plugin.tools_format import ToolsFormat
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 TOO_LONG = "longer than max_length"
 UNTRAINED = "no token to train on"
 
-TooLong = Literal["drop", "truncate", "split"]
+CHARACTERS = 2_000_000  # tokenized at once; while it is, a character of text takes some hundred bytes
+
+INTEGERS = pa.list_(pa.int32())
+SCHEMA = pa.schema(
+    {"input_ids": INTEGERS, "labels": INTEGERS, "loss_scale": pa.list_(pa.float32()), "length": pa.int32()}
+)
+GENERATION = {"prompt_ids": INTEGERS, "reference": pa.string()}
+
 Example = dict[str, Any]
 
 
-class EncodedBatch(NamedTuple):
-    """Examples and what was left out.
+class WeighedRow(NamedTuple):
+    """A row as tokens, whatever its length.
 
     Attributes:
-        examples: `input_ids` and `labels` (int32 arrays, -100 where the weight is 0), `loss_scale` (float32 array),
-            `length`; for evaluation also `prompt_ids` (int32 array) and `reference`.
-        rows: For each example the index of the conversation it was made of.
-        drops: The rows that were left out.
-        cut: The origins of the rows that were truncated or split.
-        shortened: The origins of the rows from which the chat template dropped something, earlier thinking say.
+        rendered: Its text and segments.
+        input_ids: `(N,)` int32 token ids.
+        starts: `(N,)` int64, the position of each token's first character in the text.
+        weights: `(N,)` float32 weights.
+        labels: `(N,)` int32, the ids, and -100 where the weight is 0.
     """
 
-    examples: list[Example]
-    rows: list[int]
-    drops: list[Drop]
-    cut: list[RowOrigin]
-    shortened: list[RowOrigin]
+    rendered: Rendered
+    input_ids: np.ndarray
+    starts: np.ndarray
+    weights: np.ndarray
+    labels: np.ndarray
 
 
-def encode_batch(
-    conversations: Sequence[Conversation],
-    tokenizer: "PreTrainedTokenizerBase",
-    tools_format: ToolsFormat | None,
-    loss_scale: LossScale,
-    task: str,
-    max_length: int,
-    too_long: TooLong,
-    generation: bool = False,
-) -> EncodedBatch:
-    """Encode rows.
+class EncodedRows(NamedTuple):
+    """The examples made of some rows, with the columns of `RowEncoder.schema`, and the counts."""
 
-    Args:
-        conversations: The rows.
+    examples: pa.RecordBatch
+    report: SplitReport
+
+
+@dataclass
+class RowEncoder:
+    """Makes examples of rows.
+
+    Attributes:
         tokenizer: A fast tokenizer with a chat template.
         tools_format: Writes tools into the prompt; None leaves them to the chat template.
         loss_scale: Weighs the text.
         task: `sft` trains answers, `pt` trains everything: the whole text is one response.
-        max_length: The most tokens an example may have.
-        too_long: What becomes of a longer row.
+        options: How rows are read and cut.
         generation: Whether to add `prompt_ids` and `reference`, for metrics that generate.
 
-    Returns:
-        The examples, and what was left out.
-
     Raises:
-        UserError: If the tokenizer has no offsets, or the loss scale breaks its contract (with the row's place).
+        UserError: The tokenizer has no offsets.
     """
-    renderer = ChatRenderer(tokenizer, tools_format)
-    weighed, drops = weigh_rows(conversations, renderer, tokenizer, loss_scale, task)
-    batch = EncodedBatch([], [], drops, [], [])
-    for row in weighed:
-        conversation = conversations[row.place]
-        origin, length = conversation.origin, len(row.input_ids)
-        examples = [_example(row, part) for part in cut_tokens(length, max_length, too_long)]
-        kept = [example for example in examples if (example["labels"][1:] != IGNORED_LABEL).any()]
-        if not kept:
-            batch.drops.append(_drop(origin, length, max_length, bool(examples)))
-            continue
-        if length > max_length:
-            batch.cut.append(origin)
-        if row.rendered.dropped:
-            batch.shortened.append(origin)
-        if generation:
-            kept[0] |= _for_generation(conversation, renderer, tokenizer)
-        batch.examples.extend(kept)
-        batch.rows.extend([row.place] * len(kept))
-    return batch
+
+    tokenizer: PreTrainedTokenizerBase
+    tools_format: ToolsFormat | None
+    loss_scale: LossScale
+    task: Literal["pt", "sft"]
+    options: DataOptions
+    generation: bool = False
+
+    def __post_init__(self) -> None:
+        check_offsets(self.tokenizer)
+        self.renderer = ChatRenderer(self.tokenizer, self.tools_format)
+        self.too_long = self.options.too_long or ("split" if self.task == "pt" else "drop")
+        self.schema = pa.schema([*SCHEMA, *pa.schema(GENERATION)]) if self.generation else SCHEMA
+
+    def encode_rows(self, rows: Sequence[RawRow]) -> EncodedRows:
+        """Encode rows as they were read.
+
+        Raises:
+            UserError: The loss scale breaks its contract.
+        """
+        report = SplitReport(rows=len(rows))
+        conversations = []
+        for row, origin in rows:
+            try:
+                conversations.append(to_conversation(row, origin, self.task, self.options.columns))
+            except RowError as error:
+                report.drop(origin, error)
+        examples = [example for some in _batches(conversations) for example in self.encode(some, report)]
+        table = pa.RecordBatch.from_pylist(examples, schema=self.schema)
+        _count_tokens(table, report)
+        return EncodedRows(table, report)
+
+    def encode(self, conversations: Sequence[Conversation], report: SplitReport) -> list[Example]:
+        """Encode conversations, and count in `report` what is left out, cut or shortened."""
+        examples = []
+        for conversation, row in zip(conversations, self.weigh(conversations), strict=True):
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                examples += self._examples(conversation, row, report)
+            except RowError as error:
+                report.drop(conversation.origin, error)
+        return examples
+
+    def weigh(self, conversations: Sequence[Conversation]) -> list[WeighedRow | RowError]:
+        """Render, tokenize and weigh conversations; in place of one that cannot be rendered stands its error.
+
+        Raises:
+            UserError: The loss scale breaks its contract; the message names the row.
+        """
+        rendered = self._render(conversations)
+        both = zip(conversations, rendered, strict=True)
+        usable = [(conversation, whole) for conversation, whole in both if not isinstance(whole, RowError)]
+        plain = [conversation.text is not None for conversation, _ in usable]
+        tokens = tokenize(self.tokenizer, [whole.text for _, whole in usable], plain)
+        spans = [self._lay_weights(conversation, whole) for conversation, whole in usable]
+        weights = token_weights(tokens.starts, tokens.ends, spans)
+        labels = np.where(weights == 0, np.int32(IGNORED_LABEL), tokens.input_ids)
+        weighed: list[WeighedRow | RowError] = []
+        begin, ends = 0, iter(tokens.ends)
+        for whole in rendered:
+            if isinstance(whole, RowError):
+                weighed.append(whole)
+                continue
+            own = slice(begin, next(ends))
+            weighed.append(WeighedRow(whole, tokens.input_ids[own], tokens.starts[own], weights[own], labels[own]))
+            begin = own.stop
+        return weighed
+
+    def cut(self, length: int) -> list[slice]:
+        """The examples that a row of so many tokens becomes: itself, or what `too_long` makes of it."""
+        size = self.options.max_length
+        if length <= size:
+            return [slice(0, length)]
+        if self.too_long == "drop":
+            return []
+        starts = range(0, length if self.too_long == "split" else 1, size)
+        return [slice(start, min(start + size, length)) for start in starts]
+
+    def _render(self, conversations: Sequence[Conversation]) -> list[Rendered | RowError]:
+        chats = [conversation for conversation in conversations if conversation.text is None]
+        rendered_chats = iter(self.renderer.render_all(chats, whole=self.task == "pt"))
+        return [
+            next(rendered_chats) if conversation.text is None else _render_text(conversation.text)
+            for conversation in conversations
+        ]
+
+    def _lay_weights(self, conversation: Conversation, rendered: Rendered) -> list[WeightedSpan]:
+        try:
+            return lay_weights(rendered, self.loss_scale, conversation.messages)
+        except UserError as error:
+            raise UserError(f"{conversation.origin}: {error}") from None
+
+    def _examples(self, conversation: Conversation, row: WeighedRow, report: SplitReport) -> list[Example]:
+        """The examples of a row; a RowError where there is none."""
+        length, max_length = len(row.input_ids), self.options.max_length
+        lengths = f"{length} tokens, max_length is {max_length}" if length > max_length else ""
+        parts = self.cut(length)
+        if not parts:
+            report.shortest_too_long = min(length, report.shortest_too_long or length)
+            raise RowError(TOO_LONG, lengths)
+        examples: list[Example] = [
+            {
+                "input_ids": row.input_ids[part],
+                "labels": row.labels[part],
+                "loss_scale": row.weights[part],
+                "length": part.stop - part.start,
+            }
+            for part in parts
+            if (row.labels[part][1:] != IGNORED_LABEL).any()
+        ]
+        if not examples:
+            raise RowError(UNTRAINED, lengths)
+        if self.generation:
+            for example in examples[1:]:
+                example |= {"prompt_ids": [], "reference": ""}
+            examples[0] |= self._for_generation(conversation)
+        report.kept += 1
+        report.shortened += bool(row.rendered.dropped)
+        report.truncated += self.too_long == "truncate" and length > max_length
+        report.split += self.too_long == "split" and length > max_length
+        return examples
+
+    def _for_generation(self, conversation: Conversation) -> Example:
+        """What a metric that generates needs of a row; empty where the row does not end in an answer."""
+        prompt = self.renderer.prompt(conversation) if conversation.messages else None
+        if prompt is None:
+            return {"prompt_ids": [], "reference": ""}
+        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return {"prompt_ids": ids, "reference": conversation.messages[-1].get("content") or ""}
 
 
-def cut_tokens(length: int, max_length: int, too_long: TooLong) -> list[slice]:
-    """The examples that a row of so many tokens is made into: itself, or what `too_long` makes of it."""
-    if length <= max_length:
-        return [slice(0, length)]
-    if too_long == "drop":
-        return []
-    ends = range(0, length if too_long == "split" else 1, max_length)
-    return [slice(start, min(start + max_length, length)) for start in ends]
+def _render_text(text: str) -> Rendered:
+    """A plain text as one response, whose suffix is the end-of-text token."""
+    length = len(text)
+    response = Segment(0, length, ContextType.RESPONSE, True, "", TEMPLATE_TEXT)
+    end_of_text = Segment(length, length + 1, ContextType.SUFFIX, True, "", TEMPLATE_TEXT)
+    return Rendered(text, [response, end_of_text], [])
 
 
-def _example(row: WeighedRow, part: slice) -> Example:
-    input_ids = row.input_ids[part]
-    return {
-        "input_ids": input_ids,
-        "labels": row.labels[part],
-        "loss_scale": row.weights[part],
-        "length": len(input_ids),
-    }
+def _batches(conversations: Sequence[Conversation]) -> Iterator[list[Conversation]]:
+    """Batches of at most `CHARACTERS` characters, or of one row."""
+    batch: list[Conversation] = []
+    characters = 0
+    for conversation in conversations:
+        length = len(conversation.text or "") + sum(len(message["content"]) for message in conversation.messages)
+        if batch and characters + length > CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+        batch.append(conversation)
+        characters += length
+    if batch:
+        yield batch
 
 
-def _drop(origin: RowOrigin, length: int, max_length: int, fits: bool) -> Drop:
-    detail = f"{length} tokens, max_length is {max_length}" if length > max_length else ""
-    return Drop(origin, UNTRAINED, detail) if fits else Drop(origin, TOO_LONG, detail, length)
-
-
-def _for_generation(
-    conversation: Conversation, renderer: ChatRenderer, tokenizer: "PreTrainedTokenizerBase"
-) -> Example:
-    """What a metric that generates needs of a row; empty where the row does not end in an answer."""
-    prompt = renderer.prompt(conversation) if conversation.messages else None
-    if prompt is None:
-        return {"prompt_ids": np.zeros(0, dtype=np.int32), "reference": ""}
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    content = conversation.messages[-1].get("content") or ""
-    return {"prompt_ids": np.array(ids, dtype=np.int32), "reference": content}
+def _count_tokens(examples: pa.RecordBatch, report: SplitReport) -> None:
+    weights = examples["loss_scale"].flatten().to_numpy()
+    lengths = examples["length"].to_numpy()
+    predicted = np.ones(len(weights), dtype=bool)
+    predicted[np.cumsum(lengths) - lengths] = False  # nothing predicts a first token
+    report.examples = len(lengths)
+    report.tokens = len(weights)
+    report.trained_tokens = int(np.count_nonzero((weights != 0) & predicted))
+    report.longest = int(lengths.max(initial=0))
+    report.weighted = bool(((weights != 0) & (weights != 1)).any())

@@ -1,7 +1,7 @@
 """Packing: several short examples share one row, so that no compute is spent on padding."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +47,7 @@ def pack(lengths: Sequence[int] | np.ndarray, max_length: int) -> list[list[int]
     return rows
 
 
-def packed_batches(table: pa.Table, max_length: int) -> Iterator[pa.RecordBatch]:
+def packed_batches(table: pa.Table, max_length: int) -> Generator[pa.RecordBatch, None, None]:
     """The packed rows of encoded examples.
 
     Args:

@@ -1,8 +1,8 @@
 """From the datasets that a config names to the examples that a trainer batches.
 
 1. The datasets are found, and if asked, rows to evaluate on are drawn from them.
-2. Each row is brought into one form, rendered, tokenized and weighed, in parallel, and kept on disk by a key of all
-   that changes the outcome: the next run with the same data begins here.
+2. Each row is encoded, in parallel, and kept on disk under a key of all that changes the outcome: the next run with the
+   same data begins here.
 3. The training examples are packed, if asked.
 
 Nothing is dropped in silence: what became of every row is in the report.
@@ -10,9 +10,13 @@ Nothing is dropped in silence: what became of every row is in the report.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from datetime import date
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,19 +29,23 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerFast
 
-import swiftplug
 from swiftplug.config.data_options import DataOptions
-from swiftplug.data.cache import Cache, write_rows
-from swiftplug.data.encoder import RowEncoder
+from swiftplug.data.encode import EncodedRows, RowEncoder
 from swiftplug.data.packing import packed_batches
-from swiftplug.data.parallel import map_chunks
+from swiftplug.data.read.conversation import RawRow
 from swiftplug.data.read.report import DataReport, SplitReport
-from swiftplug.data.read.sources import Source, open_source
-from swiftplug.data.read.split import hold_out, joined
+from swiftplug.data.read.sources import Source, concatenate, hold_out, open_source
+from swiftplug.data.store import EncodedStore, StoredRows
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry import LoadedPlugin, Registry
 from swiftplug.plugin.registry.choice import PluginChoice
+
+CHUNK = 256  # rows that a process encodes at a time
+CHUNKS_AHEAD = 2  # per process, so that a source of any size is read no faster than it is encoded
+
+# The modules that decide what a row is encoded to, from the package's folder; plugins come with hashes of their own.
+CODE = ("data/**/*.py", "plugin/loss.py", "plugin/loss_scale.py", "plugin/tools_format.py")
 
 
 class PreparedData(NamedTuple):
@@ -55,12 +63,6 @@ class PreparedData(NamedTuple):
     report: DataReport
 
 
-class _Split(NamedTuple):
-    key: str
-    rows: Dataset
-    report: SplitReport
-
-
 def prepare_data(
     *,
     dataset: Sequence[PluginChoice],
@@ -74,7 +76,7 @@ def prepare_data(
     seed: int,
     generation: bool = False,
 ) -> PreparedData:
-    """Read, encode and pack the data of a run, or take it from the cache.
+    """Read, encode and pack the data of a run, or take it from the store.
 
     Args:
         dataset: What to train on; several are concatenated.
@@ -94,91 +96,32 @@ def prepare_data(
     train_sources = [open_source(choice, registry, "dataset") for choice in dataset]
     eval_sources = [open_source(choice, registry, "eval_dataset") for choice in eval_dataset]
     _check_columns(options.columns, [*train_sources, *eval_sources])
-    train_source, eval_source = joined(train_sources), joined(eval_sources) if eval_sources else None
+    train_source, eval_source = concatenate(train_sources), concatenate(eval_sources) if eval_sources else None
     if eval_source is None and options.val_size:
         train_source, eval_source = hold_out(train_source, options.val_size, seed)
 
-    store = Cache(options.cache_dir)
-    too_long = options.too_long or ("split" if task == "pt" else "drop")
-    facts = _facts(tokenizer, [tools, *loss_scales], [task, options.max_length, too_long, options.columns])
+    store = EncodedStore(options.cache_dir)
+    loss_scale = combine([each.bound for each in loss_scales])
 
-    def encode(source: Source, generation: bool) -> _Split:
-        key = _key(source.fingerprint, facts, generation)
-        encoder = RowEncoder(
-            tokenizer,
-            tools.bound,
-            combine([each.bound for each in loss_scales]),
-            task,
-            options.max_length,
-            too_long,
-            options.columns,
-            generation,
-        )
-        cached = store.get(key, lambda path: _write_encoded(path, source, encoder, options.num_proc).to_json())
-        return _Split(key, cached.rows, SplitReport.from_json(cached.facts))
+    def encode(source: Source, generation: bool) -> StoredRows:
+        encoder = RowEncoder(tokenizer, tools.bound, loss_scale, task, options, generation)
+        key = _key(source, encoder, [tools, *loss_scales])
+        return store.get(key, lambda report: _encode(source, encoder, options.num_proc, report))
 
     train = encode(train_source, False)
     evaluation = encode(eval_source, generation) if eval_source else None
-    report = DataReport(train.report, evaluation.report if evaluation else None, store.notes)
-
     weighted = train.report.weighted or (evaluation is not None and evaluation.report.weighted)
-    train_rows = _with_weights(train.rows, weighted)
+    train_rows = train.examples if weighted else train.examples.remove_columns("loss_scale")
     if options.packing:
-        key = _key(train.key, "packed", weighted)
         table = train_rows.data.table
-        packed = store.get(key, lambda path: _write_packed(path, table, options.max_length))
-        train_rows = packed.rows
-        report.train.packed_rows = len(train_rows)
+        key = f"{train.folder.name}-packed{'-weighted' if weighted else ''}"
+        train_rows = store.get(key, lambda _: packed_batches(table, options.max_length)).examples
+        train.report.packed_rows = len(train_rows)
+    eval_rows = evaluation and (evaluation.examples if weighted else evaluation.examples.remove_columns("loss_scale"))
     return PreparedData(
         train=train_rows.with_format("numpy"),
-        eval=_with_weights(evaluation.rows, weighted).with_format("numpy") if evaluation else None,
-        report=report,
-    )
-
-
-def _write_encoded(path: Path, source: Source, encoder: RowEncoder, num_proc: int) -> SplitReport:
-    report = SplitReport()
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for chunk in map_chunks(encoder, source.read(), num_proc):
-            report.add(chunk.report)
-            progress.update(line, completed=report.rows, refresh=True)
-            yield from chunk.examples
-
-    with _progress() as progress:
-        line = progress.add_task(f"encoding {source.name}", total=None)
-        write_rows(path, batches())
-    _check_usable(source.name, report, encoder.max_length)
-    return report
-
-
-def _progress() -> Progress:
-    """A line on the terminal while it lasts; nothing where there is no terminal."""
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}: {task.completed:,} rows"), TimeElapsedColumn()
-    return Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
-
-
-def _write_packed(path: Path, table: pa.Table, max_length: int) -> dict[str, Any]:
-    write_rows(path, packed_batches(table, max_length))
-    return {}
-
-
-def _with_weights(rows: Dataset, weighted: bool) -> Dataset:
-    return rows if weighted else rows.remove_columns("loss_scale")
-
-
-def _check_usable(name: str, report: SplitReport, max_length: int) -> None:
-    if report.examples:
-        return
-    if report.shortest_too_long is not None:
-        raise UserError(
-            f"data.max_length: {max_length} is shorter than every usable row of {name}; the shortest has "
-            f"{report.shortest_too_long} tokens (data.too_long may truncate or split rows)"
-        )
-    reason, dropped = max(report.dropped.items(), key=lambda item: item[1].count)
-    raise UserError(
-        f"{name}: none of its {report.rows} rows can be used: {reason} ({dropped.count} rows): {dropped.examples[0]}"
+        eval=eval_rows.with_format("numpy") if eval_rows is not None else None,
+        report=DataReport(train.report, evaluation.report if evaluation else None, train.folder, store.notes),
     )
 
 
@@ -191,33 +134,105 @@ def _check_columns(columns: dict[str, str], sources: Sequence[Source]) -> None:
             raise UserError(f"data.columns: no dataset has a column {old!r}{nearest(old, known)}")
 
 
-def _facts(tokenizer: PreTrainedTokenizerFast, plugins: Sequence[LoadedPlugin], settings: list[Any]) -> dict[str, Any]:
-    """All that changes what a row is encoded to, the row aside."""
-    used = [
-        [plugin.found.qualified_name, plugin.found.version, plugin.source_hash, repr(sorted(plugin.options.items()))]
-        for plugin in plugins
-    ]
+def _key(source: Source, encoder: RowEncoder, plugins: Sequence[LoadedPlugin]) -> str:
+    """A hash of all that changes what the rows of a source are encoded to."""
+    tokenizer, options = encoder.tokenizer, encoder.options
     template = tokenizer.chat_template
-    return {
-        "code": _code_hash(),
-        "libraries": [transformers.__version__, tokenizers.__version__],
+    package = Path(__file__).parents[1]
+    facts = {
+        "rows": source.fingerprint,
         "tokenizer": [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str()],
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "chat template": template,
         "day": date.today().isoformat() if "strftime_now" in str(template) else None,  # it writes the date
-        "plugins": used,
-        "settings": settings,
+        "plugins": [_plugin_facts(plugin) for plugin in plugins],
+        "settings": [encoder.task, options.max_length, encoder.too_long, options.columns, encoder.generation],
+        "code": _hash_files(file for pattern in CODE for file in package.glob(pattern)),
+        "libraries": [transformers.__version__, tokenizers.__version__],
     }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-@cache
-def _code_hash() -> str:
-    """Of this program itself, so that no version of it reads what another encoded."""
+def _plugin_facts(plugin: LoadedPlugin) -> list[Any]:
+    """What decides how a plugin acts: its source, with the modules beside it in its package, and its options."""
+    file = Path(plugin.source_file) if plugin.source_file else None
+    beside = file.parent.glob("*.py") if file and (file.parent / "__init__.py").exists() else []
+    options = repr(sorted(plugin.options.items()))
+    return [plugin.found.qualified_name, plugin.found.version, plugin.source_hash, _hash_files(beside), options]
+
+
+def _hash_files(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(Path(swiftplug.__file__).parent.rglob("*.py")):
+    for file in sorted(files):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _key(*facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+def _encode(
+    source: Source, encoder: RowEncoder, num_proc: int, report: SplitReport
+) -> Generator[pa.RecordBatch, None, None]:
+    """The examples of a source, with a line on the terminal while they are made; completes the report."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}: {task.completed:,} rows"), TimeElapsedColumn()
+    on_terminal = console.is_terminal
+    with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not on_terminal) as progress:
+        line = progress.add_task(f"encoding {source.name}", total=None)
+        for encoded in map_chunks(encoder.encode_rows, source.read(), num_proc):
+            report.add(encoded.report)
+            progress.update(line, completed=report.rows, refresh=True)
+            yield encoded.examples
+    if report.examples:
+        return
+    if report.shortest_too_long is not None:
+        raise UserError(
+            f"data.max_length: {encoder.options.max_length} is shorter than every usable row of {source.name}; the "
+            f"shortest has {report.shortest_too_long} tokens (data.too_long may truncate or split rows)"
+        )
+    reason, dropped = max(report.dropped.items(), key=lambda item: item[1].count)
+    raise UserError(
+        f"{source.name}: none of its {report.rows} rows can be used: {reason} ({dropped.count} rows): "
+        f"{dropped.examples[0]}"
+    )
+
+
+def map_chunks(
+    function: Callable[[list[RawRow]], EncodedRows], rows: Iterator[RawRow], num_proc: int
+) -> Iterator[EncodedRows]:
+    """Apply a function to chunks of rows in several processes; its results come in the order of the rows.
+
+    The processes are forked where the system can, so that the function need not be picklable: plugins from a file are
+    not. Rows are read as they are needed, never all at once.
+
+    Raises:
+        UserError: A process died.
+    """
+    chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+    if num_proc == 1:
+        yield from map(function, chunks)
+        return
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    with ProcessPoolExecutor(num_proc, multiprocessing.get_context(method), _start_worker, (function,)) as pool:
+        pending: deque[Future[EncodedRows]] = deque()
+        try:
+            for chunk in chunks:
+                pending.append(pool.submit(_work, chunk))
+                if len(pending) > CHUNKS_AHEAD * num_proc:
+                    yield pending.popleft().result()
+            yield from (future.result() for future in pending)
+        except BrokenProcessPool:
+            raise UserError(f"data.num_proc: one of {num_proc} processes died, perhaps for lack of memory") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_function: Callable[[list[RawRow]], EncodedRows]
+
+
+def _start_worker(function: Callable[[list[RawRow]], EncodedRows]) -> None:
+    global _function
+    _function = function
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism; threads do not survive a fork
+
+
+def _work(chunk: list[RawRow]) -> EncodedRows:
+    return _function(chunk)

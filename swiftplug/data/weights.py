@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from swiftplug.data.chat.segments import Rendered
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class WeightedSpan(NamedTuple):
@@ -33,20 +31,20 @@ class CombinedLossScale(LossScale):
     """
 
     def __init__(self, scales: Sequence[LossScale]) -> None:
-        self._scales = list(scales)
+        self._first, *self._others = scales
 
     def get_loss_scale(
         self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
     ) -> tuple[list[str], list[float]]:
         """Cut the context wherever one of the loss scales does."""
-        spans = cut_context(self._scales[0], 0, context, context_type, is_last_round, **kwargs)
+        spans = cut_context(self._first, 0, context, context_type, is_last_round, **kwargs)
         if context_type is ContextType.RESPONSE:
-            for scale in self._scales[1:]:
-                spans = _multiplied(spans, cut_context(scale, 0, context, context_type, is_last_round, **kwargs))
+            for scale in self._others:
+                spans = _multiply(spans, cut_context(scale, 0, context, context_type, is_last_round, **kwargs))
         return [context[span.start : span.end] for span in spans], [span.weight for span in spans]
 
 
-def _multiplied(one: Sequence[WeightedSpan], other: Sequence[WeightedSpan]) -> list[WeightedSpan]:
+def _multiply(one: Sequence[WeightedSpan], other: Sequence[WeightedSpan]) -> list[WeightedSpan]:
     """Spans that are cut where either are, with the product of their weights. Both cover the same text."""
     product = []
     position = first = second = 0
@@ -60,107 +58,83 @@ def _multiplied(one: Sequence[WeightedSpan], other: Sequence[WeightedSpan]) -> l
 
 
 def combine(scales: Sequence[LossScale]) -> LossScale:
-    """One loss scale that does what several, in the order of the name, do together."""
+    """One loss scale that does what several do together."""
     return scales[0] if len(scales) == 1 else CombinedLossScale(scales)
 
 
 def cut_context(
     scale: LossScale, start: int, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
 ) -> list[WeightedSpan]:
-    """Ask a loss scale for one context, and check its answer.
-
-    Args:
-        scale: The loss scale.
-        start: Where the context starts.
-        context: The text of the context.
-        context_type: What the context is.
-        is_last_round: Whether it belongs to the last round.
-        **kwargs: `query`, the text of the round's query.
-
-    Returns:
-        Spans that cover the context.
+    """Ask a loss scale for the context that begins at `start`, check its answer, and return spans that cover it.
 
     Raises:
-        UserError: If the parts do not join to the context, or are not weighed by one finite number each.
+        UserError: The parts do not join to the context, or do not have one finite number each as weight.
     """
     parts, weights = scale.get_loss_scale(context, context_type, is_last_round, **kwargs)
     name = f"loss scale {type(scale).__name__}"
     joined = "".join(parts)
     if joined != context:
-        at = next(
-            (i for i, (a, b) in enumerate(zip(joined, context, strict=False)) if a != b), min(len(joined), len(context))
-        )
+        different = (i for i, (a, b) in enumerate(zip(joined, context, strict=False)) if a != b)
+        at = next(different, min(len(joined), len(context)))
         raise UserError(
             f"{name}: its parts do not join to the {context_type.value} they were cut from: "
             f"at character {at} found {joined[at : at + 20]!r}, expected {context[at : at + 20]!r}"
         )
     if len(parts) != len(weights):
-        raise UserError(f"{name}: found {len(parts)} parts and {len(weights)} weights, expected one weight a part")
+        raise UserError(f"{name}: found {len(parts)} parts and {len(weights)} weights, expected one weight per part")
     spans = []
-    position = start
     for part, weight in zip(parts, weights, strict=True):
         if not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise UserError(f"{name}: found the weight {weight!r}, expected a finite number")
-        spans.append(WeightedSpan(position, position + len(part), float(weight)))
-        position += len(part)
+        spans.append(WeightedSpan(start, start + len(part), float(weight)))
+        start += len(part)
     return spans
 
 
 def lay_weights(
     rendered: Rendered, loss_scale: LossScale, messages: Sequence[dict[str, Any]] = ()
 ) -> list[WeightedSpan]:
-    """The weight of every character of a rendering.
+    """Spans that cover a rendering, with the weight of their characters.
 
     A message's `loss: false` leaves its turn out, `loss: true` trains it (with the loss scale's weights, or with 1
     where those leave it out whole), and `loss_scale` multiplies the weights of its turn.
 
     Args:
         rendered: The text and its segments.
-        loss_scale: The loss scale; it is asked for every segment but suffixes.
-        messages: The row's messages, that the segments' `message_index` counts.
-
-    Returns:
-        Spans that cover the text, in order.
+        loss_scale: Is asked for every segment but suffixes, which have the weight of their response's last character.
+        messages: The row's messages, which the segments' `message_index` counts.
 
     Raises:
-        UserError: If the loss scale's parts do not join to the context, or a weight is not a number.
+        UserError: The loss scale's parts do not join to the context, or a weight is not a number.
     """
     spans: list[WeightedSpan] = []
-    of_response = 0.0
-    for segment in rendered.segments:
-        start, end, kind, is_last_round, query, message = segment
+    response_weight = 0.0
+    for start, end, kind, is_last_round, query, message in rendered.segments:
         if kind is ContextType.SUFFIX:
-            spans.append(WeightedSpan(start, end, of_response))
+            spans.append(WeightedSpan(start, end, response_weight))
             continue
         cut = cut_context(loss_scale, start, rendered.text[start:end], kind, is_last_round, query=query)
         if 0 <= message < len(messages):
-            cut = _overridden(cut, messages[message])
+            cut = _apply_message(cut, messages[message])
         if kind is ContextType.RESPONSE:
-            of_response = next((span.weight for span in reversed(cut) if span.start < span.end), _last(cut))
+            filled = [span for span in cut if span.start < span.end] or cut
+            response_weight = filled[-1].weight if filled else 0.0
         spans += cut
     return spans
 
 
-def _last(cut: Sequence[WeightedSpan]) -> float:
-    return cut[-1].weight if cut else 0.0
-
-
-def _overridden(cut: list[WeightedSpan], message: dict[str, Any]) -> list[WeightedSpan]:
-    """The weights of a turn, with what its message says of training."""
+def _apply_message(cut: list[WeightedSpan], message: dict[str, Any]) -> list[WeightedSpan]:
+    """The weights of a turn after its message's own `loss` and `loss_scale`."""
     loss, factor = message.get("loss"), message.get("loss_scale")
     if loss is None and factor is None:
         return cut
-    factor = 1.0 if factor is None else float(factor)
-    if loss is False:
-        factor = 0.0
+    factor = 0.0 if loss is False else 1.0 if factor is None else float(factor)
     if loss and not any(span.weight for span in cut):
         return [span._replace(weight=factor) for span in cut]
     return [span._replace(weight=span.weight * factor) for span in cut]
 
 
-def token_weights(
-    starts: "np.ndarray[Any, Any]", ends: Sequence[int], spans: Sequence[Sequence[WeightedSpan]]
-) -> "np.ndarray[Any, Any]":
+def token_weights(starts: np.ndarray, ends: Sequence[int], spans: Sequence[Sequence[WeightedSpan]]) -> np.ndarray:
     """Carry weights from characters to the tokens of several texts: a token has the weight of its first character.
 
     Args:
@@ -171,24 +145,21 @@ def token_weights(
     Returns:
         `(N,)` float32 weights.
     """
-    import numpy as np
-
     # The texts are laid one behind the other, so that one search finds the span of every token.
     span_ends: list[int] = []
     weights: list[float] = []
-    origins, last_spans = [], []
-    origin = 0
-    for of_text in spans:
-        filled = [span for span in of_text if span.start < span.end] or [WeightedSpan(0, 1, 0.0)]
-        origins.append(origin)
-        span_ends.extend(origin + span.end for span in filled)
+    text_starts, last_spans = [], []
+    text_start = 0
+    for text_spans in spans:
+        filled = [span for span in text_spans if span.start < span.end] or [WeightedSpan(0, 1, 0.0)]
+        text_starts.append(text_start)
+        span_ends.extend(text_start + span.end for span in filled)
         weights.extend(span.weight for span in filled)
         last_spans.append(len(span_ends) - 1)
-        origin = span_ends[-1]
-    counts = [end - begin for begin, end in pairwise([0, *ends])]
-    positions = starts + np.repeat(np.array(origins, dtype=np.int64), counts)
+        text_start = span_ends[-1]
+    counts = np.diff(np.array([0, *ends]))
+    positions = starts + np.repeat(np.array(text_starts, dtype=np.int64), counts)
     places = np.searchsorted(np.array(span_ends, dtype=np.int64), positions, side="right")
     # A token that stands for no character at the very end (starts there, ends there) has the last weight.
     places = np.minimum(places, np.repeat(np.array(last_spans, dtype=np.int64), counts))
-    of_tokens: np.ndarray[Any, Any] = np.array(weights, dtype=np.float32)[places]
-    return of_tokens
+    return np.array(weights, dtype=np.float32)[places]

@@ -7,10 +7,10 @@ from itertools import islice
 from typing import Any, Literal
 
 from swiftplug.config.schema import TrainConfig
+from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import RowError
 from swiftplug.data.read.rows import to_conversation
-from swiftplug.data.read.sources import open_source
-from swiftplug.data.read.split import joined
+from swiftplug.data.read.sources import concatenate, open_source
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
 from swiftplug.preview.html import to_html
@@ -44,27 +44,19 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
 
 def _rows(config: TrainConfig, opened: OpenedRun, limit: int) -> Iterator[PreviewRow]:
     """The rows, used or left out, as encoding would have them."""
-    registry, options = opened.plugins.registry, config.data
-    source = joined([open_source(choice, registry, "dataset") for choice in config.dataset])
-    loss_scale = combine([plugin.bound for plugin in opened.plugins.loss_scales])
-    too_long = options.too_long or ("split" if config.task == "pt" else "drop")
+    plugins, options = opened.plugins, config.data
+    source = concatenate([open_source(choice, plugins.registry, "dataset") for choice in config.dataset])
+    loss_scale = combine([plugin.bound for plugin in plugins.loss_scales])
+    encoder = RowEncoder(opened.source.tokenizer, plugins.tools.bound, loss_scale, config.task, options)
     empty = True
     for row, origin in islice(source.read(), limit):
         empty = False
         try:
             conversation = to_conversation(row, origin, config.task, options.columns)
         except RowError as error:
-            yield PreviewRow(str(origin), dropped=f"{error.reason}: {error.detail}" if error.detail else error.reason)
+            yield PreviewRow(str(origin), dropped=str(error))
             continue
-        yield from build_preview_rows(
-            [conversation],
-            opened.source.tokenizer,
-            opened.plugins.tools.bound,
-            loss_scale,
-            config.task,
-            options.max_length,
-            too_long,
-        )
+        yield from build_preview_rows([conversation], encoder)
     if empty:
         raise UserError(f"{source.name}: the dataset is empty")
 

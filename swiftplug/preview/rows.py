@@ -8,12 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swiftplug.data.chat.render import ChatRenderer
-from swiftplug.data.encode import TOO_LONG, UNTRAINED, TooLong, cut_tokens
-from swiftplug.data.read.conversation import Conversation
-from swiftplug.data.weigh import WeighedRow, weigh_rows
-from swiftplug.plugin.loss_scale import LossScale
-from swiftplug.plugin.tools_format import ToolsFormat
+from swiftplug.data.encode import TOO_LONG, UNTRAINED, RowEncoder, WeighedRow
+from swiftplug.data.read.conversation import Conversation, RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,56 +68,40 @@ class PreviewRow:
         return sum(weight != 0 for weight in self.weights)
 
 
-def build_preview_rows(
-    conversations: Sequence[Conversation],
-    tokenizer: "PreTrainedTokenizerBase",
-    tools_format: ToolsFormat | None,
-    loss_scale: LossScale,
-    task: str,
-    max_length: int,
-    too_long: TooLong,
-) -> list[PreviewRow]:
-    """Show conversations as `encode_batch` encodes them.
+def build_preview_rows(conversations: Sequence[Conversation], encoder: RowEncoder) -> list[PreviewRow]:
+    """Show conversations as an encoder encodes them.
 
     Args:
         conversations: The rows.
-        tokenizer: A fast tokenizer with a chat template.
-        tools_format: Writes tools into the prompt; None leaves them to the chat template.
-        loss_scale: Weighs the text.
-        task: `sft` or `pt`.
-        max_length: The most tokens an example may have.
-        too_long: What becomes of a longer row.
+        encoder: The encoder of the run.
 
     Returns:
-        One preview a conversation, more for those that are split.
+        One preview per conversation, more for those that are split.
 
     Raises:
-        UserError: If the tokenizer has no offsets, or the loss scale breaks its contract.
+        UserError: The loss scale breaks its contract.
     """
     shown: list[PreviewRow] = []
-    renderer = ChatRenderer(tokenizer, tools_format)
-    for conversation in conversations:
+    for conversation, row in zip(conversations, encoder.weigh(conversations), strict=True):
         origin = str(conversation.origin)
-        weighed, drops = weigh_rows([conversation], renderer, tokenizer, loss_scale, task)
-        shown.extend(PreviewRow(origin, dropped=_reason(drop.reason, drop.detail)) for drop in drops)
-        for row in weighed:
-            shown.extend(_parts(origin, row, tokenizer, max_length, too_long))
+        if isinstance(row, RowError):
+            shown.append(PreviewRow(origin, dropped=str(row)))
+        else:
+            shown.extend(_parts(origin, row, encoder))
     return shown
 
 
-def _parts(
-    origin: str, row: WeighedRow, tokenizer: "PreTrainedTokenizerBase", max_length: int, too_long: TooLong
-) -> list[PreviewRow]:
-    length = len(row.input_ids)
-    tokens = _texts(row, tokenizer)
+def _parts(origin: str, row: WeighedRow, encoder: RowEncoder) -> list[PreviewRow]:
+    length, max_length = len(row.input_ids), encoder.options.max_length
+    tokens = _texts(row, encoder.tokenizer)
     weights = [float(f"{weight:.6g}") for weight in row.weights]
-    cuts = cut_tokens(length, max_length, too_long)
+    cuts = encoder.cut(length)
     long = f"{length} tokens, max_length is {max_length}"
     if not cuts:
-        cuts, dropped = [slice(0, length)], _reason(TOO_LONG, long)
+        cuts, dropped = [slice(0, length)], f"{TOO_LONG}: {long}"
     else:
         dropped = None
-    notes = [f"{too_long}: {long}"] if length > max_length and dropped is None else []
+    notes = [f"{encoder.too_long}: {long}"] if length > max_length and dropped is None else []
     if row.rendered.dropped:
         messages = ", ".join(str(index + 1) for index in row.rendered.dropped)
         notes.append(f"the chat template leaves out a part of message {messages}")
@@ -168,7 +148,3 @@ def _segments(row: WeighedRow, cut: slice) -> list[PreviewSegment]:
                 PreviewSegment(segment.type.value, text[start:end], from_token, to_token, segment.is_last_round)
             )
     return segments
-
-
-def _reason(reason: str, detail: str) -> str:
-    return f"{reason}: {detail}" if detail else reason

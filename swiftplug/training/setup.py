@@ -6,7 +6,7 @@ import torch
 
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.prepare import PreparedData, prepare_data
-from swiftplug.data.tokenizer import check_offsets
+from swiftplug.data.tokens import check_offsets
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry.choice import PluginChoice
 from swiftplug.plugin.tokenizer import set_chat_template

@@ -1,16 +1,18 @@
-"""Encoding: lengths, labels, text rows, what is dropped and told, and what a tokenizer must have."""
+"""Encoding: lengths, labels, text rows, what is dropped and reported, and what a tokenizer must have."""
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from swiftplug.data.encode import EncodedBatch, encode_batch
+from swiftplug.config.data_options import DataOptions
+from swiftplug.data.encode import Example, RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowOrigin
+from swiftplug.data.read.report import Dropped, SplitReport
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 from swiftplug.plugin.tokenizer import set_chat_template
@@ -39,9 +41,23 @@ def _text(text: str, line: int = 1) -> Conversation:
     return Conversation([], RowOrigin("rows.jsonl", line), text=text)
 
 
-def _encode(conversations: list[Conversation], tokenizer: PreTrainedTokenizerFast, **settings: Any) -> EncodedBatch:
-    settings = {"loss_scale": LossScale(), "task": "sft", "max_length": 1000, "too_long": "drop"} | settings
-    return encode_batch(conversations, tokenizer, None, **settings)
+class Encoded(NamedTuple):
+    examples: list[Example]
+    report: SplitReport
+
+
+def _encode(
+    conversations: list[Conversation],
+    tokenizer: PreTrainedTokenizerFast,
+    loss_scale: LossScale | None = None,
+    task: Any = "sft",
+    generation: bool = False,
+    **options: Any,
+) -> Encoded:
+    given = DataOptions(**{"max_length": 1000, "too_long": "drop", **options})
+    encoder = RowEncoder(tokenizer, None, loss_scale or LossScale(), task, given, generation)
+    report = SplitReport()
+    return Encoded(encoder.encode(conversations, report), report)
 
 
 def test_a_text_is_the_tokenizers_tokens_and_the_end_of_text_token(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -86,14 +102,15 @@ def test_too_long_rows_are_dropped_truncated_or_split(tokenizer: PreTrainedToken
     length = whole["length"]
     dropped = _encode([conversation], tokenizer, max_length=length - 1)
     assert dropped.examples == []
-    [drop] = dropped.drops
-    assert (str(drop.origin), drop.reason) == ("rows.jsonl:9", "longer than max_length")
-    assert drop.detail == f"{length} tokens, max_length is {length - 1}"
+    example = f"rows.jsonl:9 ({length} tokens, max_length is {length - 1})"
+    assert dropped.report.dropped == {"longer than max_length": Dropped(1, [example])}
+    assert dropped.report.shortest_too_long == length
     assert _encode([conversation], tokenizer, max_length=length).examples[0]["length"] == length
     for too_long, sizes in (("truncate", [30]), ("split", [30, length - 30])):
         batch = _encode([conversation], tokenizer, max_length=30, too_long=too_long)
         assert [example["length"] for example in batch.examples] == sizes
-        assert batch.rows == [0] * len(sizes)
+        assert batch.report.kept == 1
+        assert (batch.report.truncated, batch.report.split) == (too_long == "truncate", too_long == "split")
         for name in ("input_ids", "labels", "loss_scale"):
             joined = np.concatenate([example[name] for example in batch.examples])
             np.testing.assert_array_equal(joined, whole[name][: sum(sizes)])
@@ -102,17 +119,16 @@ def test_too_long_rows_are_dropped_truncated_or_split(tokenizer: PreTrainedToken
 def test_a_row_that_has_nothing_left_to_train_is_dropped_with_that_reason(tokenizer: PreTrainedTokenizerFast) -> None:
     long_prompt = _chat("a prompt of many words", "a")
     cut = _encode([long_prompt], tokenizer, max_length=20, too_long="truncate")
-    assert [drop.reason for drop in cut.drops] == ["no token to train on"]
+    assert list(cut.report.dropped) == ["no token to train on"]
     untrained = _chat("q", "a")
     untrained.messages[1]["loss"] = False
-    [drop] = _encode([untrained], tokenizer).drops
-    assert drop.reason == "no token to train on"
+    assert _encode([untrained], tokenizer).report.dropped == {"no token to train on": Dropped(1, ["rows.jsonl:1"])}
 
 
 def test_split_rows_keep_only_the_parts_that_train(tokenizer: PreTrainedTokenizerFast) -> None:
     conversation = _chat("many many words of a long, long prompt", "a")
     batch = _encode([conversation], tokenizer, max_length=20, too_long="split")
-    assert batch.drops == []
+    assert batch.report.dropped == {}
     assert all((example["labels"][1:] != -100).any() for example in batch.examples)
 
 
@@ -123,27 +139,31 @@ def test_every_row_is_an_example_or_a_drop(tokenizer: PreTrainedTokenizerFast) -
     )
     rows = [_chat("q", "a", line=1), _chat("bad", "a", line=2), _chat("q", "b", line=3), _chat("q", "c" * 99, line=4)]
     batch = _encode(rows, tokenizer, max_length=60)
-    assert batch.rows == [0, 2]
-    assert [(str(drop.origin), drop.reason, drop.detail) for drop in batch.drops] == [
-        ("rows.jsonl:2", "the chat template refuses it", "bad words"),
-        ("rows.jsonl:4", "longer than max_length", "121 tokens, max_length is 60"),
+    assert batch.report.kept == 2
+    assert [example["input_ids"].tolist() for example in batch.examples] == [
+        tokenizer.apply_chat_template(row.messages, return_dict=False) for row in (rows[0], rows[2])
     ]
+    assert batch.report.dropped == {
+        "the chat template refuses it": Dropped(1, ["rows.jsonl:2 (bad words)"]),
+        "longer than max_length": Dropped(1, ["rows.jsonl:4 (121 tokens, max_length is 60)"]),
+    }
     assert _encode([], tokenizer).examples == []
     assert _encode([rows[1]], tokenizer).examples == []
 
 
-def test_rows_of_which_the_template_drops_a_part_are_told(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_rows_of_which_the_template_drops_a_part_are_counted(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "message['content']", "message['content'].split('</think>')[-1]"
     )
-    batch = _encode([_chat("q", "a", line=1), _chat("q", "<think>so</think>a", line=2)], tokenizer)
-    assert [str(origin) for origin in batch.shortened] == ["rows.jsonl:2"]
+    whole, shortened = _chat("q", "a", line=1), _chat("q", "<think>so</think>a", line=2)
+    assert _encode([whole, shortened], tokenizer).report.shortened == 1
+    assert _encode([whole], tokenizer).report.shortened == 0
 
 
 def test_prompts_to_generate_from(tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [_chat("q", "a", "r", "the answer"), _chat("q", "a", "r"), _text("text")]
     batch = _encode(rows, tokenizer, generation=True)
-    prompts = [example["prompt_ids"].tolist() for example in batch.examples]
+    prompts = [example["prompt_ids"] for example in batch.examples]
     assert prompts[0] == tokenizer.apply_chat_template(
         rows[0].messages[:-1], add_generation_prompt=True, return_dict=False
     )

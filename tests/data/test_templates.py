@@ -17,9 +17,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from swiftplug.config.data_options import DataOptions
 from swiftplug.data.chat.render import ChatRenderer, render
-from swiftplug.data.encode import encode_batch
+from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
+from swiftplug.data.read.report import SplitReport
 from swiftplug.data.weights import lay_weights
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 
@@ -239,13 +241,16 @@ def test_ids_are_those_of_apply_chat_template_and_answers_alone_train(
     refusal = _expected_refusal(template, case)
     for tokenizer in tokenizers.values():
         tokenizer.chat_template = TEMPLATES[template]
-        batch = encode_batch([conversation], tokenizer, None, LossScale(), "sft", 10**6, "drop")
+        report = SplitReport()
+        encoder = RowEncoder(tokenizer, None, LossScale(), "sft", DataOptions(max_length=10**6))
+        examples = encoder.encode([conversation], report)
         if refusal:
-            [drop] = batch.drops
-            assert refusal in f"{drop.reason} {drop.detail}"
+            [[reason, dropped]] = report.dropped.items()
+            assert dropped.count == 1
+            assert refusal in f"{reason} {dropped.examples[0]}"
             continue
-        assert batch.drops == []
-        [example] = batch.examples
+        assert report.dropped == {}
+        [example] = examples
         messages = _as_wanted(template, conversation.messages)
         ids = tokenizer.apply_chat_template(messages, tools=conversation.tools, return_dict=False)
         assert example["input_ids"].tolist() == ids

@@ -11,10 +11,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from swiftplug.config.data_options import DataOptions
 from swiftplug.data.chat.render import render
 from swiftplug.data.chat.segments import Rendered, Segment
-from swiftplug.data.encode import encode_batch
+from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowOrigin
+from swiftplug.data.read.report import SplitReport
 from swiftplug.data.weights import CombinedLossScale, WeightedSpan, lay_weights, token_weights
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
@@ -113,9 +115,10 @@ def _conversation(answer: str, **message: Any) -> Conversation:
 
 
 def _encode(conversation: Conversation, tokenizer: PreTrainedTokenizerFast, scale: LossScale) -> dict[str, Any]:
-    batch = encode_batch([conversation], tokenizer, None, scale, "sft", 4096, "drop")
-    assert batch.drops == []
-    return batch.examples[0]
+    report = SplitReport()
+    examples = RowEncoder(tokenizer, None, scale, "sft", DataOptions(max_length=4096)).encode([conversation], report)
+    assert report.dropped == {}
+    return examples[0]
 
 
 def _characters(rendered: Rendered, spans: list[WeightedSpan]) -> list[float]:
@@ -342,7 +345,7 @@ def test_random_combinations_against_products_by_character() -> None:
         (Parts(["hel", "lo"], [1, 1]), "parts do not join to the response they were cut from: at character 5 found ''"),
         (Parts(["hello there!"], [1]), "found '!', expected ''"),
         (Parts(["Hello there"], [1]), "at character 0 found 'Hello there', expected 'hello there'"),
-        (Parts(["hello", " there"], [1]), "found 2 parts and 1 weights, expected one weight a part"),
+        (Parts(["hello", " there"], [1]), "found 2 parts and 1 weights, expected one weight per part"),
         (Parts(["hello there"], [math.nan]), "found the weight nan, expected a finite number"),
         (Parts(["hello there"], ["much"]), "found the weight 'much', expected a finite number"),  # type: ignore[list-item]
     ],

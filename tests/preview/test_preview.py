@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from swiftplug.config.data_options import DataOptions
 from swiftplug.config.load import load_train_config
-from swiftplug.data.encode import encode_batch
+from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowOrigin
+from swiftplug.data.read.report import SplitReport
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
 from swiftplug.preview.html import to_html
@@ -45,9 +47,14 @@ def _chat(question: str, answer: str, line: int = 1) -> Conversation:
     return Conversation(turns, RowOrigin("rows.jsonl", line))
 
 
+def _encoder(
+    tokenizer: PreTrainedTokenizerFast, loss_scale: LossScale | None = None, task: Any = "sft", **options: Any
+) -> RowEncoder:
+    return RowEncoder(tokenizer, None, loss_scale or Vowels(), task, DataOptions(**{"max_length": 1000, **options}))
+
+
 def _rows(conversations: list[Conversation], tokenizer: PreTrainedTokenizerFast, **settings: Any) -> list[PreviewRow]:
-    settings = {"loss_scale": Vowels(), "task": "sft", "max_length": 1000, "too_long": "drop"} | settings
-    return build_preview_rows(conversations, tokenizer, None, **settings)
+    return build_preview_rows(conversations, _encoder(tokenizer, **settings))
 
 
 CONVERSATIONS = [_chat("<b>q & a</b>", "an answer: 42 👩‍👩‍👧 好", 1), _chat("q", "\x1b[31mred</span><script>", 2)]
@@ -55,8 +62,8 @@ CONVERSATIONS = [_chat("<b>q & a</b>", "an answer: 42 👩‍👩‍👧 好", 1
 
 def test_rows_are_those_that_encoding_makes(tokenizer: PreTrainedTokenizerFast) -> None:
     shown = _rows(CONVERSATIONS, tokenizer)
-    batch = encode_batch(CONVERSATIONS, tokenizer, None, Vowels(), "sft", 1000, "drop")
-    for row, example, conversation in zip(shown, batch.examples, CONVERSATIONS, strict=True):
+    examples = _encoder(tokenizer).encode(CONVERSATIONS, SplitReport())
+    for row, example, conversation in zip(shown, examples, CONVERSATIONS, strict=True):
         assert row.input_ids == example["input_ids"].tolist()
         assert row.weights == example["loss_scale"].tolist()
         assert "".join(row.tokens) == tokenizer.apply_chat_template(conversation.messages, tokenize=False)
@@ -82,8 +89,8 @@ def test_long_rows_are_shown_as_they_are_cut(tokenizer: PreTrainedTokenizerFast)
     for too_long, sizes in (("truncate", [25]), ("split", [25, length - 25])):
         parts = _rows([conversation], tokenizer, max_length=25, too_long=too_long)
         assert [len(part.input_ids) for part in parts] == sizes
-        batch = encode_batch([conversation], tokenizer, None, Vowels(), "sft", 25, too_long)  # type: ignore[arg-type]
-        assert [part.input_ids for part in parts] == [example["input_ids"].tolist() for example in batch.examples]
+        examples = _encoder(tokenizer, max_length=25, too_long=too_long).encode([conversation], SplitReport())
+        assert [part.input_ids for part in parts] == [example["input_ids"].tolist() for example in examples]
         for part in parts:
             assert "".join(segment.text for segment in part.segments) == "".join(part.tokens)
             assert part.note == f"{too_long}: {length} tokens, max_length is 25"

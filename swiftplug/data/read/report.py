@@ -1,27 +1,21 @@
-"""What became of the rows of a run: how many were read, kept, cut and left out, and why."""
+"""What became of the rows of a run: how many were read, used, cut and left out, and why."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from swiftplug.data.read.conversation import RowError, RowOrigin
+
 EXAMPLES = 3
+SUMS = ("rows", "kept", "examples", "truncated", "split", "shortened", "tokens", "trained_tokens")
 
 
 @dataclass
 class Dropped:
-    """Rows left out for one reason.
-
-    Attributes:
-        count: How many.
-        examples: The first of them, as `file:line` and what was found there.
-    """
+    """Rows left out for one reason: how many, and the first of them as `file:line (detail)`."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
-
-    def add(self, other: "Dropped") -> None:
-        """Count more of them."""
-        self.count += other.count
-        self.examples = (self.examples + other.examples)[:EXAMPLES]
 
 
 @dataclass
@@ -40,7 +34,7 @@ class SplitReport:
         longest: Tokens of the longest example.
         shortest_too_long: Tokens of the shortest row that was dropped for its length; None if none was.
         weighted: Whether any weight is neither 0 nor 1.
-        shortened: Rows from which the chat template left something out, earlier thinking say.
+        shortened: Rows from which the chat template left something out, earlier thinking for example.
         packed_rows: Rows of the packed dataset; None where it is not packed.
     """
 
@@ -58,54 +52,56 @@ class SplitReport:
     shortened: int = 0
     packed_rows: int | None = None
 
-    def drop(self, reason: str, example: str) -> None:
+    def drop(self, origin: RowOrigin, error: RowError) -> None:
         """Count a row that is left out."""
-        self.dropped.setdefault(reason, Dropped()).add(Dropped(1, [example]))
+        example = f"{origin} ({error.detail})" if error.detail else str(origin)
+        self._add_dropped(error.reason, Dropped(1, [example]))
 
     def add(self, other: "SplitReport") -> None:
-        """Count what another part of the same split counted."""
-        for name in ("rows", "kept", "examples", "truncated", "split", "shortened", "tokens", "trained_tokens"):
+        """Add the counts of more rows of the same split."""
+        for name in SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, dropped in other.dropped.items():
-            self.dropped.setdefault(reason, Dropped()).add(dropped)
+            self._add_dropped(reason, dropped)
         self.longest = max(self.longest, other.longest)
         lengths = [each for each in (self.shortest_too_long, other.shortest_too_long) if each is not None]
         self.shortest_too_long = min(lengths, default=None)
         self.weighted |= other.weighted
+
+    def _add_dropped(self, reason: str, more: Dropped) -> None:
+        dropped = self.dropped.setdefault(reason, Dropped())
+        dropped.count += more.count
+        dropped.examples = (dropped.examples + more.examples)[:EXAMPLES]
 
     def to_json(self) -> dict[str, Any]:
         """The counts, of JSON types."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> "SplitReport":
-        """The counts that `to_json` told."""
-        dropped = {reason: Dropped(**each) for reason, each in told["dropped"].items()}
-        return cls(**{**told, "dropped": dropped})
+    def from_json(cls, counts: dict[str, Any]) -> "SplitReport":
+        """The counts that `to_json` returned."""
+        dropped = {reason: Dropped(**each) for reason, each in counts["dropped"].items()}
+        return cls(**{**counts, "dropped": dropped})
 
     def lines(self, name: str) -> list[str]:
-        """The counts as a few lines for people.
-
-        Args:
-            name: What the split is called.
-        """
+        """The counts of the split of this name as a few lines to print."""
         trained = 100 * self.trained_tokens / max(self.tokens, 1)
-        made = "" if self.examples == self.kept else f" as {_counted(self.examples, 'example')}"
+        made = "" if self.examples == self.kept else f" as {_plural(self.examples, 'example')}"
         lines = [
-            f"{name}: {self.kept:,} of {_counted(self.rows, 'row')}{made}, {self.tokens:,} tokens, "
+            f"{name}: {self.kept:,} of {_plural(self.rows, 'row')}{made}, {self.tokens:,} tokens, "
             f"{self.trained_tokens:,} trained ({trained:.0f} %), longest {self.longest:,}"
         ]
         if self.packed_rows is not None:
-            lines.append(f"  packed into {_counted(self.packed_rows, 'row')}")
+            lines.append(f"  packed into {_plural(self.packed_rows, 'row')}")
         if self.truncated:
-            lines.append(f"  {_counted(self.truncated, 'row')} truncated")
+            lines.append(f"  {_plural(self.truncated, 'row')} truncated")
         if self.split:
-            lines.append(f"  {_counted(self.split, 'row')} split")
+            lines.append(f"  {_plural(self.split, 'row')} split")
         for reason, dropped in sorted(self.dropped.items(), key=lambda item: -item[1].count):
             more = ", ..." if dropped.count > len(dropped.examples) else ""
-            lines.append(f"  {_counted(dropped.count, 'row')} left out: {reason}: {'; '.join(dropped.examples)}{more}")
+            lines.append(f"  {_plural(dropped.count, 'row')} left out: {reason}: {'; '.join(dropped.examples)}{more}")
         if self.shortened:
-            lines.append(f"  the chat template left out parts of {_counted(self.shortened, 'row')}")
+            lines.append(f"  the chat template left out parts of {_plural(self.shortened, 'row')}")
         return lines
 
 
@@ -116,18 +112,20 @@ class DataReport:
     Attributes:
         train: Of the training examples.
         eval: Of the evaluation examples, if there are any.
+        store: The folder that holds the encoded rows.
         notes: What else the user should know.
     """
 
     train: SplitReport
-    eval: SplitReport | None = None
+    eval: SplitReport | None
+    store: Path = field(compare=False)
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The counts as a few lines for people."""
+        """The counts as a few lines to print."""
         evaluation = self.eval.lines("eval") if self.eval else []
-        return [*self.train.lines("train"), *evaluation, *self.notes]
+        return [*self.train.lines("train"), *evaluation, f"encoded rows: {self.store}", *self.notes]
 
 
-def _counted(count: int, noun: str) -> str:
+def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,11 +1,13 @@
 """Encoded datasets are made once, used only when nothing changed, and complete or not there."""
 
+import errno
 import json
 import multiprocessing
 import os
 import resource
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Generator
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from swiftplug.config.data_options import DataOptions
-from swiftplug.data.cache import Cache, write_rows
 from swiftplug.data.prepare import prepare_data
+from swiftplug.data.read.report import SplitReport
+from swiftplug.data.store import EncodedStore
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import Registry
 from swiftplug.plugin.registry.choice import PluginChoice
@@ -180,7 +183,7 @@ def test_what_a_killed_run_left_is_removed_by_another(bench: Bench) -> None:
     assert not part.exists()
 
 
-def test_a_worker_that_dies_is_told(bench: Bench) -> None:
+def test_a_worker_that_dies_is_reported(bench: Bench) -> None:
     process = bench.start(env={"DEADLY": "1"}, num_proc=2)
     process.join()
     assert process.exitcode == 2
@@ -188,7 +191,7 @@ def test_a_worker_that_dies_is_told(bench: Bench) -> None:
     assert bench.entries() == []
 
 
-@pytest.mark.parametrize("file", ["rows.arrow", "facts.json"])
+@pytest.mark.parametrize("file", ["rows.arrow", "report.json"])
 def test_a_torn_entry_is_made_again(bench: Bench, file: str) -> None:
     first = bench.run()
     bench.calls()
@@ -232,27 +235,88 @@ def test_a_disk_that_fills(bench: Bench) -> None:
 
 def test_default_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SWIFTPLUG_CACHE", str(tmp_path / "by environment"))
-    assert Cache().folder == tmp_path / "by environment"
-    assert Cache(str(tmp_path / "given")).folder == tmp_path / "given"
+    assert EncodedStore().folder == tmp_path / "by environment"
+    assert EncodedStore(str(tmp_path / "given")).folder == tmp_path / "given"
     monkeypatch.delenv("SWIFTPLUG_CACHE")
-    assert Cache().folder == Path.home() / ".cache" / "swiftplug" / "data"
+    assert EncodedStore().folder == Path.home() / ".cache" / "swiftplug" / "data"
+
+
+Make = Callable[[SplitReport], Generator[pa.RecordBatch, None, None]]
+
+
+def _rows(*numbers: int, error: str = "") -> Make:
+    def make(report: SplitReport) -> Generator[pa.RecordBatch, None, None]:
+        for number in numbers:
+            report.rows += 1
+            yield pa.RecordBatch.from_pydict({"a": [number]})
+        if error:
+            raise UserError(error)
+
+    return make
 
 
 def test_an_entry_is_made_by_the_first_who_asks(tmp_path: Path) -> None:
-    cache = Cache(str(tmp_path / "cache"))
-    batches = [pa.RecordBatch.from_pydict({"a": [1, 2]}), pa.RecordBatch.from_pydict({"a": [3]})]
-
-    def make(path: Path) -> dict[str, Any]:
-        write_rows(path, batches)
-        return {"rows": 3}
-
-    def broken(path: Path) -> dict[str, Any]:
-        write_rows(path, batches)
-        raise UserError("no")
-
+    store = EncodedStore(str(tmp_path / "store"))
     with pytest.raises(UserError):
-        cache.get("key", broken)
-    first = cache.get("key", make)
-    second = cache.get("key", broken)
-    assert first.rows["a"][:] == second.rows["a"][:] == [1, 2, 3]
-    assert first.facts == second.facts == {"rows": 3}
+        store.get("key", _rows(1, 2, 3, error="no"))
+    first = store.get("key", _rows(1, 2, 3))
+    second = store.get("key", _rows(error="no"))
+    assert first.examples["a"][:] == second.examples["a"][:] == [1, 2, 3]
+    assert first.report == second.report == SplitReport(rows=3)
+    assert first.folder == second.folder == tmp_path / "store" / "key"
+
+
+def _in_another_process(action: Callable[[], None]) -> None:
+    process = multiprocessing.get_context("fork").Process(target=action)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def _keys(folder: Path) -> set[str]:
+    return {each.name for each in folder.iterdir() if each.is_dir()}
+
+
+def test_the_entries_unused_for_longest_go_when_the_store_is_full(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+
+    def make(*keys: str) -> None:
+        for key in keys:
+            EncodedStore(str(folder)).get(key, _rows(1, 2, 3))
+
+    _in_another_process(lambda: make("first", "second", "third"))
+    size = (folder / "first" / "rows.arrow").stat().st_size
+    for age, key in enumerate(["third", "second", "first"]):
+        os.utime(folder / key / "rows.arrow", (1000 - age, 1000 - age))
+    _in_another_process(lambda: make("first"))  # is now the latest one used
+    EncodedStore(str(folder), limit=2 * size).get("fourth", _rows(4))
+    assert _keys(folder) == {"first", "fourth"}
+
+
+def test_an_entry_that_a_living_process_uses_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    used = EncodedStore(str(folder)).get("used", _rows(1, 2, 3))
+    os.utime(folder / "used" / "rows.arrow", (0, 0))
+    _in_another_process(lambda: EncodedStore(str(folder), limit=0).get("another", _rows(4)) and None)
+    assert _keys(folder) == {"used", "another"}
+    assert used.examples["a"][:] == [1, 2, 3]
+    EncodedStore(str(folder), limit=0).get("third", _rows(5))
+    assert _keys(folder) == {"used", "third"}, "what no process uses any more has gone"
+
+
+def test_entries_of_a_folder_that_cannot_be_written_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "store"
+    EncodedStore(str(folder)).get("key", _rows(1, 2, 3))
+    real = tempfile.TemporaryFile
+
+    def refuse(dir: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied") if dir == folder else real(dir=dir)
+
+    monkeypatch.setattr("swiftplug.data.store.tempfile.TemporaryFile", refuse)
+    store = EncodedStore(str(folder))
+    assert store.get("key", _rows(error="no")).report.rows == 3
+    assert store.notes == []
+    assert store.get("other", _rows(4)).folder.parent != folder
+    assert store.get("key", _rows(error="no")).report.rows == 3
+    assert store.notes == [f"cannot write the data cache {folder} (Permission denied): encoded for this run only"]
+    assert _keys(folder) == {"key"}

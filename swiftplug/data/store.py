@@ -1,0 +1,175 @@
+"""Encoded rows on disk: written once, complete or not there at all, shared by all processes, within a size limit."""
+
+import atexit
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import pyarrow as pa
+from datasets import Dataset
+from datasets.arrow_writer import ArrowWriter
+from filelock import FileLock
+
+from swiftplug.data.read.report import SplitReport
+from swiftplug.errors import UserError
+
+ROWS = "rows.arrow"
+REPORT = "report.json"
+LIMIT = 20_000_000_000  # bytes
+
+_in_use: list[ExitStack] = []  # locks on the entries that this process reads, held until it ends
+
+
+class StoredRows(NamedTuple):
+    """An entry of the store: the examples, read from disk as they are needed, and what became of the rows."""
+
+    examples: Dataset
+    report: SplitReport
+
+    @property
+    def folder(self) -> Path:
+        """Where the entry lies; its name is its key."""
+        return Path(self.examples.cache_files[0]["filename"]).parent
+
+
+class EncodedStore:
+    """A folder of encoded datasets, each under a key of everything that changes it.
+
+    An entry is made in a folder of its own and renamed when complete, so a killed process leaves no half entry. Of
+    several processes that want the same, one makes it and the others wait. Where the folder cannot be written, its
+    entries are still read, and new ones go to a temporary folder that is removed when the process ends. Beyond the
+    limit, the entries that were not used for longest are removed, but none that a living process uses.
+
+    Args:
+        folder: Where to keep them; None: `$SWIFTPLUG_CACHE`, else `~/.cache/swiftplug/data`.
+        limit: Bytes that all entries may take.
+    """
+
+    def __init__(self, folder: str | None = None, limit: int = LIMIT) -> None:
+        self.folder = Path(folder or os.environ.get("SWIFTPLUG_CACHE") or "~/.cache/swiftplug/data").expanduser()
+        self.limit = limit
+        self.notes: list[str] = []
+
+    def get(self, key: str, make: Callable[[SplitReport], Generator[pa.RecordBatch, None, None]]) -> StoredRows:
+        """The entry of a key, made if it is not there.
+
+        Args:
+            key: Letters, digits and hyphens.
+            make: Yields the examples, and completes the report meanwhile.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        stored = _open(self.folder / key)
+        if stored is None:
+            self._clean_up()
+            entry = self._writable / key
+            with self._lock(key):
+                stored = _open(entry) or _make(entry, make)
+            self._clean_up()
+        return stored
+
+    @cached_property
+    def _writable(self) -> Path:
+        """The folder for new entries."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            self.notes.append(
+                f"cannot write the data cache {self.folder} ({error.strerror}): encoded for this run only"
+            )
+            folder = tempfile.mkdtemp(prefix="swiftplug-data-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            return Path(folder)
+        return self.folder
+
+    def _lock(self, key: str, blocking: bool = True) -> FileLock:
+        return FileLock(self._writable / f"{key}.lock", blocking=blocking)
+
+    def _clean_up(self) -> None:
+        """Remove what killed processes left half made, and what is beyond the limit."""
+        for part in self._writable.glob("*.part"):
+            with suppress(OSError), self._lock(part.name.partition(".")[0], blocking=False):
+                shutil.rmtree(part)
+        entries = []
+        for rows in self._writable.glob(f"*/{ROWS}"):
+            with suppress(FileNotFoundError):  # another process has just removed it
+                entries.append((rows, rows.stat()))
+        total = sum(stat.st_size for _, stat in entries)
+        for rows, stat in sorted(entries, key=lambda entry: entry[1].st_mtime_ns):
+            if total <= self.limit:
+                return
+            # An OSError: another process makes the entry, uses it, or has just removed it.
+            with suppress(OSError), self._lock(rows.parent.name, blocking=False), rows.open("r+b") as unused:
+                _lock_file(unused, exclusive=True)
+                shutil.rmtree(rows.parent)
+                total -= stat.st_size
+
+
+def _open(entry: Path) -> StoredRows | None:
+    """The entry, if it is there and whole; it is locked against removal until this process ends."""
+    rows = entry / ROWS
+    try:
+        with ExitStack() as lock:
+            _lock_file(lock.enter_context(rows.open("rb")), exclusive=False)
+            facts = json.loads((entry / REPORT).read_text(encoding="utf-8"))
+            if rows.stat().st_size != facts["bytes"]:
+                return None
+            stored = StoredRows(Dataset.from_file(str(rows)), SplitReport.from_json(facts["report"]))
+            _in_use.append(lock.pop_all())
+    except (OSError, ValueError, KeyError):
+        return None
+    with suppress(OSError):  # the folder is read-only
+        os.utime(rows)
+    return stored
+
+
+def _make(entry: Path, make: Callable[[SplitReport], Generator[pa.RecordBatch, None, None]]) -> StoredRows:
+    shutil.rmtree(entry, ignore_errors=True)  # it is torn, if it is there
+    part = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".part", dir=entry.parent))
+    report = SplitReport()
+    try:
+        with pa.OSFile(str(part / ROWS), "wb") as file, ArrowWriter(stream=file) as writer:
+            with closing(make(report)) as batches:
+                for batch in batches:
+                    with _naming_folder(part):
+                        writer.write_table(pa.Table.from_batches([batch]))
+            with _naming_folder(part):
+                writer.finalize(close_stream=False)
+                os.fsync(file.fileno())
+        with _naming_folder(part):
+            facts = {"bytes": (part / ROWS).stat().st_size, "report": report.to_json()}
+            (part / REPORT).write_text(json.dumps(facts), encoding="utf-8")
+            part.rename(entry)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    stored = _open(entry)
+    assert stored is not None, "it was just written, and its lock is held"
+    return stored
+
+
+def _lock_file(file: IO[bytes], exclusive: bool) -> None:
+    """Lock a file until it is closed; an OSError if it is to be exclusive and is not."""
+    if sys.platform != "win32":  # Windows itself keeps a file that a process has open
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+
+
+@contextmanager
+def _naming_folder(folder: Path) -> Iterator[None]:
+    """Report a full disk or the like as an error of the user's, with the folder and what chooses another."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; data.cache_dir chooses another place"
+        ) from error
