@@ -3,12 +3,11 @@
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt
 
-from swiftplug.errors import UserError
-from swiftplug.plugin.rewards import ORM, PRM, InferRequest, Unscored
+from swiftplug.plugin import ORM, PRM, InferRequest, Unscored, UserError
 
 if TYPE_CHECKING:
     from swiftplug.builtin.reward_checkpoint import RewardCheckpoint
@@ -16,30 +15,18 @@ if TYPE_CHECKING:
 _SEQUENCE, _TOKEN = "ForSequenceClassification", "ForTokenClassification"
 
 
-class Head(NamedTuple):
-    """What a reward checkpoint ends in.
-
-    Attributes:
-        by_step: Whether it scores the steps of an answer, not the whole.
-        labels: 1 where the reward is a logit, 2 where it is the probability of label 1.
-    """
-
-    by_step: bool
-    labels: int
-
-
-class _Judge:
-    """A reward checkpoint that is looked at when a run is checked, loaded at the first call, and kept.
+class _RewardModel:
+    """A reward checkpoint: its config is checked when a run begins; it is loaded at the first call, and kept.
 
     Args:
-        model: A folder, or an id of the hub.
-        batch_size: Conversations that are scored at once.
-        step_separator: What stands between the steps of an answer, and stood behind each step in training; None for a
-            line break. For token classification only.
+        model: A folder or hub id.
+        batch_size: Conversations scored at once.
+        step_separator: What is between the steps of an answer, and followed each step in training; None for a line
+            break. For token classification only.
         dtype: Of the weights; `auto` is the best that the device does well.
 
     Raises:
-        UserError: There is no such checkpoint, or it is none that scores.
+        UserError: There is no such checkpoint, or it does not score.
     """
 
     def __init__(
@@ -50,30 +37,26 @@ class _Judge:
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     ) -> None:
         if step_separator == "":
-            raise UserError("reward_model.step_separator: found nothing, expected what stands between steps")
-        self._model, self._batch_size, self._step_separator, self._dtype = (
-            model,
-            batch_size,
-            step_separator or "\n",
-            dtype,
-        )
-        self._head = read_head(model)
-        if step_separator and not self._head.by_step:
+            raise UserError("reward_model.step_separator: is empty, expected what is between steps")
+        self._model, self._batch_size, self._dtype = model, batch_size, dtype
+        self._step_separator = step_separator or "\n"
+        self._by_step = _scores_steps(model)
+        if step_separator and not self._by_step:
             raise UserError(f"reward_model.step_separator: {model!r} scores whole answers, not steps; drop it")
 
     @cached_property
     def _checkpoint(self) -> "RewardCheckpoint":
-        from swiftplug.builtin.reward_checkpoint import RewardCheckpoint
+        from swiftplug.builtin.reward_checkpoint import RewardCheckpoint  # imports torch
 
-        return RewardCheckpoint(self._model, self._head, self._batch_size, self._step_separator, self._dtype)
+        return RewardCheckpoint(self._model, self._by_step, self._batch_size, self._step_separator, self._dtype)
 
 
-class RewardModel(_Judge, ORM):
+class RewardModel(_RewardModel, ORM):
     """Scores answers with a reward checkpoint.
 
     One for sequence classification scores the conversation as its chat template renders it: with one label the logit is
-    the reward, with two the probability of label 1. One for token classification scores steps, as `ProcessRewardModel`
-    says, and an answer is worth what its worst step is.
+    the reward, with two the probability of label 1. One for token classification scores steps as `ProcessRewardModel`
+    does, and an answer gets the reward of its worst step.
     """
 
     needs_reference = False
@@ -86,8 +69,8 @@ class RewardModel(_Judge, ORM):
 
         Args:
             infer_requests: The conversations, answer last.
-            ground_truths: Not looked at.
-            **kwargs: Not looked at.
+            ground_truths: Not used.
+            **kwargs: Not used.
 
         Raises:
             UserError: The checkpoint cannot be loaded, or a batch does not fit into the GPU's memory.
@@ -96,12 +79,12 @@ class RewardModel(_Judge, ORM):
         return [rewards if isinstance(rewards, Unscored) else min(rewards) for rewards in scored]
 
 
-class ProcessRewardModel(_Judge, PRM):
+class ProcessRewardModel(_RewardModel, PRM):
     """Scores the steps of answers with a checkpoint for token classification, in the form of TRL's PRMTrainer.
 
-    The model reads the prompt, then every step with the separator behind it. A step's reward is the probability of
-    label 1 at the last token of its separator (Uesato et al., arXiv 2211.14275). A checkpoint for sequence
-    classification scores the whole answer, as `RewardModel` says.
+    The model reads the prompt, then every step followed by the separator. A step's reward is the probability of label 1
+    at the last token of its separator (Uesato et al., arXiv 2211.14275). A checkpoint for sequence classification
+    scores the whole answer, as in `RewardModel`.
     """
 
     def __call__(self, infer_requests: list[InferRequest], **kwargs: Any) -> list[float | list[float] | Unscored]:
@@ -109,37 +92,30 @@ class ProcessRewardModel(_Judge, PRM):
 
         Args:
             infer_requests: The conversations, answer last.
-            **kwargs: Not looked at.
+            **kwargs: Not used.
 
         Returns:
-            One reward a step, or one an answer, as the checkpoint has it.
+            One reward per step or per answer, depending on the checkpoint.
 
         Raises:
             UserError: The checkpoint cannot be loaded, or a batch does not fit into the GPU's memory.
         """
         scored = self._checkpoint.score(infer_requests)
-        return [it if self._head.by_step or isinstance(it, Unscored) else it[0] for it in scored]
+        return [it if self._by_step or isinstance(it, Unscored) else it[0] for it in scored]
 
 
-def read_head(model: str) -> Head:
-    """What a checkpoint ends in, by its `config.json`; nothing else of it is read.
-
-    Args:
-        model: A folder, or an id of the hub.
-
-    Raises:
-        UserError: There is no such checkpoint, or it is none that scores.
-    """
+def _scores_steps(model: str) -> bool:
+    """Whether a checkpoint scores steps, not whole answers, by its `config.json`; nothing else of it is read."""
     config = json.loads(_config_file(model).read_text(encoding="utf-8"))
     architecture = str((config.get("architectures") or ["model of no named architecture"])[0])
-    labels = len(config["id2label"]) if "id2label" in config else 2  # Transformers' default is not written
+    num_labels = len(config["id2label"]) if "id2label" in config else 2  # Transformers' default is not written
     by_step = architecture.endswith(_TOKEN)
     if not (by_step or architecture.endswith(_SEQUENCE)):
         raise UserError(f"reward_model: {model!r} is a {architecture}; expected one {_SEQUENCE} or {_TOKEN}")
-    if labels not in ((2,) if by_step else (1, 2)):
+    if num_labels not in ((2,) if by_step else (1, 2)):
         expected = "2, the second for a right step" if by_step else "1, or 2, the second for a right answer"
-        raise UserError(f"reward_model: {model!r} tells {labels} labels apart; expected {expected}")
-    return Head(by_step, labels)
+        raise UserError(f"reward_model: {model!r} has {num_labels} labels; expected {expected}")
+    return by_step
 
 
 def _config_file(model: str) -> Path:

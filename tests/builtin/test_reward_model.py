@@ -141,11 +141,11 @@ def test_it_needs_no_reference_and_does_not_judge(lay: Callable[..., Path]) -> N
         ({}, r"is a model of no named architecture; expected one ForSequenceClassification or "),
         (
             {"architectures": ["XForSequenceClassification"], "id2label": {"0": "a", "1": "b", "2": "c"}},
-            r"tells 3 labels apart; expected 1, or 2, the second for a right answer",
+            r"has 3 labels; expected 1, or 2, the second for a right answer",
         ),
         (
             {"architectures": ["XForTokenClassification"], "id2label": {"0": "a"}},
-            r"tells 1 labels apart; expected 2, the second for a right step",
+            r"has 1 labels; expected 2, the second for a right step",
         ),
     ],
 )
