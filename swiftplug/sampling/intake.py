@@ -1,141 +1,122 @@
-"""What goes into the ledger before anything is sampled: every row, every candidate that exists, and their checks."""
+"""What goes into the ledger before anything is sampled: every row, every existing candidate, and their checks."""
 
 import hashlib
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from swiftplug.config.load import to_yaml
 from swiftplug.config.sample_schema import SampleConfig
+from swiftplug.data.read.sources import Source, open_source
 from swiftplug.errors import UserError
-from swiftplug.plugin.engine import Completion
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.runs.manifest import first_difference
-from swiftplug.sampling.candidates_file import Read, read_candidates
-from swiftplug.sampling.ledger import NO_REFERENCE, Ledger
-from swiftplug.sampling.plugins import SamplePlugins, Scorer
-from swiftplug.sampling.records import REFERENCE
-from swiftplug.sampling.rows import open_sources, read_questions
-
-_CONFIG, _SOURCES, _FILE, _PARTS, _SCORERS = "config", "sources", "file", "parts", "scorers"
+from swiftplug.sampling.candidates_file import CandidatesFile
+from swiftplug.sampling.ledger import NO_REFERENCE, USABLE, Ledger
+from swiftplug.sampling.plugins import SamplePlugins
+from swiftplug.sampling.rows import read_rows, reference_candidate
 
 
-class Intake(NamedTuple):
-    """What was read.
+def fill(ledger: Ledger, config: SampleConfig, plugins: SamplePlugins) -> CandidatesFile | None:
+    """Read every row and every existing candidate into a new ledger.
 
-    Attributes:
-        file: What became of the file of candidates; None where there is none.
-    """
-
-    file: Read | None
-
-
-def fill(ledger: Ledger, config: SampleConfig, plugins: SamplePlugins) -> Intake:
-    """Read every row and every candidate that exists into a new ledger.
-
-    Args:
-        ledger: An empty one.
-        config: The run's config.
-        plugins: Its plugins.
+    Returns:
+        The file of candidates, if there is one.
 
     Raises:
-        UserError: Something cannot be read, no row can be used, or the scorers want references and there are none.
+        UserError: Something cannot be read, no row can be used, or the scorers need references and there are none.
     """
-    sources = open_sources(config, plugins.registry)
-    ledger.add_rows(read_questions(sources, config.data.columns, config.system))
-    read = None
-    if config.candidates_file is not None:
-        read = read_candidates(Path(config.candidates_file).expanduser(), ledger, bool(sources))
-    _check_rows(ledger, config)
-    _check_references(ledger, config, plugins.scorers)
-    if config.include_reference and read is not None:
-        add_references(ledger)
-    ledger.put(_CONFIG, _sampled_by(config))
-    ledger.put(_SOURCES, json.dumps([source.fingerprint for source in sources]))
-    ledger.put(_FILE, _hash_of(config.candidates_file))
-    ledger.put(_PARTS, _fingerprint(_parts(plugins)))
-    ledger.put(_SCORERS, _fingerprint([scorer.plugin for scorer in plugins.scorers]))
-    return Intake(read)
+    sources = _open_sources(config, plugins)
+    for row in read_rows(sources, config.data.columns, config.system):
+        ledger.add_row(row)
+    file = CandidatesFile(Path(config.candidates_file).expanduser()) if config.candidates_file is not None else None
+    if file:
+        file.read_into(ledger, has_dataset=bool(sources))
+    everything = range(ledger.count_rows())
+    _check_rows(ledger, everything, config)
+    _check_references(ledger, everything, config, plugins)
+    if file and config.include_reference:
+        for row in ledger.rows(everything):
+            if row.reference is not None and not row.problem and all(it.sampled for it in row.candidates):
+                reference = reference_candidate(row, ledger.free_index(row.position))
+                ledger.add_candidates(row.position, [reference])
+    ledger.put("config", _without_paths(config))
+    ledger.put("sources", [source.fingerprint for source in sources])
+    ledger.put("candidates_file", _hash_of(config.candidates_file))
+    ledger.put("plugins", [_fingerprint(plugin) for plugin in _sampled_with(plugins)])
+    ledger.put("scorers", [_fingerprint(scorer.plugin) for scorer in plugins.scorers])
+    return file
 
 
 def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: SamplePlugins) -> list[str]:
-    """Refuse to go on with a run whose rows or sampling would be other than when it began.
+    """Refuse to resume a run whose rows or sampling would differ from when it began.
 
-    Scorers may have changed, were they mended say: then every candidate is scored again.
+    Scorers may have changed, because they were corrected: then every candidate is scored again.
 
     Returns:
-        What the user should know.
+        What to print.
 
     Raises:
-        UserError: The config is another one, or a dataset, a file of candidates or a plugin that samples has changed.
+        UserError: The config, a dataset, the file of candidates or a plugin that samples has changed.
     """
-    config_before, config_now = ledger.get(_CONFIG) or "", _sampled_by(config)
-    if config_before != config_now:
-        raise UserError(f"--resume: the folder holds another run: {first_difference(config_before, config_now)}")
-    sources = open_sources(config, plugins.registry)
-    for source, before in zip(sources, json.loads(ledger.get(_SOURCES) or "[]"), strict=True):
-        if source.fingerprint != before:
+    before, now = ledger.get("config") or "", _without_paths(config)
+    if before != now:
+        raise UserError(f"--resume: the folder holds another run: {first_difference(before, now)}")
+    for source, fingerprint in zip(_open_sources(config, plugins), ledger.get("sources"), strict=True):
+        if source.fingerprint != fingerprint:
             raise UserError(f"--resume: the dataset {source.name} has changed since this run began")
-    if _hash_of(config.candidates_file) != ledger.get(_FILE):
+    if _hash_of(config.candidates_file) != ledger.get("candidates_file"):
         raise UserError(f"--resume: the file {config.candidates_file} has changed since this run began")
-    before_parts = json.loads(ledger.get(_PARTS) or "[]")
-    for plugin, told in zip(_parts(plugins), before_parts, strict=True):
-        if json.loads(_fingerprint([plugin])) != [told]:
-            raise UserError(
-                f"--resume: {plugin.found} has changed since this run began; put it back, or begin the run again by "
-                "--overwrite"
-            )
-    scorers = _fingerprint([scorer.plugin for scorer in plugins.scorers])
-    if scorers == ledger.get(_SCORERS):
+    for plugin, fingerprint in zip(_sampled_with(plugins), ledger.get("plugins"), strict=True):
+        if _fingerprint(plugin) != fingerprint:
+            changed = f"{plugin.found} has changed since this run began"
+            raise UserError(f"--resume: {changed}; restore it, or start again with --overwrite")
+    scorers = [_fingerprint(scorer.plugin) for scorer in plugins.scorers]
+    if scorers == ledger.get("scorers"):
         return []
     with ledger.transaction():
         ledger.forget_rewards()
-        ledger.put(_SCORERS, scorers)
+        ledger.put("scorers", scorers)
     return ["a scorer has changed since this run began: every candidate is scored again"]
 
 
-def add_references(ledger: Ledger) -> None:
-    """Put the reference answer of every row among its candidates."""
-    for row in ledger.rows(range(ledger.count_rows())):
-        taken = any(it.finish_reason == REFERENCE for it in ledger.candidates(row.position))
-        if row.reference is not None and not row.problem and not taken:
-            ledger.add_candidate(row.position, None, Completion(str(row.reference), REFERENCE))
+def _open_sources(config: SampleConfig, plugins: SamplePlugins) -> list[Source]:
+    return [
+        open_source(choice, plugins.registry, config.where("dataset", index))
+        for index, choice in enumerate(config.dataset)
+    ]
 
 
-def _check_rows(ledger: Ledger, config: SampleConfig) -> None:
-    everything = range(ledger.count_rows())
+def _check_rows(ledger: Ledger, everything: range, config: SampleConfig) -> None:
     if not everything:
         names = ", ".join(choice.name for choice in config.dataset)
         raise UserError(f"{config.where('dataset')}: {names} has no rows")
-    if not ledger.count("problem = ''", everything):
+    if not ledger.count(USABLE, everything):
         problem, count, origin = ledger.problems(everything)[0]
         raise UserError(f"none of the {len(everything)} rows can be used: {problem} ({count} rows): {origin}")
 
 
-def _check_references(ledger: Ledger, config: SampleConfig, scorers: Sequence[Scorer]) -> None:
-    """Refuse a run without any reference where something wants them; leave rows out that a scorer cannot score."""
-    needing = [scorer for scorer in scorers if scorer.needs_reference]
+def _check_references(ledger: Ledger, everything: range, config: SampleConfig, plugins: SamplePlugins) -> None:
+    """Refuse a run that needs references and has none; leave out the rows that a scorer cannot score."""
+    needing = [scorer for scorer in plugins.scorers if scorer.needs_reference]
     if not needing and not config.include_reference:
         return
-    usable = "problem = '' AND NOT " + NO_REFERENCE
-    if not ledger.count(usable, range(ledger.count_rows())):
+    if not ledger.count(f"{USABLE} AND NOT {NO_REFERENCE}", everything):
         who = f"{needing[0].plugin.found} compares with" if needing else "--include-reference needs"
         raise UserError(
             f"{who} references, and no row has one: the last assistant message, or a column 'reference', 'solution' or "
             "'answer' (data.columns renames)"
         )
     if needing:
-        ledger.mark(f"no reference for {needing[0].name}", NO_REFERENCE)
+        ledger.set_problem(f"no reference for {needing[0].name}", NO_REFERENCE)
 
 
-def _parts(plugins: SamplePlugins) -> list[LoadedPlugin]:
-    """The plugins that what is sampled depends on."""
+def _sampled_with(plugins: SamplePlugins) -> list[LoadedPlugin]:
+    """The plugins that the candidates depend on."""
     return [*([plugins.model] if plugins.model else []), plugins.engine, plugins.tools]
 
 
-def _sampled_by(config: SampleConfig) -> str:
-    """What of a config tells one run from another: neither where it lies nor how long a scorer may take does."""
+def _without_paths(config: SampleConfig) -> str:
+    """What distinguishes the config of one run from another's: not its folder, and not the patience with scorers."""
     return to_yaml(config.model_copy(update={"output_dir": None, "score_timeout": SampleConfig().score_timeout}))
 
 
@@ -149,5 +130,5 @@ def _hash_of(candidates_file: str | None) -> str:
         raise UserError(f"--candidates-file {candidates_file}: {error.strerror}") from None
 
 
-def _fingerprint(used: Sequence[LoadedPlugin]) -> str:
-    return json.dumps([[it.found.qualified_name, it.found.version, it.source_hash] for it in used])
+def _fingerprint(plugin: LoadedPlugin) -> list[Any]:
+    return [plugin.found.qualified_name, plugin.found.version, plugin.source_hash]

@@ -7,14 +7,14 @@ from rich.table import Table
 
 from swiftplug.config.sample_schema import SampleConfig
 from swiftplug.runs.say import duration, say
-from swiftplug.sampling.intake import Intake
+from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.ledger import Ledger
 from swiftplug.sampling.outputs import PAGE, SAMPLES
 from swiftplug.sampling.plugins import SamplePlugins
 from swiftplug.sampling.statistics import Summary
 
 
-def print_intake(console: Console, ledger: Ledger, config: SampleConfig, intake: Intake) -> None:
+def print_intake(console: Console, ledger: Ledger, config: SampleConfig, file: CandidatesFile | None) -> None:
     """Print what became of the rows and of a file of candidates."""
     total = ledger.count_rows()
     own = config.part.rows(total)
@@ -23,13 +23,12 @@ def print_intake(console: Console, ledger: Ledger, config: SampleConfig, intake:
     say(console, f"rows: {usable:,} of {len(own):,}{shard}")
     for problem, count, origin in ledger.problems(own):
         say(console, f"  {count:,} left out: {problem}: {origin}{', ...' if count > 1 else ''}")
-    read = intake.file
-    if read is not None:
-        say(console, f"candidates: {read.candidates:,} of {config.candidates_file}")
-        if read.strangers:
-            say(console, f"  {read.strangers:,} left out: of no row of the dataset: {read.first_stranger}, ...")
-        if read.torn:
-            say(console, f"  1 left out: the file breaks off within a line: {read.torn}")
+    if file:
+        say(console, f"candidates: {file.taken:,} of {config.candidates_file}")
+        if file.unmatched:
+            say(console, f"  {file.unmatched:,} left out: of no row of the dataset: {file.first_unmatched}, ...")
+        if file.torn:
+            say(console, f"  1 left out: the file breaks off within a line: {file.torn}")
 
 
 def print_plan(console: Console, config: SampleConfig, plugins: SamplePlugins, ledger: Ledger) -> None:

@@ -4,45 +4,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from swiftplug.config.sample_schema import SampleConfig, ScorerChoice
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Engine
 from swiftplug.plugin.registry import LoadedPlugin, Registry
 from swiftplug.plugin.registry.choice import PluginChoice
-from swiftplug.plugin.rewards import ORM
 from swiftplug.runs.model_plugin import find_model_plugin
+from swiftplug.sampling.scoring import Scorer
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REWARD_MODEL = "swiftplug:reward_model"
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """An ORM or a PRM in use.
-
-    Attributes:
-        name: As the config names it; also the key of its scores.
-        kind: `orm` or `prm`.
-        plugin: The plugin.
-        weight: Of its score in the score that ranks.
-        needs_reference: Whether it compares answers with references.
-        right_from: The score from which an answer counts as right; None where it does not judge.
-    """
-
-    name: str
-    kind: str
-    plugin: LoadedPlugin
-    weight: float
-    needs_reference: bool
-    right_from: float | None
-
-    def answer_of(self, text: str) -> str | None:
-        """The final answer that a text gives, by which a majority is counted."""
-        extract = getattr(self.plugin.bound, "answer_of", None)
-        answer = extract(text) if extract else ORM().answer_of(text)
-        return None if answer is None else str(answer)
 
 
 @dataclass(frozen=True)
@@ -107,7 +80,9 @@ def resolve_sample_plugins(config: SampleConfig) -> SamplePlugins:
     ]
     one = {kind: plugin for kind, _, plugin in resolved}
     written = [*config.orm, *config.prm]
-    scorers = [_scorer(kind, said, plugin) for said, (kind, _, plugin) in zip(written, resolved[2:], strict=True)]
+    scorers = [
+        Scorer(it.name, kind, it.weight, plugin) for it, (kind, _, plugin) in zip(written, resolved[2:], strict=True)
+    ]
     _check_scorers(scorers)
     _check_thresholds(config, scorers)
     return SamplePlugins(registry, one["engine"], one["tools"], scorers, model)
@@ -129,19 +104,6 @@ def _as_plugin(kind: str, choice: ScorerChoice, registry: Registry) -> PluginCho
     if registry.has(kind, name) or not (is_folder or (_HUB_ID.fullmatch(name) and not Path(name).exists())):
         return PluginChoice(name=name, options=choice.options)
     return PluginChoice(name=_REWARD_MODEL, options={"model": name, **choice.options})
-
-
-def _scorer(kind: str, choice: ScorerChoice, plugin: LoadedPlugin) -> Scorer:
-    bound: Any = plugin.bound
-    judges = kind == "orm"
-    return Scorer(
-        name=choice.name,
-        kind=kind,
-        plugin=plugin,
-        weight=choice.weight,
-        needs_reference=bool(getattr(bound, "needs_reference", judges)),
-        right_from=getattr(bound, "right_from", 0.5) if judges else None,
-    )
 
 
 def _check_scorers(scorers: list[Scorer]) -> None:

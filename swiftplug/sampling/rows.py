@@ -1,34 +1,76 @@
-"""Rows of a dataset as questions: the prompt, the reference, and what scorers may want to see."""
+"""The rows and candidates of a sampling run, and how a row of a dataset becomes a question."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from swiftplug.config.sample_schema import SampleConfig
-from swiftplug.data.read.conversation import RawRow, RowError
+from swiftplug.data.read.conversation import Conversation, RawRow, RowError, RowOrigin
 from swiftplug.data.read.rows import to_conversation
-from swiftplug.data.read.sources import Source, open_source
-from swiftplug.plugin.registry import Registry
+from swiftplug.data.read.sources import Source
+
+REFERENCE = "reference"
+"""The `finish_reason` of a candidate that is the reference answer, put among the candidates on request."""
 
 REFERENCE_COLUMNS = ("reference", "solution", "answer")
-_ASKING = ("user", "tool")
+_SYSTEM_ROLES = ("system", "developer")
+
+Reward = float | list[float]
+"""What a scorer gives a candidate: one number, or one per step."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """A row as a sampling run reads it.
+@dataclass
+class Candidate:
+    """One answer to a row. What scoring and selection find out about it is empty until then.
 
     Attributes:
-        id: A hash of its content.
+        index: Its number among the row's candidates, from 0.
+        text: The answer.
+        finish_reason: Why it ended: `stop`, `length`, `reference`, or what a server reports.
+        rewards: By scorer; None before scoring. A scorer that gave none is not in it.
+        unscored: By scorer that gave no reward, why.
+        scores: By scorer, its reward as one number: those of a PRM's steps are reduced.
+        score: The weighted mean that ranks it; None where a scorer gave no reward.
+        right: Whether the ORMs judge it right; None where none of them judges.
+        answer: Its final answer, by which a majority is counted; None where it gives none.
+        reasons: Why it was not kept; empty if it was.
+    """
+
+    index: int
+    text: str
+    finish_reason: str
+    rewards: dict[str, Reward] | None = None
+    unscored: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    score: float | None = None
+    right: bool | None = None
+    answer: str | None = None
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether it was sampled; the reference among the candidates was not, and counts in no statistic."""
+        return self.finish_reason != REFERENCE
+
+
+@dataclass
+class Row:
+    """One row of a sampling run.
+
+    Attributes:
+        id: A hash of its content, numbered where rows are the same.
         origin: Where it was read, as `file:line`.
         prompt: The messages up to the question.
         tools: Descriptions of the tools, or None.
         columns: Every other column.
         reference: The right answer: the last assistant message, else a column `reference`, `solution` or `answer`.
-        problem: Why it cannot be answered; empty if it can.
+        problem: Why it cannot be used; empty if it can.
+        failure: Why the engine could not answer it; empty if it could, or has not tried yet.
+        position: Its number in the dataset, from 0.
+        candidates: Its candidates, by index.
+        left_out: Why selection kept none of its candidates; empty if it kept one.
     """
 
     id: str
@@ -38,21 +80,24 @@ class Question:
     columns: dict[str, Any] = field(default_factory=dict)
     reference: Any = None
     problem: str = ""
+    failure: str = ""
+    position: int = 0
+    candidates: list[Candidate] = field(default_factory=list)
+    left_out: str = ""
+
+    @property
+    def unanswered(self) -> str:
+        """Why there are no candidates to choose from; empty if there are."""
+        return self.problem or self.failure
+
+    def as_conversation(self) -> Conversation:
+        """The prompt in the form that is rendered."""
+        file, _, line = self.origin.rpartition(":")
+        return Conversation(self.prompt, RowOrigin(file, int(line)), self.tools)
 
 
-def open_sources(config: SampleConfig, registry: Registry) -> list[Source]:
-    """Find the datasets of a run.
-
-    Raises:
-        UserError: One is not there, or cannot be read.
-    """
-    return [
-        open_source(choice, registry, config.where("dataset", index)) for index, choice in enumerate(config.dataset)
-    ]
-
-
-def read_questions(sources: list[Source], columns: Mapping[str, str], system: str | None) -> Iterator[Question]:
-    """Read every row of the datasets, one after the other.
+def read_rows(sources: Iterable[Source], columns: Mapping[str, str], system: str | None) -> Iterator[Row]:
+    """Read every row of the datasets, one after the other; one that cannot be used has a `problem`.
 
     Args:
         sources: The datasets.
@@ -64,38 +109,42 @@ def read_questions(sources: list[Source], columns: Mapping[str, str], system: st
     """
     for raw in chain.from_iterable(source.read() for source in sources):
         try:
-            yield _question(raw, columns, system)
+            yield _to_row(raw, columns, system)
         except RowError as error:
-            detail = f" ({error.detail})" if error.detail else ""
-            yield Question(_hash(raw.row), str(raw.origin), problem=f"{error.reason}{detail}")
+            yield Row(_hash(raw.row), str(raw.origin), problem=str(error))
 
 
-def _question(raw: RawRow, columns: Mapping[str, str], system: str | None) -> Question:
+def _to_row(raw: RawRow, columns: Mapping[str, str], system: str | None) -> Row:
     read = to_conversation(raw.row, raw.origin, "sample", columns)
     messages, reference = list(read.messages), None
     if messages and messages[-1]["role"] == "assistant":
         reference = messages.pop()["content"].strip() or None
-    if not messages or messages[-1]["role"] not in _ASKING:
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
         raise RowError("no question", "a row without a user's message" if read.text is None else "a row of plain text")
     if not messages[-1]["content"].strip() and messages[-1]["role"] == "user":
         raise RowError("the question is empty")
     if reference is None:
         given = (read.columns.get(name) for name in REFERENCE_COLUMNS)
         reference = next((value for value in given if is_reference(value)), None)
-    check_text([read.tools, reference, read.columns])
+    check_encodable([read.tools, reference, read.columns])
     row_id = _hash([messages, read.tools, reference, read.columns])
-    if system and messages[0]["role"] not in ("system", "developer"):
+    if system and messages[0]["role"] not in _SYSTEM_ROLES:
         messages = [{"role": "system", "content": system}, *messages]
-    return Question(row_id, str(raw.origin), messages, read.tools, read.columns, reference)
+    return Row(row_id, str(raw.origin), messages, read.tools, read.columns, reference)
+
+
+def reference_candidate(row: Row, index: int) -> Candidate:
+    """The reference answer as one of the candidates."""
+    return Candidate(index, str(row.reference), REFERENCE)
 
 
 def is_reference(value: Any) -> bool:
-    """Whether there is something to compare answers with: an empty cell of a CSV file, say, is nothing."""
+    """Whether there is something to compare answers with; an empty cell of a CSV file is nothing."""
     return value is not None and bool(str(value).strip())
 
 
-def check_text(value: Any) -> None:
-    """Refuse half of a character (a lone surrogate, as JSON may escape it), which no file can hold.
+def check_encodable(value: Any) -> None:
+    """Refuse an unpaired surrogate, which JSON can escape but no file can hold.
 
     Raises:
         RowError: There is one.
@@ -103,19 +152,19 @@ def check_text(value: Any) -> None:
     try:
         to_json(value).encode()
     except UnicodeEncodeError as error:
-        raise RowError("a text holds half a character", f"{error.object[error.start]!a}") from None
+        raise RowError("a text contains half a character", f"{error.object[error.start]!a}") from None
+
+
+def prompt_key(prompt: list[dict[str, Any]]) -> str:
+    """The same for equal prompts: a hash of roles and contents, the system message left out."""
+    return _hash([[it["role"], it.get("content") or ""] for it in prompt if it["role"] not in _SYSTEM_ROLES])
+
+
+def to_json(value: Any, *, sort_keys: bool = False) -> str:
+    """JSON that is not ASCII-escaped; what JSON has no type for, such as a date, becomes its text."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=sort_keys, default=str)
 
 
 def _hash(content: Any) -> str:
     text = to_json(content, sort_keys=True)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
-
-
-def prompt_key(prompt: list[dict[str, Any]]) -> str:
-    """What tells whether two prompts are the same: their roles and contents; a system message does not count."""
-    return _hash([[it["role"], it.get("content") or ""] for it in prompt if it["role"] not in ("system", "developer")])
-
-
-def to_json(value: Any, *, sort_keys: bool = False) -> str:
-    """JSON as it is, not ASCII-escaped; what JSON has no type for, a date say, is written as its text."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=sort_keys, default=str)

@@ -27,16 +27,15 @@ from swiftplug.runs.blame import blaming
 from swiftplug.runs.disk import explained_disk
 from swiftplug.runs.manifest import write_run_files
 from swiftplug.runs.say import say
-from swiftplug.sampling.answering import Answering, Pending
 from swiftplug.sampling.arguments import SampleArguments
 from swiftplug.sampling.folder import LEDGER, check_sample_dir, clear, is_begun
 from swiftplug.sampling.intake import check_unchanged, fill
 from swiftplug.sampling.ledger import Ledger
+from swiftplug.sampling.loop import SampleLoop
 from swiftplug.sampling.outputs import write_outputs
 from swiftplug.sampling.plan import facts_of, print_end, print_intake, print_plan
 from swiftplug.sampling.plugins import SamplePlugins, resolve_sample_plugins
 from swiftplug.sampling.progress import SampleProgress
-from swiftplug.sampling.selection import Selection
 from swiftplug.sampling.statistics import Summary
 
 
@@ -87,24 +86,28 @@ def sample(
                 print_plan(console, config, plugins, ledger)
             return None
         with _ledger(run_dir, config, plugins, console, resume) as ledger:
-            positions = config.part.rows(ledger.count_rows())
-            answering = Answering(config, plugins, ledger, positions, sampling)
+            loop = SampleLoop(config, plugins, ledger, sampling)
             try:
-                pending = answering.pending()
-                if pending.to_answer:
-                    _open(answering, SampleArguments(config, plugins.registry, plugins.model), console)
+                if loop.unanswered:
+                    if name := _model_name(config):
+                        say(console, f"loading {name}")
+                    plugins.sampler.open(SampleArguments(config, plugins.registry, plugins.model), sampling)
                 if ledger.path != run_dir / LEDGER:
                     check(resume=False)  # another process may have begun a run there by now
                     _begin(run_dir, ledger, config, plugins)
-                _do(answering, pending, console)
+                if loop.pending:
+                    with SampleProgress(
+                        console, loop.pending, "sampling" if loop.unanswered else "scoring"
+                    ) as progress:
+                        loop.run(progress)
             finally:
-                answering.close()
-            selection = Selection.of(config, plugins.scorers)
+                if loop.unanswered:
+                    plugins.sampler.close()
             facts = facts_of(config, plugins)
             title = _model_name(config) or str(config.candidates_file or config.output_dir)
-            summary = write_outputs(run_dir, ledger, positions, selection, config.num_return_sequences, title, facts)
+            summary = write_outputs(run_dir, ledger, config, plugins.scorers, title, facts)
             write_run_files(run_dir, to_yaml(config), config.seed, plugins.all(), {"results": asdict(summary)})
-            failed = ledger.count("failure != ''", positions)
+            failed = ledger.count("failure != ''", config.part.rows(ledger.count_rows()))
             print_end(console, run_dir, summary, failed, time.monotonic() - started)
     return SampleResult(run_dir, summary)
 
@@ -131,7 +134,6 @@ def _ledger(
             for note in check_unchanged(ledger, config, plugins):
                 say(console, note)
             ledger.forget_failures()
-            ledger.forget_unscored()
             yield ledger
         finally:
             ledger.close()
@@ -157,8 +159,8 @@ def _new_ledger(folder: Path, config: SampleConfig, plugins: SamplePlugins, cons
     ledger = Ledger(unnamed, is_new=True)
     try:
         with ledger.transaction():
-            intake = fill(ledger, config, plugins)
-        print_intake(console, ledger, config, intake)
+            file = fill(ledger, config, plugins)
+        print_intake(console, ledger, config, file)
         yield ledger
     finally:
         ledger.close()
@@ -167,27 +169,11 @@ def _new_ledger(folder: Path, config: SampleConfig, plugins: SamplePlugins, cons
             unnamed.with_name(f"{unnamed.name}-journal").unlink(missing_ok=True)
 
 
-def _open(answering: Answering, args: SampleArguments, console: Console) -> None:
-    """Let the engine load its model."""
-    if name := _model_name(args.config):
-        say(console, f"loading {name}")
-    answering.open(args)
-
-
 def _begin(run_dir: Path, ledger: Ledger, config: SampleConfig, plugins: SamplePlugins) -> None:
     """Put a new run in the place of what the folder held."""
     clear(run_dir)
     ledger.rename(run_dir / LEDGER)
     write_run_files(run_dir, to_yaml(config), config.seed, plugins.all())
-
-
-def _do(answering: Answering, pending: Pending, console: Console) -> None:
-    """Answer and score what is not yet done, batch by batch."""
-    if not pending.rows:
-        return
-    with SampleProgress(console, pending.rows, "sampling" if pending.to_answer else "scoring") as progress:
-        for done in answering.run():
-            progress.advance(done.rows, done.candidates)
 
 
 def _model_name(config: SampleConfig) -> str:

@@ -1,136 +1,135 @@
-"""Asking the scorers: in batches across questions, with a time limit, every answer of theirs checked."""
+"""Where candidates are scored: in batches across rows, with a time limit, every reward checked."""
 
 import asyncio
 import inspect
 import math
 import numbers
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.rewards import InferRequest, Unscored
+from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.plugin.rewards import ORM, InferRequest, Unscored
 from swiftplug.runs.blame import blaming
-from swiftplug.sampling.ledger import Reward, StoredCandidate, StoredRow
-from swiftplug.sampling.plugins import Scorer
+from swiftplug.sampling.rows import Candidate, Row
 
 DIGITS = 6
-"""Scores are kept to so many decimal places: what a model computes differs behind them with the batch it is in."""
+"""Decimal places of a reward that are kept: what a model computes differs beyond them with the batch it is in."""
 
 
-class Judged(NamedTuple):
-    """A candidate with what the scorers gave it.
+@dataclass(frozen=True)
+class Scorer:
+    """An ORM or a PRM in use.
 
     Attributes:
-        row: Its row.
-        candidate: The candidate.
-        rewards: By scorer, what it gave.
-        unscored: By scorer that gave nothing, why.
+        name: As the config names it; also the key of its rewards.
+        kind: `orm` or `prm`.
+        weight: Of its reward in the score that ranks.
+        plugin: The plugin.
     """
 
-    row: StoredRow
-    candidate: StoredCandidate
-    rewards: dict[str, Reward]
-    unscored: dict[str, str]
+    name: str
+    kind: str
+    weight: float
+    plugin: LoadedPlugin
+
+    @cached_property
+    def needs_reference(self) -> bool:
+        """Whether it compares answers with references."""
+        return bool(getattr(self.plugin.bound, "needs_reference", self.kind == "orm"))
+
+    @cached_property
+    def right_from(self) -> float | None:
+        """The score from which an answer counts as right; None where it does not judge."""
+        return getattr(self.plugin.bound, "right_from", 0.5) if self.kind == "orm" else None
+
+    def answer_of(self, text: str) -> str | None:
+        """The final answer that a text gives, by which a majority is counted."""
+        extract = getattr(self.plugin.bound, "answer_of", None)
+        answer = extract(text) if extract else ORM().answer_of(text)
+        return None if answer is None else str(answer)
+
+    def score(self, rows: Sequence[Row], timeout: float) -> None:
+        """Give every candidate of some rows a reward, or the reason why there is none.
+
+        Args:
+            rows: Rows whose candidates have dictionaries of rewards.
+            timeout: Seconds that the scorer may take.
+
+        Raises:
+            UserError: It took longer, or did not return one finite reward per candidate (or one per step).
+        """
+        pairs = [(row, candidate) for row in rows for candidate in row.candidates]
+        returned = self._call([_request(*pair) for pair in pairs], [row.reference for row, _ in pairs], timeout)
+        if hasattr(returned, "tolist"):  # an array or a tensor
+            returned = returned.tolist()
+        if not isinstance(returned, list | tuple):
+            found = f"a {type(returned).__name__}; expected a list of {len(pairs)} rewards"
+            raise UserError(f"{self.plugin.found} returned {found}")
+        if len(returned) != len(pairs):
+            raise UserError(f"{self.plugin.found} returned {len(returned)} rewards for {len(pairs)} candidates")
+        for (row, candidate), reward in zip(pairs, returned, strict=True):
+            self._record(row, candidate, reward)
+
+    def _call(self, requests: list[InferRequest], references: list[Any], timeout: float) -> Any:
+        """What the plugin returns; it runs in a thread, as one that hangs cannot be stopped, only left behind."""
+        outcome: list[Any] = []
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                plugin = self.plugin.bound
+                orm = self.kind == "orm"
+                result = plugin(requests, references) if orm else plugin(requests, ground_truths=references)
+                outcome.append(asyncio.run(_await(result)) if inspect.isawaitable(result) else result)
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=work, name=f"swiftplug-{self.name}", daemon=True)
+        thread.start()
+        thread.join(timeout)
+        if thread.is_alive():
+            raise UserError(
+                f"{self.plugin.found} did not score {len(requests)} candidates within {timeout:g} s (score_timeout); "
+                "what was sampled is kept: continue with --resume"
+            )
+        if errors:
+            with blaming([self.plugin]):
+                raise errors[0]
+        return outcome[0]
+
+    def _record(self, row: Row, candidate: Candidate, reward: Any) -> None:
+        assert candidate.rewards is not None
+        if isinstance(reward, Unscored):
+            candidate.unscored[self.name] = reward.reason
+        elif reward is None:
+            candidate.unscored[self.name] = "gave no score"
+        elif self.kind == "prm" and isinstance(reward, list | tuple):
+            if reward:
+                candidate.rewards[self.name] = [self._number(row, candidate, each) for each in reward]
+            else:
+                candidate.unscored[self.name] = "found no step to reward"
+        else:
+            candidate.rewards[self.name] = self._number(row, candidate, reward)
+
+    def _number(self, row: Row, candidate: Candidate, reward: Any) -> float:
+        value = float(reward) if isinstance(reward, numbers.Real) or hasattr(reward, "item") else math.nan
+        if not math.isfinite(value):
+            expected = "a finite number" + (", or a list of one per step" if self.kind == "prm" else "")
+            raise UserError(
+                f"{self.plugin.found} returned {reward!r:.60} for candidate {candidate.index} of {row.origin}; "
+                f"expected {expected}"
+            )
+        return round(value, DIGITS)
 
 
-def score(
-    batch: Sequence[tuple[StoredRow, StoredCandidate]], scorers: Sequence[Scorer], timeout: float
-) -> list[Judged]:
-    """Let every scorer score every candidate of a batch.
-
-    Args:
-        batch: Candidates of any number of rows.
-        scorers: The ORMs and PRMs.
-        timeout: Seconds that one call of a scorer may take.
-
-    Raises:
-        UserError: A scorer took longer, or returned something else than one finite reward (or one a step) for each.
-    """
-    judged = [Judged(row, candidate, {}, {}) for row, candidate in batch]
-    requests = [_request(row, candidate) for row, candidate in batch]
-    truths = [row.reference for row, _ in batch]
-    for scorer in scorers:
-        returned = _call(scorer, requests, truths, timeout)
-        for it, given in zip(judged, _each(scorer, returned, len(batch)), strict=True):
-            _record(it, scorer, given)
-    return judged
-
-
-def _request(row: StoredRow, candidate: StoredCandidate) -> InferRequest:
+def _request(row: Row, candidate: Candidate) -> InferRequest:
     columns = {**row.columns, **({"tools": row.tools} if row.tools else {})}
     return InferRequest([*row.prompt, {"role": "assistant", "content": candidate.text}], columns)
 
 
-def _call(scorer: Scorer, requests: list[InferRequest], truths: list[Any], timeout: float) -> Any:
-    """What a scorer returns, waited for in a thread of its own: one that hangs cannot be stopped, but left behind."""
-    outcome: list[Any] = []
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            plugin = scorer.plugin.bound
-            result = plugin(requests, truths) if scorer.kind == "orm" else plugin(requests, ground_truths=truths)
-            outcome.append(asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, name=f"swiftplug-{scorer.name}", daemon=True)
-    thread.start()
-    thread.join(timeout)
-    if thread.is_alive():
-        raise UserError(
-            f"{scorer.plugin.found} gave no answer to {len(requests)} candidates within {timeout:g} s "
-            "(score_timeout); what was sampled is kept: go on with --resume"
-        )
-    if errors:
-        with blaming([scorer.plugin]):
-            raise errors[0]
-    return outcome[0]
-
-
-async def _awaited(result: Any) -> Any:
+async def _await(result: Any) -> Any:
     return await result
-
-
-def _each(scorer: Scorer, returned: Any, count: int) -> Iterator[Any]:
-    """What a scorer returned, candidate by candidate."""
-    found = scorer.plugin.found
-    if hasattr(returned, "tolist"):  # an array or a tensor
-        returned = returned.tolist()
-    if not isinstance(returned, list | tuple):
-        raise UserError(f"{found} returned a {type(returned).__name__}; expected a list of {count} rewards")
-    if len(returned) != count:
-        raise UserError(f"{found} returned {len(returned)} rewards for {count} candidates")
-    return iter(returned)
-
-
-def _record(judged: Judged, scorer: Scorer, given: Any) -> None:
-    """Check one reward and note it.
-
-    Raises:
-        UserError: It is no finite number; nor, from a PRM, a list of them.
-    """
-    name = scorer.name
-    if isinstance(given, Unscored):
-        judged.unscored[name] = given.reason
-    elif given is None:
-        judged.unscored[name] = "gave no score"
-    elif scorer.kind == "prm" and isinstance(given, list | tuple):
-        if given:
-            judged.rewards[name] = [_number(judged, scorer, each) for each in given]
-        else:
-            judged.unscored[name] = "found no step to reward"
-    else:
-        judged.rewards[name] = _number(judged, scorer, given)
-
-
-def _number(judged: Judged, scorer: Scorer, given: Any) -> float:
-    value = float(given) if isinstance(given, numbers.Real) or hasattr(given, "item") else math.nan
-    if not math.isfinite(value):
-        expected = "a finite number" + (", or a list of one a step" if scorer.kind == "prm" else "")
-        raise UserError(
-            f"{scorer.plugin.found} returned {given!r:.60} for candidate {judged.candidate.number} of "
-            f"{judged.row.origin}; expected {expected}"
-        )
-    return round(value, DIGITS)

@@ -2,19 +2,17 @@
 
     score = sum of weight x reward over the scorers / sum of weights        (a PRM's steps first become one reward)
 
-Candidates are ranked by score, and those of one score by their index. One is right when, of the ORMs that judge, more
-than half by weight say so. Only right ones are kept, where anything judges.
+Candidates are ranked by score, and those of equal score by their index. A candidate is right when the ORMs that judge
+it right have more than half of the weight of all that judge. Where anything judges, only right ones are kept.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from statistics import fmean
 
 from swiftplug.config.sample_schema import SampleConfig
-from swiftplug.sampling.ledger import Reward, StoredCandidate, StoredRow
-from swiftplug.sampling.plugins import Scorer
-from swiftplug.sampling.records import Candidate, Row
+from swiftplug.sampling.rows import Candidate, Reward, Row
+from swiftplug.sampling.scoring import Scorer
 
 ALL_WRONG = "all wrong"
 TOO_EASY = "too easy"
@@ -25,114 +23,75 @@ DUPLICATE = "same answer as a better one"
 NOTHING_LEFT = "no candidate to keep"
 
 
-@dataclass(frozen=True)
 class Selection:
-    """How candidates are chosen.
+    """Judges the candidates of a row by their rewards, and chooses among them.
 
-    Attributes:
+    Args:
+        config: How: `n_best_to_keep`, `prm_threshold`, `prm_reduce`, `easy_query_threshold`.
         scorers: The ORMs and PRMs.
-        n_best_to_keep: The most candidates of one row to keep.
-        prm_threshold: What the weighted mean of the PRMs must reach, or None.
-        prm_reduce: How the rewards of an answer's steps become one: `min`, `mean`, `last` or `prod`.
-        easy_query_threshold: A row is too easy when a larger share of its sampled candidates is right, or None.
     """
 
-    scorers: Sequence[Scorer]
-    n_best_to_keep: int
-    prm_threshold: float | None
-    prm_reduce: str
-    easy_query_threshold: float | None
+    def __init__(self, config: SampleConfig, scorers: Sequence[Scorer]) -> None:
+        self._config = config
+        self._weights = _weights(scorers)
+        self._prm_weights = _weights(it for it in scorers if it.kind == "prm")
+        self._right_from = {it.name: it.right_from for it in scorers if it.right_from is not None}
+        self._judge_weights = _weights(it for it in scorers if it.name in self._right_from)
+        self._answer_of = next(
+            (it.answer_of for it in scorers if it.name in self._right_from and it.needs_reference),
+            lambda text: text.strip() or None,
+        )
 
-    @classmethod
-    def of(cls, config: SampleConfig, scorers: Sequence[Scorer]) -> "Selection":
-        """What a config asks for."""
-        return cls(scorers, config.n_best_to_keep, config.prm_threshold, config.prm_reduce, config.easy_query_threshold)
-
-    def select(self, row: StoredRow, stored: Sequence[StoredCandidate]) -> Row:
-        """Judge the candidates of a row and choose among them.
-
-        Args:
-            row: The row.
-            stored: Its candidates, scored.
-        """
-        candidates = [self._judge(candidate, row.problem) for candidate in stored]
-        left_out = self._left_out(candidates) if candidates and not row.problem else ""
-        eligible = sorted((it for it in candidates if not it.reasons), key=_rank)
-        kept: list[Candidate] = []
-        for candidate in eligible:
-            if left_out:
-                candidate.reasons.append(left_out)
-            elif any(candidate.text.strip() == other.text.strip() for other in kept):
+    def select(self, row: Row) -> None:
+        """Judge the candidates of a row, and give each that is not kept its reasons."""
+        for candidate in row.candidates:
+            self._judge(candidate, row.problem)
+        row.left_out = self._left_out(row.candidates) if row.candidates and not row.problem else ""
+        kept: list[str] = []
+        for candidate in sorted((it for it in row.candidates if not it.reasons), key=_rank):
+            if row.left_out:
+                candidate.reasons.append(row.left_out)
+            elif candidate.text.strip() in kept:
                 candidate.reasons.append(DUPLICATE)
-            elif len(kept) == self.n_best_to_keep:
-                candidate.reasons.append(f"not among the best {self.n_best_to_keep}")
+            elif len(kept) == self._config.n_best_to_keep:
+                candidate.reasons.append(f"not among the best {self._config.n_best_to_keep}")
             else:
-                kept.append(candidate)
-        return Row(
-            id=row.id,
-            position=row.position,
-            origin=row.origin,
-            prompt=row.prompt,
-            reference=None if row.reference is None else str(row.reference),
-            candidates=candidates,
-            problem=row.problem or row.failure,
-            left_out=left_out,
-        )
+                kept.append(candidate.text.strip())
 
-    def _judge(self, stored: StoredCandidate, problem: str) -> Candidate:
-        rewards = stored.rewards or {}
-        unscored = stored.unscored or {}
-        is_scored = not unscored and not problem  # a candidate that exists may be of a row that cannot be scored
-        scores = {name: self._reduced(reward) for name, reward in rewards.items() if reward is not None}
-        right = self._is_right(scores) if is_scored else None
-        candidate = Candidate(
-            index=stored.number,
-            text=stored.text,
-            finish_reason=stored.finish_reason,
-            scores=scores,
-            steps={name: reward for name, reward in rewards.items() if isinstance(reward, list)},
-            score=self._mean(self.scorers, scores) if is_scored else None,
-            right=right,
-            answer=self._answer(stored.text),
-            reasons=[*([problem] if problem else []), *(f"{name}: {reason}" for name, reason in unscored.items())],
-        )
-        process = self._mean([scorer for scorer in self.scorers if scorer.kind == "prm"], scores)
-        if right is False:
-            candidate.reasons.append(WRONG)
-        if self.prm_threshold is not None and is_scored and process < self.prm_threshold:
-            candidate.reasons.append(BELOW_THRESHOLD)
-        if not stored.text.strip():
-            candidate.reasons.append(EMPTY)
-        return candidate
+    def _judge(self, candidate: Candidate, problem: str) -> None:
+        candidate.scores = {name: self._reduce(reward) for name, reward in (candidate.rewards or {}).items()}
+        candidate.answer = self._answer_of(candidate.text)
+        reasons = [*([problem] if problem else []), *(f"{name}: {why}" for name, why in candidate.unscored.items())]
+        if not reasons:  # existing candidates may be of a row that cannot be scored
+            candidate.score = _mean(self._weights, candidate.scores)
+            candidate.right = self._is_right(candidate.scores)
+            if candidate.right is False:
+                reasons.append(WRONG)
+            threshold = self._config.prm_threshold
+            if threshold is not None and _mean(self._prm_weights, candidate.scores) < threshold:
+                reasons.append(BELOW_THRESHOLD)
+        if not candidate.text.strip():
+            reasons.append(EMPTY)
+        candidate.reasons = reasons
 
-    def _reduced(self, reward: float | list[float]) -> float:
+    def _reduce(self, reward: Reward) -> float:
         if not isinstance(reward, list):
             return reward
-        match self.prm_reduce:
+        match self._config.prm_reduce:
             case "min":
                 return min(reward)
             case "mean":
-                return math.fsum(reward) / len(reward)
+                return fmean(reward)
             case "last":
                 return reward[-1]
-            case _:
+            case "prod":
                 return math.prod(reward)
 
-    def _mean(self, scorers: Sequence[Scorer], scores: dict[str, float]) -> float:
-        """The mean of the scores by weight; 0 where there is no scorer."""
-        weights = _weights(scorers)
-        weighted = math.fsum(weight * scores[name] for name, weight in weights.items() if name in scores)
-        return weighted / math.fsum(weights.values()) if weights else 0.0
-
     def _is_right(self, scores: dict[str, float]) -> bool | None:
-        judges = [scorer for scorer in self.scorers if scorer.right_from is not None]
-        weights = _weights(judges)
-        said = [it.name for it in judges if it.right_from is not None and scores[it.name] >= it.right_from]
-        return sum(weights[name] for name in said) > sum(weights.values()) / 2 if judges else None
-
-    def _answer(self, text: str) -> str | None:
-        judges = [scorer for scorer in self.scorers if scorer.right_from is not None and scorer.needs_reference]
-        return judges[0].answer_of(text) if judges else (text.strip() or None)
+        if not self._right_from:
+            return None
+        right = sum(self._judge_weights[name] for name, least in self._right_from.items() if scores[name] >= least)
+        return right > sum(self._judge_weights.values()) / 2
 
     def _left_out(self, candidates: Sequence[Candidate]) -> str:
         """Why nothing of a row is kept; empty if something is."""
@@ -140,19 +99,13 @@ class Selection:
         if judged and not any(it.right for it in judged):
             return ALL_WRONG
         sampled = [it.right for it in judged if it.sampled]
-        threshold = self.easy_query_threshold
+        threshold = self._config.easy_query_threshold
         if threshold is not None and sampled and sum(map(bool, sampled)) / len(sampled) > threshold:
             return TOO_EASY
         if all(it.reasons for it in candidates):
             below = any(BELOW_THRESHOLD in it.reasons for it in candidates)
             return BELOW_THRESHOLD if below else NOTHING_LEFT
         return ""
-
-
-def _weights(scorers: Sequence[Scorer]) -> dict[str, float]:
-    """The weight of each scorer by its name; those that only record count alike where none of them ranks."""
-    weights = {scorer.name: scorer.weight for scorer in scorers}
-    return weights if any(weights.values()) else dict.fromkeys(weights, 1.0)
 
 
 def rejected_of(row: Row, kept: Candidate) -> Candidate | None:
@@ -168,12 +121,18 @@ def rejected_of(row: Row, kept: Candidate) -> Candidate | None:
     return min(worse, key=lambda it: (it.score, it.index), default=None)
 
 
-def reward_of(candidate: Candidate, name: str) -> Any:
-    """What a scorer gave: a number, or one a step; None if nothing."""
-    reward: Reward = candidate.steps.get(name, candidate.scores.get(name))
-    return reward
+def _weights(scorers: Iterable[Scorer]) -> dict[str, float]:
+    """The weight of each scorer by its name; scorers that all have weight 0 count alike."""
+    weights = {scorer.name: scorer.weight for scorer in scorers}
+    return weights if any(weights.values()) else dict.fromkeys(weights, 1.0)
+
+
+def _mean(weights: dict[str, float], scores: dict[str, float]) -> float:
+    """The mean of the scores by weight; 0 where there is no scorer."""
+    weighted = math.fsum(weight * scores[name] for name, weight in weights.items())
+    return weighted / math.fsum(weights.values()) if weights else 0.0
 
 
 def _rank(candidate: Candidate) -> tuple[float, int]:
-    assert candidate.score is not None  # what has no score has a reason not to be kept
+    assert candidate.score is not None  # one without a score has a reason not to be kept
     return -candidate.score, candidate.index

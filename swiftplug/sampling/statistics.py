@@ -1,26 +1,46 @@
-"""What a sampling run has reached, counted row by row: pass@k, majorities, mean rewards, what was left out and why."""
+"""What a sampling run has reached, counted row by row: pass@k, majorities, scores, what was left out and why."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from swiftplug.sampling.histogram import Bin, Histogram
-from swiftplug.sampling.records import Candidate, Row
+from swiftplug.sampling.rows import Candidate, Row
 
 _MOST_REASONS = 100
-"""How many reasons are counted apart: those of a server may be different each time."""
+"""How many reasons are counted separately: those of a server may be different each time."""
 
-_OTHER = "other reasons"
+_MOST_COUNTED = 1024
+"""How many distinct scores or bins are counted separately; beyond it, bins become twice as wide."""
+
+_MOST_VALUES = 12
+"""Up to how many distinct scores each has a bar of its own."""
+
+_MOST_BINS = 24
+
+
+@dataclass(frozen=True)
+class Bin:
+    """How many scores lie in an interval.
+
+    Attributes:
+        low: Its lower edge, which belongs to it; or the one value it counts, where `high` is the same.
+        high: Its upper edge, which belongs to the next bin, and to this one if it is the last.
+        count: The number of scores in it.
+    """
+
+    low: float
+    high: float
+    count: int
 
 
 @dataclass(frozen=True)
 class Summary:
     """The figures of a run; `dataclasses.asdict` makes them ready for JSON.
 
-    A row without candidates counts in `rows` and `left_out` only, a reference among the candidates in `kept` only. What
-    nothing in the run says (nothing judges, no candidate ranks) is None, or is not in its dictionary.
+    A row without candidates counts only in `rows` and `left_out`, a reference among the candidates only in `kept`. What
+    the run has no data for (nothing judges, no candidate ranks) is None, or is not in its dictionary.
 
     Attributes:
         rows: All rows.
@@ -56,7 +76,10 @@ class Summary:
 
 
 class Statistics:
-    """Counts the rows of a run as they pass; keeps none of them.
+    """Counts the rows of a run as they pass, and keeps none of them.
+
+    Args:
+        num_return_sequences: N, the number of candidates sampled per row.
 
     Example:
         >>> statistics = Statistics(num_return_sequences=8)
@@ -67,68 +90,50 @@ class Statistics:
     """
 
     def __init__(self, num_return_sequences: int) -> None:
-        """
-        Args:
-            num_return_sequences: N, the number of candidates asked for each row.
-        """
         self._n = num_return_sequences
         self._rows = self._answered = self._candidates = self._kept = 0
         self._verdicts: Counter[tuple[int, int]] = Counter()  # rows by (candidates judged, of them right)
-        self._majorities: Counter[bool] = Counter()
-        self._weighted_majorities: Counter[bool] = Counter()
-        self._scores: dict[str, Histogram] = {}
+        self._majorities: Counter[bool | None] = Counter()
+        self._weighted_majorities: Counter[bool | None] = Counter()
+        self._scores: defaultdict[str, Histogram] = defaultdict(Histogram)
         self._left_out: Counter[str] = Counter()
         self._not_kept: Counter[str] = Counter()
         self._finish_reasons: Counter[str] = Counter()
 
     def add(self, row: Row) -> None:
-        """Count a row.
-
-        Args:
-            row: The row, selection done.
-        """
+        """Count a row after selection."""
         self._rows += 1
-        reason = row.problem or row.left_out
-        if reason:
+        if reason := row.unanswered or row.left_out:
             _count(self._left_out, reason)
-        if row.problem:
+        if row.unanswered:
             return
         self._answered += 1
         self._kept += sum(not candidate.reasons for candidate in row.candidates)
         sampled = [candidate for candidate in row.candidates if candidate.sampled]
         for candidate in sampled:
-            self._add_candidate(candidate)
+            self._candidates += 1
+            _count(self._finish_reasons, candidate.finish_reason)
+            for reason in candidate.reasons:
+                _count(self._not_kept, reason)
+            for name, score in candidate.scores.items():
+                self._scores[name].add(score)
         verdicts = [candidate.right for candidate in sampled if candidate.right is not None]
         if verdicts:
             self._verdicts[len(verdicts), sum(verdicts)] += 1
-            self._add_majorities(sampled)
-
-    def _add_candidate(self, candidate: Candidate) -> None:
-        self._candidates += 1
-        _count(self._finish_reasons, candidate.finish_reason)
-        for reason in candidate.reasons:
-            _count(self._not_kept, reason)
-        for name, score in candidate.scores.items():
-            self._scores.setdefault(name, Histogram()).add(score)
-
-    def _add_majorities(self, sampled: Sequence[Candidate]) -> None:
-        right = majority_is_right(sampled, [1.0] * len(sampled))
-        if right is not None:
-            self._majorities[right] += 1
-        ranked = [(candidate, candidate.score) for candidate in sampled if candidate.score is not None]
-        if ranked:
-            right = majority_is_right([candidate for candidate, _ in ranked], [score for _, score in ranked])
-            if right is not None:
-                self._weighted_majorities[right] += 1
+            self._majorities[_majority_is_right([(it, 1.0) for it in sampled])] += 1
+            weighted = [(it, it.score) for it in sampled if it.score is not None]
+            self._weighted_majorities[_majority_is_right(weighted)] += 1
 
     def summary(self) -> Summary:
         """The figures so far."""
+        judged = sum(rows * n for (n, _), rows in self._verdicts.items())
+        right = sum(rows * c for (_, c), rows in self._verdicts.items())
         return Summary(
             rows=self._rows,
             answered=self._answered,
             candidates=self._candidates,
             kept=self._kept,
-            right_share=self._right_share(),
+            right_share=right / judged if judged else None,
             pass_at=self._pass_at(),
             majority=_share(self._majorities),
             weighted_majority=_share(self._weighted_majorities),
@@ -140,15 +145,10 @@ class Statistics:
             right_counts=self._right_counts(),
         )
 
-    def _right_share(self) -> float | None:
-        judged = sum(rows * n for (n, _), rows in self._verdicts.items())
-        return sum(rows * c for (_, c), rows in self._verdicts.items()) / judged if judged else None
-
     def _pass_at(self) -> dict[int, float]:
         """Over the rows with at least k candidates judged: with fewer, the estimator does not exist."""
-        powers = [2**power for power in range(self._n.bit_length())]
         estimates = {}
-        for k in sorted({*powers, self._n}):
+        for k in sorted({*(2**power for power in range(self._n.bit_length())), self._n}):
             enough = {(n, c): rows for (n, c), rows in self._verdicts.items() if n >= k}
             if enough:
                 total = math.fsum(rows * pass_at(k, n, c) for (n, c), rows in enough.items())
@@ -184,36 +184,108 @@ def pass_at(k: int, n: int, c: int) -> float:
     return (ways - math.comb(n - c, k)) / ways
 
 
-def majority_is_right(voters: Sequence[Candidate], weights: Sequence[float]) -> bool | None:
+def _majority_is_right(votes: Sequence[tuple[Candidate, float]]) -> bool | None:
     """Whether the answer with most votes is right (self-consistency: Wang et al., 2022, arXiv 2203.11171).
 
     The votes for an answer are the sum of its candidates' weights; the largest sum wins, ties go to the answer that
     came first. Weights may be negative: sums simply compare, so that among answers all scored below zero, one that
     many gave has less than one that few gave. Candidates without an answer do not vote, and where nobody votes the row
     counts as wrong. The winning answer is right if more than half of its candidates with a verdict are (another judge,
-    of form say, may tell apart candidates that give one answer).
+    for example of the format, may judge candidates with the same answer differently).
 
     Args:
-        voters: The candidates, by index.
-        weights: What the vote of each weighs.
+        votes: Candidates by index, each with its weight.
 
     Returns:
-        None where no candidate with the winning answer has a verdict.
+        None where there is no candidate, or none with the winning answer has a verdict.
     """
-    votes: dict[str, list[float]] = {}
-    for voter, weight in zip(voters, weights, strict=True):
-        if voter.answer is not None:
-            votes.setdefault(voter.answer, []).append(weight)
-    if not votes:
-        return False
-    winner = max(votes, key=lambda answer: math.fsum(votes[answer]))  # of equals, max takes the first
-    verdicts = [voter.right for voter in voters if voter.answer == winner and voter.right is not None]
+    by_answer: dict[str, list[float]] = {}
+    for candidate, weight in votes:
+        if candidate.answer is not None:
+            by_answer.setdefault(candidate.answer, []).append(weight)
+    if not by_answer:
+        return False if votes else None
+    winner = max(by_answer, key=lambda answer: math.fsum(by_answer[answer]))  # of equals, max takes the first
+    verdicts = [it.right for it, _ in votes if it.answer == winner and it.right is not None]
     return 2 * sum(verdicts) > len(verdicts) if verdicts else None
 
 
 def _count(counts: Counter[str], reason: str) -> None:
-    counts[reason if reason in counts or len(counts) < _MOST_REASONS else _OTHER] += 1
+    counts[reason if reason in counts or len(counts) < _MOST_REASONS else "other reasons"] += 1
 
 
-def _share(counts: Counter[bool]) -> float | None:
-    return counts[True] / counts.total() if counts else None
+def _share(counts: Counter[bool | None]) -> float | None:
+    decided = counts[True] + counts[False]
+    return counts[True] / decided if decided else None
+
+
+class Histogram:
+    """Exact counts of scores whose range is not known beforehand, in one pass and in memory that does not grow.
+
+    Each value has its own count while there are few of them, else they are counted in bins. The width of a bin is a
+    power of two and its edges are multiples of it, so that two neighbours make one bin of twice the width without
+    looking at a value again: the counts are those of a second pass.
+
+    Example:
+        >>> histogram = Histogram()
+        >>> for score in (1.0, 0.0, 1.0):
+        ...     histogram.add(score)
+        >>> histogram.bins()
+        [Bin(low=0.0, high=0.0, count=1), Bin(low=1.0, high=1.0, count=2)]
+    """
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._low, self._high = math.inf, -math.inf
+        self._width = 0.0  # 0: each value has its own count
+        self._counts: Counter[float] = Counter()
+
+    def add(self, score: float) -> None:
+        """Count a score, a finite number."""
+        self._total += score
+        self._low, self._high = min(self._low, score), max(self._high, score)
+        self._counts[_edge(score, self._width)] += 1
+        while len(self._counts) > _MOST_COUNTED:
+            self._width = 2 * self._width or self._width_for(_MOST_COUNTED)
+            self._counts = _rebinned(self._counts, self._width)
+
+    @property
+    def mean(self) -> float:
+        """The mean of the scores; there must be one."""
+        return self._total / self._counts.total()
+
+    def bins(self) -> list[Bin]:
+        """The counts from the lowest score to the highest: of at most 12 values, or of at most 24 bins of one width."""
+        if not self._width and len(self._counts) <= _MOST_VALUES:
+            return [Bin(value, value, count) for value, count in sorted(self._counts.items())]
+        width = max(self._width, self._width_for(_MOST_BINS))
+        first, last = self._places(width)
+        while last - first >= _MOST_BINS:
+            width *= 2
+            first, last = self._places(width)
+        counts = _rebinned(self._counts, width)
+        bins = [Bin(place * width, (place + 1) * width, counts[place * width]) for place in range(first, last + 1)]
+        if last * width == self._high:  # the highest score stands on its bin's lower edge: the bin below takes it in
+            top = bins.pop()
+            bins[-1] = Bin(bins[-1].low, bins[-1].high, bins[-1].count + top.count)
+        return bins
+
+    def _width_for(self, bins: int) -> float:
+        """The least power of two of which that many bins span the scores."""
+        return float(2.0 ** math.ceil(math.log2((self._high - self._low) / bins)))
+
+    def _places(self, width: float) -> tuple[int, int]:
+        """The numbers of the lowest and the highest bin of a width."""
+        return math.floor(self._low / width), math.floor(self._high / width)
+
+
+def _edge(score: float, width: float) -> float:
+    """The lower edge of a score's bin; the score itself at width 0."""
+    return math.floor(score / width) * width if width else score
+
+
+def _rebinned(counts: Counter[float], width: float) -> Counter[float]:
+    wider: Counter[float] = Counter()
+    for score, count in counts.items():
+        wider[_edge(score, width)] += count
+    return wider

@@ -190,12 +190,12 @@ class Odd(Engine):
 def test_what_an_engine_returns_is_checked(questions: Callable[..., Path], swiftplug: Command, tmp_path: Path) -> None:
     arguments = ["--plugin", "odd.py", "--engine", "odd", "--model", "m", "--num-return-sequences", "2"]
     (tmp_path / "odd.py").write_text(ENGINE.format("None"))
-    refused(swiftplug("sample", "--dataset", questions(2), *arguments), "engine 'odd'", "None", "expected a text")
+    refused(swiftplug("sample", "--dataset", questions(2), *arguments), "engine 'odd'", "None", "expected text")
     half = "'\\ud83d' if '问题 1:' in prompt.messages[-1]['content'] else 'good'"
     (tmp_path / "odd.py").write_text(ENGINE.format(half), encoding="utf-8")
     done = swiftplug("sample", "--dataset", questions(3), *arguments, "--output-dir", "run")
     assert done.returncode == 0, done.stderr
-    assert "1 row left out: a text holds half a character" in done.stdout
+    assert "1 row left out: a text contains half a character" in done.stdout
     assert len(lines(tmp_path / "run" / "candidates.jsonl")) == 2 * 2
 
 

@@ -14,22 +14,24 @@ from typing import Any
 import pytest
 
 from swiftplug.sampling.page.page import SamplesPage
-from swiftplug.sampling.records import REFERENCE, Candidate, Row, ScorerInfo
+from swiftplug.sampling.rows import REFERENCE, Candidate, Row
+from swiftplug.sampling.scoring import Scorer
 from swiftplug.sampling.statistics import Statistics
 
 EVIL = "</script><img src=x onerror=alert(1)><b>bold</b><!-- &lt; \u2028 ' \" {{ 7*7 }}"
-SCORERS = [ScorerInfo("gsm8k", "orm", 2.0), ScorerInfo("arithmetic", "prm", 1.0)]
+PLUGIN: Any = None  # the page asks a scorer only for its name, kind and weight
+SCORERS = [Scorer("gsm8k", "orm", 2.0, PLUGIN), Scorer("arithmetic", "prm", 1.0, PLUGIN)]
 
 
 def _candidate(
     index: int, right: bool | None = None, text: str = "An answer.", reasons: Sequence[str] = (), **rest: Any
 ) -> Candidate:
     scores = {} if right is None else {"gsm8k": float(right), "arithmetic": 0.25}
-    steps = {"arithmetic": [1.0, 0.25]} if scores else {}
+    rewards: Any = {**scores, "arithmetic": [1.0, 0.25]} if scores else {}
     fields: dict[str, Any] = {
         "finish_reason": "stop",
         "scores": scores,
-        "steps": steps,
+        "rewards": rewards,
         "score": 0.5,
         "answer": "42",
     } | rest
@@ -147,16 +149,18 @@ def test_figures_and_questions_are_shown(browser: Any, url: str) -> None:
 
 
 def test_what_a_model_wrote_stays_text(browser: Any, tmp_path: Path) -> None:
-    evil = _candidate(0, False, EVIL, [EVIL], finish_reason=EVIL, answer=EVIL, scores={EVIL: 1.0}, steps={EVIL: [1.0]})
+    evil = _candidate(
+        0, False, EVIL, [EVIL], finish_reason=EVIL, answer=EVIL, scores={EVIL: 1.0}, rewards={EVIL: [1.0]}
+    )
     prompt: list[dict[str, Any]] = [
         {"role": EVIL, "content": EVIL},
         {"role": "user", "content": None, "tool_calls": [{"name": EVIL}]},
     ]
     rows = [
-        Row(EVIL, 0, EVIL, prompt, EVIL, [evil], "", EVIL),
-        Row("b", 1, EVIL, prompt, EVIL, [], EVIL, EVIL),
+        Row(EVIL, EVIL, prompt, reference=EVIL, candidates=[evil], left_out=EVIL),
+        Row("b", EVIL, prompt, reference=EVIL, position=1, problem=EVIL, left_out=EVIL),
     ]
-    scorers = [ScorerInfo(name, "orm", 1.0) for name in (EVIL, "constructor", "__proto__")]
+    scorers = [Scorer(name, "orm", 1.0, PLUGIN) for name in (EVIL, "constructor", "__proto__")]
     url = _write(tmp_path / "report.html", rows, 1, title=EVIL, facts=[(EVIL, EVIL)], scorers=scorers)
     for place in ("row=0", "row=1", "q=%3Cimg"):
         browser.open(f"{url}#{place}")
@@ -390,7 +394,7 @@ def test_every_text_can_be_read(browser: Any, tmp_path: Path, dark: bool, width:
     rows = _rows()
     rewards = [place / 8 for place in range(9)]
     rows[0] = _row(
-        0, [_candidate(0, True, steps={"arithmetic": rewards}), _candidate(1, False, "w" * 30_000, ["wrong"])]
+        0, [_candidate(0, True, rewards={"arithmetic": rewards}), _candidate(1, False, "w" * 30_000, ["wrong"])]
     )
     url = _write(tmp_path / "report.html", rows)
     browser.resize(width, 900, dark)

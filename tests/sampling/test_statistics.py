@@ -12,9 +12,8 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from swiftplug.sampling.histogram import Histogram
-from swiftplug.sampling.records import REFERENCE, Candidate, Row
-from swiftplug.sampling.statistics import Statistics, Summary
+from swiftplug.sampling.rows import REFERENCE, Candidate, Row
+from swiftplug.sampling.statistics import Histogram, Statistics, Summary
 
 
 def _candidate(
@@ -26,11 +25,27 @@ def _candidate(
     reasons: Iterable[str] = (),
     finish_reason: str = "stop",
 ) -> Candidate:
-    return Candidate(index, "text", finish_reason, scores or {}, {}, score, right, answer, list(reasons))
+    return Candidate(
+        index,
+        "text",
+        finish_reason,
+        scores=scores or {},
+        score=score,
+        right=right,
+        answer=answer,
+        reasons=list(reasons),
+    )
 
 
 def _row(candidates: list[Candidate], position: int = 0, problem: str = "", left_out: str = "") -> Row:
-    return Row(f"id{position}", position, f"rows.jsonl:{position + 1}", [], None, candidates, problem, left_out)
+    return Row(
+        f"id{position}",
+        f"rows.jsonl:{position + 1}",
+        problem=problem,
+        position=position,
+        candidates=candidates,
+        left_out=left_out,
+    )
 
 
 def _judged(verdicts: Iterable[bool | None]) -> Row:

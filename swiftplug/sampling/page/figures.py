@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from swiftplug.sampling.histogram import Bin
-from swiftplug.sampling.records import ScorerInfo
-from swiftplug.sampling.statistics import Summary
+from swiftplug.sampling.scoring import Scorer
+from swiftplug.sampling.statistics import Bin, Summary
 
 _MOST_SIGNS = 30
 """How many letters and digits fit beside one another below the bars of a chart, and above them."""
@@ -94,7 +93,7 @@ def figures_of(summary: Summary) -> list[Figure]:
     return figures + [Figure(label, percent(share), note) for label, share, note in shares if share is not None]
 
 
-def charts_of(summary: Summary, scorers: Sequence[ScorerInfo]) -> list[Chart]:
+def charts_of(summary: Summary, scorers: Sequence[Scorer]) -> list[Chart]:
     """pass@k and the right candidates per row, where something judges; then the scores of each scorer."""
     charts = []
     if summary.pass_at:
@@ -126,7 +125,7 @@ def _right(counts: dict[int, int]) -> list[tuple[str, str, int]]:
     ]
 
 
-def _scores(scorer: ScorerInfo, mean: float, bins: Sequence[Bin]) -> Chart:
+def _scores(scorer: Scorer, mean: float, bins: Sequence[Bin]) -> Chart:
     note = f"{scorer.kind.upper()}, weight {number(scorer.weight)}"
     if bins[0].low == bins[0].high:
         bars = _bars([(number(each.low), number(each.low), each.count) for each in bins])

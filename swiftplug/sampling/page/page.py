@@ -1,7 +1,7 @@
 """The page of a sampling run: its figures, and its questions with their candidates side by side.
 
-The page is one file that asks nothing of any network. What a model or a dataset wrote reaches it as escaped JSON, which
-its script puts into text nodes only; its content security policy lets no other script run.
+The page is one file that loads nothing from any network. What a model or a dataset wrote reaches it as escaped JSON,
+which its script puts into text nodes only; its content security policy lets no other script run.
 """
 
 import base64
@@ -20,7 +20,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from swiftplug.sampling.page.figures import charts_of, figures_of, tallies_of
-from swiftplug.sampling.records import Candidate, Row, ScorerInfo
+from swiftplug.sampling.rows import Candidate, Row
+from swiftplug.sampling.scoring import Scorer
 from swiftplug.sampling.statistics import Summary
 
 _HEAD, _TAIL = 14_000, 6_000
@@ -53,7 +54,7 @@ class SamplesPage:
         *,
         title: str,
         facts: Sequence[tuple[str, str]],
-        scorers: Sequence[ScorerInfo],
+        scorers: Sequence[Scorer],
         max_rows: int = 500,
     ) -> None:
         """
@@ -163,8 +164,8 @@ def _row(row: Row) -> dict[str, Any]:
         "id": row.id,
         "origin": row.origin,
         "prompt": [{"role": str(message["role"]), "text": _clipped(_content(message))} for message in row.prompt],
-        "reference": None if row.reference is None else _clipped(row.reference),
-        "problem": row.problem,
+        "reference": None if row.reference is None else _clipped(str(row.reference)),
+        "problem": row.unanswered,
         "leftOut": row.left_out,
         "candidates": [_candidate(candidate) for candidate in row.candidates],
     }
@@ -177,7 +178,7 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
         "finish": candidate.finish_reason,
         "sampled": candidate.sampled,
         "scores": candidate.scores,
-        "steps": candidate.steps,
+        "steps": {name: rewards for name, rewards in (candidate.rewards or {}).items() if isinstance(rewards, list)},
         "score": candidate.score,
         "right": candidate.right,
         "answer": None if candidate.answer is None else _clipped(candidate.answer),
