@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from swiftplug.data.chat.render import ChatRenderer, render
+from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import Rendered
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.plugin.loss_scale import ContextType
@@ -70,7 +70,7 @@ def test_an_answer_is_what_the_model_writes_behind_the_generation_prompt(
     tokenizer: PreTrainedTokenizerFast, template: str, response: str, suffix: str
 ) -> None:
     tokenizer.chat_template = template
-    rendered = render(_conversation("hi", "hello"), tokenizer)
+    rendered = ChatRenderer(tokenizer).render(_conversation("hi", "hello"))
     assert _texts(rendered, ContextType.QUERY) == ["hi"]
     assert _texts(rendered, ContextType.RESPONSE) == [response]
     assert _texts(rendered, ContextType.SUFFIX) == [suffix]
@@ -80,9 +80,9 @@ def test_an_answer_is_what_the_model_writes_behind_the_generation_prompt(
 def test_a_stripping_template_is_followed_and_a_faithful_one_too(tokenizer: PreTrainedTokenizerFast) -> None:
     conversation = _conversation(" q \n", "\n a ", "r", "b\n\n", system="\ts ")
     tokenizer.chat_template = TRIMMED
-    stripped = render(conversation, tokenizer)
+    stripped = ChatRenderer(tokenizer).render(conversation)
     tokenizer.chat_template = CHATML
-    faithful = render(conversation, tokenizer)
+    faithful = ChatRenderer(tokenizer).render(conversation)
     assert _texts(stripped, ContextType.RESPONSE) == ["a", "b"]
     assert _texts(stripped, ContextType.QUERY) == ["q", "r"]
     assert _texts(stripped, ContextType.SYSTEM) == ["s"]
@@ -94,7 +94,7 @@ def test_a_stripping_template_is_followed_and_a_faithful_one_too(tokenizer: PreT
 
 def test_a_half_stripping_template_is_followed(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = CHATML.replace("m.content", "m.content.lstrip('\n')")
-    rendered = render(_conversation("\n q ", "\n\n a \n"), tokenizer)
+    rendered = ChatRenderer(tokenizer).render(_conversation("\n q ", "\n\n a \n"))
     assert _texts(rendered, ContextType.RESPONSE) == [" a \n"]
 
 
@@ -102,7 +102,7 @@ def test_dropped_thinking_is_told_and_kept_thinking_is_part_of_the_answer(tokeni
     tokenizer.chat_template = THINKS
     conversation = _conversation("q", "<think>\nearlier\n</think>\n\na", "r", "b")
     conversation.messages[-1]["reasoning_content"] = "now"
-    rendered = render(conversation, tokenizer)
+    rendered = ChatRenderer(tokenizer).render(conversation)
     assert _texts(rendered, ContextType.RESPONSE) == ["a", "<think>\nnow\n</think>\n\nb"]
     assert rendered.dropped == [1]
 
@@ -113,7 +113,7 @@ def test_a_system_message_merged_into_the_query_keeps_its_type(tokenizer: PreTra
         "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ rules if loop.first else '' }}{{ m.content }}"
         "</{{ m.role }}>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    rendered = render(_conversation("q", "a", system="be brief"), tokenizer)
+    rendered = ChatRenderer(tokenizer).render(_conversation("q", "a", system="be brief"))
     assert rendered.text == "<user>be brief / q</user><assistant>a</assistant>"
     assert _texts(rendered, ContextType.SYSTEM) == ["be brief"]
     assert _texts(rendered, ContextType.QUERY) == ["q"]
@@ -127,7 +127,7 @@ def test_arguments_that_a_template_writes_in_python(tokenizer: PreTrainedTokeniz
     conversation = _conversation("q", "")
     calls = [{"function": {"name": "look", "arguments": {"at": ["學", 1, None], "in": {"it's": "a\nb"}}}}]
     conversation.messages[1]["tool_calls"] = calls
-    rendered = render(conversation, tokenizer)
+    rendered = ChatRenderer(tokenizer).render(conversation)
     assert _texts(rendered, ContextType.RESPONSE) == [str(calls[0]["function"]["arguments"])]
 
 
@@ -135,7 +135,7 @@ def test_rounds_and_queries(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = CHATML
     conversation = _conversation("one", "a", "two", "b")
     conversation.messages += [{"role": "tool", "content": "three"}, {"role": "assistant", "content": "c"}]
-    answers = [s for s in render(conversation, tokenizer).segments if s.type is ContextType.RESPONSE]
+    answers = [s for s in ChatRenderer(tokenizer).render(conversation).segments if s.type is ContextType.RESPONSE]
     assert [(s.query, s.is_last_round, s.message_index) for s in answers] == [
         ("one", False, 1),
         ("two", True, 3),
@@ -164,7 +164,7 @@ def test_contents_that_look_like_the_template(
     tokenizer: PreTrainedTokenizerFast, template: str, contents: tuple[str, ...]
 ) -> None:
     tokenizer.chat_template = template
-    rendered = render(_conversation(*contents), tokenizer)
+    rendered = ChatRenderer(tokenizer).render(_conversation(*contents))
     expected = [content.strip() if template is TRIMMED else content for content in contents[1::2]]
     if template is MISTRAL:
         expected = [f" {answer}" for answer in expected]
@@ -173,7 +173,7 @@ def test_contents_that_look_like_the_template(
 
 def test_a_rewritten_answer_is_located(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = CHATML.replace("{{ m.content }}", "{{ m.content | upper | replace('LONG', 'BRIEF') }}")
-    rendered = render(_conversation("long question", "a long answer"), tokenizer)
+    rendered = ChatRenderer(tokenizer).render(_conversation("long question", "a long answer"))
     assert _texts(rendered, ContextType.QUERY) == ["BRIEF QUESTION"]
     assert _texts(rendered, ContextType.RESPONSE) == ["A BRIEF ANSWER"]
 
@@ -182,16 +182,16 @@ def test_a_rewritten_answer_is_located(tokenizer: PreTrainedTokenizerFast) -> No
     ("content", "why"),
     [
         ("{{ m.content }}{{ m.content }}", "scatters message 2"),
-        ("{{ m.content | length }}", "where the template writes a message cannot be told"),
+        ("{{ m.content | length }}", "cannot locate a message in what the chat template writes"),
         ("{{ 'an answer' }}", "leaves out all of an answer"),
-        ("{{ m.content[:4] }}", "where the template writes a message cannot be told"),
-        ("{{ m.content | reverse }}", "where the template writes a message cannot be told"),
+        ("{{ m.content[:4] }}", "cannot locate a message in what the chat template writes"),
+        ("{{ m.content | reverse }}", "cannot locate a message in what the chat template writes"),
     ],
 )
 def test_what_cannot_be_located_is_refused(tokenizer: PreTrainedTokenizerFast, content: str, why: str) -> None:
     tokenizer.chat_template = CHATML.replace("{{ m.content }}", content)
     with pytest.raises(RowError) as refusal:
-        render(_conversation("question", "the answer"), tokenizer)
+        ChatRenderer(tokenizer).render(_conversation("question", "the answer"))
     assert why in f"{refusal.value.reason}: {refusal.value.detail}"
 
 
@@ -200,13 +200,13 @@ def test_an_answer_that_is_left_out_with_its_turn_is_told_and_one_whose_turn_sta
 ) -> None:
     conversation = _conversation("q", "early", "r", "a")
     tokenizer.chat_template = CHATML.replace("in messages %}", "in messages[-2:] %}")
-    rendered = render(conversation, tokenizer)
+    rendered = ChatRenderer(tokenizer).render(conversation)
     assert _texts(rendered, ContextType.QUERY) == ["r"]
     assert _texts(rendered, ContextType.RESPONSE) == ["a"]
     assert rendered.dropped == [0, 1]
     tokenizer.chat_template = CHATML.replace("{{ m.content }}", "{{ m.content if loop.index0 != 1 }}")
     with pytest.raises(RowError, match="leaves out all of an answer"):
-        render(conversation, tokenizer)
+        ChatRenderer(tokenizer).render(conversation)
 
 
 def test_a_template_that_raises_is_a_refusal_with_its_own_words(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -214,7 +214,7 @@ def test_a_template_that_raises_is_a_refusal_with_its_own_words(tokenizer: PreTr
         "{% if messages[0].role != 'system' %}{{ raise_exception('a system,\n please') }}{% endif %}"
     )
     with pytest.raises(RowError) as refusal:
-        render(_conversation("q", "a"), tokenizer)
+        ChatRenderer(tokenizer).render(_conversation("q", "a"))
     assert (refusal.value.reason, refusal.value.detail) == ("the chat template refuses it", "a system, please")
 
 
@@ -235,7 +235,7 @@ def test_a_date_that_changes_between_two_renderings(
 
     monkeypatch.setattr(chat_template_utils, "datetime", Clock)
     tokenizer.chat_template = "Today is {{ strftime_now('%A') }}.\n" + CHATML
-    rendered = render(_conversation("q", "a"), tokenizer)
+    rendered = ChatRenderer(tokenizer).render(_conversation("q", "a"))
     assert rendered.text.startswith("Today is Tuesday.")
     assert _texts(rendered, ContextType.RESPONSE) == ["a"]
 
@@ -255,7 +255,7 @@ def test_what_was_learned_of_one_conversation_is_not_believed_of_another(tokeniz
         ("q6", "a6"),
     ):
         one = renderer.render(_conversation(*contents))
-        assert one == render(_conversation(*contents), tokenizer)
+        assert one == ChatRenderer(tokenizer).render(_conversation(*contents))
         [answer] = _texts(one, ContextType.RESPONSE)
         odd, loud = "odd" in contents[1], "loud" in contents[1]
         assert answer == ("(sic) " if odd else "") + contents[1] + ("!" if loud else "")
@@ -321,7 +321,7 @@ def test_a_tools_format_writes_plain_turns(
     tokenizer: PreTrainedTokenizerFast, system: str | None, expected: str
 ) -> None:
     tokenizer.chat_template = CHATML
-    rendered = render(_with_tools(system), tokenizer, _Format())
+    rendered = ChatRenderer(tokenizer, _Format()).render(_with_tools(system))
     turns = [
         ("system", expected + "['look', 'leap'] ['词', '词']"),
         ("user", "q"),
@@ -341,7 +341,7 @@ def test_a_tools_format_writes_plain_turns(
 
 def test_a_plain_function_is_a_tools_format(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = CHATML
-    rendered = render(_with_tools(None), tokenizer, lambda tool_names, tool_descs: " ".join(tool_names))
+    rendered = ChatRenderer(tokenizer, lambda tool_names, tool_descs: " ".join(tool_names)).render(_with_tools(None))
     assert _texts(rendered, ContextType.SYSTEM) == ["look leap"]
     assert _texts(rendered, ContextType.RESPONSE)[0] == (
         'let me see\n{"name": "look", "arguments": {"at": "x"}}\n{"name": "look", "arguments": {"at": 2}}'
@@ -354,7 +354,7 @@ def test_no_text_leaves_tools_and_calls_to_the_template(tokenizer: PreTrainedTok
         "{{ m.content }}", "{{ m.content }}{% for c in m.tool_calls or [] %} call {{ c.function | tojson }}{% endfor %}"
     )
     conversation = _with_tools(None)
-    rendered = render(conversation, tokenizer, lambda tool_names, tool_descs: None)
+    rendered = ChatRenderer(tokenizer, lambda tool_names, tool_descs: None).render(conversation)
     messages = [{k: v for k, v in message.items() if k != "loss"} for message in conversation.messages]
     assert rendered.text == tokenizer.apply_chat_template(messages, tools=conversation.tools, tokenize=False)
     assert _texts(rendered, ContextType.RESPONSE)[0].startswith(

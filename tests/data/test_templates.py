@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from swiftplug.config.data_options import DataOptions
-from swiftplug.data.chat.render import ChatRenderer, render
+from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.read.report import SplitReport
@@ -220,7 +220,7 @@ def _expected_refusal(template: str, case: str) -> str | None:
 
 
 def _weights(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> tuple[str, list[float]]:
-    rendered = render(conversation, tokenizer)
+    rendered = ChatRenderer(tokenizer).render(conversation)
     weights = [0.0] * len(rendered.text)
     for start, end, weight in lay_weights(rendered, LossScale(), conversation.messages):
         weights[start:end] = [weight] * (end - start)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from swiftplug.config.data_options import DataOptions
-from swiftplug.data.chat.render import render
+from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import Rendered, Segment
 from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowOrigin
@@ -174,7 +174,7 @@ def test_byte_level_tokens_have_the_weight_of_their_first_byte(trim_offsets: boo
         )
         conversation = _conversation(answer)
         example = _encode(conversation, tokenizer, Letters(table))
-        rendered = render(conversation, tokenizer)
+        rendered = ChatRenderer(tokenizer).render(conversation)
         ids = tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
         assert example["input_ids"].tolist() == ids
         expected = [table.get(rendered.text[place], 1.0) for place in _first_characters(tokenizer, ids, rendered.text)]
@@ -200,7 +200,7 @@ def test_tokens_of_sentence_piece_like_tokenizers(make: Any) -> None:
     conversation = _conversation(answer)
     table = {"学": 2.0, "习": 3.0, " ": 4.0, "o": 5.0, "w": 6.0, "🎉": 7.0, "ﬁ": 8.0, "好": 9.0}
     example = _encode(conversation, tokenizer, Letters(table))
-    text = render(conversation, tokenizer).text
+    text = ChatRenderer(tokenizer).render(conversation).text
     assert example["input_ids"].tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
     # Decoded token by token; the text that a token adds begins with the character that weighs it.
     weights = example["loss_scale"].tolist()

@@ -1,25 +1,37 @@
-"""The bounds of each answer in a rendering: where it starts, where its end-of-turn token starts, where that ends."""
+"""The bounds of each answer in a rendering: where it starts, where its end-of-turn token starts, where that ends.
 
+An answer starts where the generation prompt ends, as a model that is asked to answer would start it; a thinking tag
+that the generation prompt opens still belongs to the answer. It ends with the end-of-turn token: what the template
+writes behind an answer, before anything that depends on what follows.
+
+What a template writes around answers is learned from one small conversation (`TurnFormat`). Where a template writes an
+answer otherwise, the conversation is cut off before or behind that answer and rendered again.
+"""
+
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol
 
-from swiftplug.data.chat.marks import Field, Messages, Piece, locate, text_fields
-from swiftplug.data.chat.turns import Apply, TurnFormat, end_of_turn, without_thinking
+from swiftplug.data.chat.markers import Messages, Occurrence, locate, text_fields
 from swiftplug.data.read.conversation import RowError
 
-ANSWER_NOT_LOCATED = "where an answer stands in the rendering cannot be told"
+ANSWER_NOT_LOCATED = "cannot locate an answer in what the chat template writes"
 LEFT_OUT = "the chat template leaves out all of an answer"
+
+_QUESTION, _ANSWER = "zqjxquestion", "zqjxanswer"
+_SPECIAL_TOKEN = re.compile(r"<[^<>\s]+>")
+_THINKING_TAG = re.compile(r"<[^<>\s]*think[^<>\s]*>", re.IGNORECASE)
+
+
+class Apply(Protocol):
+    """Renders messages with a chat template."""
+
+    def __call__(self, messages: Messages, generation_prompt: bool = False) -> str: ...
 
 
 class Answer(NamedTuple):
-    """An answer's turn in the rendering.
-
-    Attributes:
-        message: The message's index.
-        start: Its first character.
-        end: Behind its last character, where its suffix starts.
-        suffix_end: Behind the end-of-turn token.
-    """
+    """An answer's place in the rendering: its text, and behind it, up to `suffix_end`, the end-of-turn token."""
 
     message: int
     start: int
@@ -27,16 +39,53 @@ class Answer(NamedTuple):
     suffix_end: int
 
 
-class _Tail(NamedTuple):
-    """What stands behind the last text of a conversation that was cut off.
+class TurnFormat(NamedTuple):
+    """What a template writes around a plain answer; empty texts where that is unknown.
 
     Attributes:
-        field: The index of that text's field, None where there is no text.
-        text: What the template writes behind it.
+        prompt: What stands between the user's text and the answer, as far as a generation prompt gives it.
+        header: The part of `prompt` that opens the answer's turn; empty where a template knows no generation prompt.
+        generation_prompt: What asking for a generation prompt adds, with any thinking tag.
+        closing: What closes the turn when another follows, without the white space at its end.
     """
 
-    field: int | None
-    text: str
+    prompt: str = ""
+    header: str = ""
+    generation_prompt: str = ""
+    closing: str = ""
+
+
+def learn_turn_format(apply: Apply, has_system: bool, in_parts: bool) -> TurnFormat:
+    """Render a question and an answer, with and without a generation prompt, and compare.
+
+    Args:
+        apply: Renders messages.
+        has_system: Whether to begin with a system message, for templates that need one.
+        in_parts: Whether contents are lists of parts, for templates that need those.
+    """
+
+    def message(role: str, text: str) -> Messages:
+        return [{"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}]
+
+    asked = (message("system", "zqjxsystem") if has_system else []) + message("user", _QUESTION)
+    answered = asked + message("assistant", _ANSWER)
+    try:
+        behind_question, prompted = (apply(asked, prompt).rpartition(_QUESTION) for prompt in (False, True))
+        behind_answer, reprompted = (apply(answered, prompt).rpartition(_ANSWER) for prompt in (False, True))
+    except RowError:
+        return TurnFormat()
+    between = behind_answer[0].rpartition(_QUESTION)
+    if not (behind_question[1] and prompted[1] and behind_answer[1] and reprompted[1] and between[1]):
+        return TurnFormat()
+    closes_question = _common_start(behind_question[2], prompted[2])
+    generation_prompt = prompted[2][len(closes_question) :]
+    prompt = _without_thinking(_common_start(prompted[2], between[2]))
+    closing = reprompted[2]
+    if generation_prompt and closing.endswith(generation_prompt):
+        closing = closing[: -len(generation_prompt)]
+    else:
+        closing = _common_start(behind_answer[2], closing)
+    return TurnFormat(prompt, prompt[len(closes_question) :], generation_prompt, closing.rstrip())
 
 
 class AnswerFinder:
@@ -44,31 +93,23 @@ class AnswerFinder:
 
     Args:
         messages: The conversation.
-        fields: Its texts.
-        pieces: Where they stand, in the order of the text.
-        text: The rendering.
+        text: Its rendering.
+        occurrences: Where its texts stand, in the order of the rendering.
         apply: Renders messages with the same template and tools.
-        turn: What the template writes around a plain answer, if that could be learned.
+        turn: What the template writes around a plain answer.
     """
 
     def __init__(
-        self,
-        messages: Messages,
-        fields: Sequence[Field],
-        pieces: Sequence[Piece],
-        text: str,
-        apply: Apply,
-        turn: TurnFormat | None,
+        self, messages: Messages, text: str, occurrences: Sequence[Occurrence], apply: Apply, turn: TurnFormat
     ) -> None:
         self._messages = messages
-        self._fields = fields
-        self._pieces = _telling(pieces, fields, messages)
         self._text = text
+        self._occurrences = self._within_turns(occurrences)
         self._apply = apply
-        self._turn = turn or TurnFormat("", "", "", "")
+        self._turn = turn
 
     def find(self) -> list[Answer]:
-        """The answers in order; one that the template leaves out is left out.
+        """The answers in order, without those that the template leaves out along with their turn.
 
         Raises:
             RowError: If one cannot be located for certain.
@@ -76,154 +117,178 @@ class AnswerFinder:
         answers: list[Answer] = []
         for index, message in enumerate(self._messages):
             if message["role"] == "assistant":
-                after = answers[-1].suffix_end if answers else 0
-                answer = self._find(index, after)
+                answer = self._find(index, answers[-1].suffix_end if answers else 0)
                 if answer is not None:
                     answers.append(answer)
         return answers
 
-    def _find(self, index: int, after: int) -> Answer | None:
-        own = [place for place, piece in enumerate(self._pieces) if self._fields[piece.field].message == index]
+    def _find(self, index: int, previous_end: int) -> Answer | None:
+        own = [occurrence for occurrence in self._occurrences if occurrence.field.message == index]
         if not own:
-            if not any(field.message == index and field.text.strip() for field in self._fields):
-                return self._find_empty(index, after)
-            if self._writes_nothing(index):
+            if not any(field.text.strip() for field in text_fields([self._messages[index]])):
+                return self._find_empty(index, previous_end)
+            if self._is_left_out(index):
                 return None
             raise RowError(LEFT_OUT, f"message {index + 1}")
-        if own != list(range(own[0], own[-1] + 1)) or len({self._pieces[place].field for place in own}) != len(own):
+        place = self._occurrences.index(own[0])
+        behind = self._occurrences[place + len(own) :]
+        if self._occurrences[place : place + len(own)] != own or len({one.field for one in own}) != len(own):
             raise RowError(ANSWER_NOT_LOCATED, f"the template scatters message {index + 1}")
-        gap_start = max(after, self._pieces[own[0] - 1].end if own[0] else 0)
-        start = self._start(index, gap_start, own[0])
-        tail_end = self._pieces[own[-1] + 1].start if own[-1] + 1 < len(self._pieces) else len(self._text)
-        return self._closed(index, start, self._pieces[own[-1]], tail_end)
+        start = self._start(own[0], self._occurrences[place - 1] if place else None, previous_end)
+        return self._close(index, start, own[-1], behind[0].start if behind else len(self._text))
 
-    def _find_empty(self, index: int, after: int) -> Answer | None:
+    def _find_empty(self, index: int, previous_end: int) -> Answer | None:
         """An answer without a located text: nothing was answered, or only calls that hold no text."""
-        before = [p for p in self._pieces if self._fields[p.field].message < index]
-        behind = [p for p in self._pieces if self._fields[p.field].message > index]
-        last = max(before, key=lambda piece: piece.end, default=None)
-        gap_start = max(after, last.end if last else 0)
-        gap_end = min([len(self._text), *(piece.start for piece in behind)])
-        header = self._turn.header
+        before = [occurrence for occurrence in self._occurrences if occurrence.field.message < index]
+        behind = [occurrence for occurrence in self._occurrences if occurrence.field.message > index]
+        last = max(before, key=lambda occurrence: occurrence.end, default=None)
+        gap_start = max(previous_end, last.end if last else 0)
+        gap_end = min([len(self._text), *(occurrence.start for occurrence in behind)])
         if gap_start > gap_end:
             raise RowError(ANSWER_NOT_LOCATED, f"the template reorders around message {index + 1}")
-        gap = self._text[gap_start:gap_end]
+        gap, header = self._text[gap_start:gap_end], self._turn.header
         if header and gap.count(header) == 1:
             start = gap_start + gap.index(header) + len(header)
         else:
-            tail = self._cut(index, True)
-            if tail is None or tail.field != (last.field if last else None) or not gap.startswith(tail.text):
-                if self._writes_nothing(index):
+            written = self._written_behind(last, index, generation_prompt=True)
+            if written is None or not gap.startswith(written):
+                if self._is_left_out(index):
                     return None
                 raise RowError(ANSWER_NOT_LOCATED, f"message {index + 1}")
-            start = gap_start + len(tail.text)
-        return self._closed(index, start, last, gap_end)
+            start = gap_start + len(written)
+        return self._close(index, start, last, gap_end)
 
-    def _start(self, index: int, gap_start: int, place: int) -> int:
+    def _start(self, first: Occurrence, before: Occurrence | None, previous_end: int) -> int:
         """Where an answer starts: behind the generation prompt, if the template has one."""
-        first = self._pieces[place]
+        index = first.field.message
+        gap_start = max(previous_end, before.end if before else 0)
         gap = self._text[gap_start : first.start]
         prompt, header, _, closing = self._turn
-        if header and gap.startswith(prompt) and self._follows_user(index):
+        if header and gap.startswith(prompt) and index > 0 and self._messages[index - 1]["role"] == "user":
             return gap_start + len(prompt)
-        if header and first.whole and gap.count(header) == 1:
+        if header and first.is_whole and gap.count(header) == 1:
             return gap_start + gap.index(header) + len(header)
-        if closing and not header and first.whole:
+        if closing and not header and first.is_whole:
             return first.start - (len(gap) - len(gap.rstrip(" ")))
-        tail = self._cut(index, True)
-        if tail and tail.field == (self._pieces[place - 1].field if place else None) and gap.startswith(tail.text):
-            return gap_start + len(tail.text)
+        written = self._written_behind(before, index, generation_prompt=True)
+        if written is not None and gap.startswith(written):
+            return gap_start + len(written)
         raise RowError(ANSWER_NOT_LOCATED, f"message {index + 1}")
 
-    def _closed(self, index: int, start: int, last: Piece | None, tail_end: int) -> Answer:
+    def _close(self, index: int, start: int, last: Occurrence | None, next_start: int) -> Answer:
         """The answer, once it is known what its turn is closed with.
 
         Args:
             index: Its message.
             start: Where it starts.
             last: Its last text, or the last text before it.
-            tail_end: Where the next text of the conversation starts.
+            next_start: Where the next text of the conversation starts.
         """
         closing = self._turn.closing
-        behind = max(start, last.end if last else 0)
-        tail = self._text[behind:tail_end]
-        if closing and self._ends_in(index, last) and (tail.startswith(closing) or tail.count(closing) == 1):
-            end = behind + tail.index(closing)
-            return Answer(index, start, end, end + len(closing))
-        at_end = tail_end == len(self._text)
-        if at_end and not closing and self._ends_in(index, last):
-            return Answer(index, start, behind, behind + len(tail.rstrip()))
-        written = self._cut(index + 1, False)
-        if written and written.field == (last.field if last else None):
-            origin = last.end if last else 0
-            if self._text[origin:tail_end].startswith(written.text) and origin + len(written.text) >= behind:
-                tail = self._text[behind : origin + len(written.text)]
-                return Answer(index, start, behind + end_of_turn(tail, closing), behind + len(tail))
-        if at_end:
+        last_end = last.end if last else 0
+        end = max(start, last_end)
+        tail = self._text[end:next_start]
+        is_last = next_start == len(self._text)
+        if self._ends_with(index, last):
+            if closing and (tail.startswith(closing) or tail.count(closing) == 1):
+                end += tail.index(closing)
+                return Answer(index, start, end, end + len(closing))
+            if is_last and not closing:
+                return Answer(index, start, end, end + len(tail.rstrip()))
+        written = self._written_behind(last, index + 1)
+        if (
+            written is not None
+            and self._text[last_end:next_start].startswith(written)
+            and last_end + len(written) >= end
+        ):
+            tail = self._text[end : last_end + len(written)]
+        elif is_last:
             tail = tail.rstrip()
-            return Answer(index, start, behind + end_of_turn(tail, closing), behind + len(tail))
-        raise RowError(ANSWER_NOT_LOCATED, f"message {index + 1}")
+        else:
+            raise RowError(ANSWER_NOT_LOCATED, f"message {index + 1}")
+        return Answer(index, start, end + _end_of_turn(tail, closing), end + len(tail))
 
-    def _ends_in(self, index: int, last: Piece | None) -> bool:
-        """Whether nothing of a message but its closing stands behind a text: no call, say, of numbers alone."""
+    def _ends_with(self, index: int, last: Occurrence | None) -> bool:
+        """Whether nothing of a message stands behind its last located text, such as a call with numbers alone."""
         calls = self._messages[index].get("tool_calls")
-        return not calls or (last is not None and self._is_in(last, index, len(calls) - 1))
+        last_call = ("tool_calls", len(calls) - 1) if calls else ()
+        return not calls or (last is not None and last.field.message == index and last.field.path[:2] == last_call)
 
-    def _is_in(self, piece: Piece, index: int, call: int) -> bool:
-        field = self._fields[piece.field]
-        return field.message == index and field.path[:2] == ("tool_calls", call)
-
-    def _follows_user(self, index: int) -> bool:
-        return index > 0 and self._messages[index - 1]["role"] == "user"
-
-    def _cut(self, length: int, prompt: bool) -> _Tail | None:
+    def _written_behind(self, last: Occurrence | None, length: int, generation_prompt: bool = False) -> str | None:
         """What the template writes behind the last text of the first messages, when nothing but an answer may follow.
 
         Args:
+            last: The text that is expected to be the last one.
             length: The number of messages.
-            prompt: Whether the generation prompt (up to a thinking tag) is part of it, or is cut off.
+            generation_prompt: Whether to include the generation prompt, up to a thinking tag.
 
         Returns:
-            The tail, or None where it cannot be told.
+            None where it is unknown.
         """
         messages = self._messages[:length]
+        apply = partial(self._apply, generation_prompt=True)
         try:
-            text = self._apply(messages, True)
-            fields = text_fields(messages)
-            pieces = locate(messages, fields, text, lambda marked: self._apply(marked, True))
+            text = apply(messages)
+            occurrences = self._within_turns(locate(messages, text, apply))
         except RowError:
             return None
-        pieces = _telling(pieces, fields, messages)
-        last = max(pieces, key=lambda piece: piece.end, default=None)
-        tail = text[last.end :] if last else text
-        generation_prompt = self._turn.generation_prompt
-        if generation_prompt and tail.endswith(generation_prompt):
-            tail = tail[: -len(generation_prompt)] + (self._turn.header if prompt else "")
-        return _Tail(last.field if last else None, without_thinking(tail) if prompt else tail.rstrip())
+        found = max(occurrences, key=lambda occurrence: occurrence.end, default=None)
+        if (found.field if found else None) != (last.field if last else None):
+            return None
+        tail = text[found.end :] if found else text
+        prompt = self._turn.generation_prompt
+        if prompt and tail.endswith(prompt):
+            tail = tail[: -len(prompt)] + (self._turn.header if generation_prompt else "")
+        return _without_thinking(tail) if generation_prompt else tail.rstrip()
 
-    def _writes_nothing(self, index: int) -> bool:
+    def _is_left_out(self, index: int) -> bool:
         """Whether the template renders the conversation alike without the message."""
         try:
-            return self._apply(self._messages[:index] + self._messages[index + 1 :], False) == self._text
+            return self._apply(self._messages[:index] + self._messages[index + 1 :]) == self._text
         except RowError:
             return False
 
+    def _within_turns(self, occurrences: Sequence[Occurrence]) -> list[Occurrence]:
+        """The occurrences without those that may stand away from their message's turn.
 
-def _telling(pieces: Sequence[Piece], fields: Sequence[Field], messages: Messages) -> list[Piece]:
-    """The pieces without those that say nothing of where a turn is.
+        An empty content beside calls may stand behind their results; and where a template writes a result, it may write
+        the name of its call again.
+        """
+        kept: list[Occurrence] = []
+        for occurrence in occurrences:
+            field = occurrence.field
+            is_repeated_name = field.is_call_name and any(other.field == field for other in kept)
+            if not is_repeated_name and (field.text or not self._messages[field.message].get("tool_calls")):
+                kept.append(occurrence)
+        return kept
 
-    An empty content beside calls may stand away from them, behind the results; and a template may write the name of a
-    call again where it writes the result.
+
+def _common_start(one: str, other: str) -> str:
+    """The common start of two texts, which ends within no special token (`<|im_end|>`) that one of them completes."""
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    for text in (one, other):
+        for token in _SPECIAL_TOKEN.finditer(text):
+            if token.start() < length < token.end():
+                length = token.start()
+    return one[:length]
+
+
+def _without_thinking(prompt: str) -> str:
+    """A prompt up to the thinking tag that it opens, if it does."""
+    tag = _THINKING_TAG.search(prompt)
+    return prompt[: tag.start()] if tag else prompt
+
+
+def _end_of_turn(tail: str, closing: str) -> int:
+    """Where the end-of-turn token begins in what stands behind an answer's last text; its length where there is none.
+
+    Args:
+        tail: That text, up to and including the end-of-turn token.
+        closing: What closes a plain answer's turn, or an empty text.
     """
-    telling = []
-    named = set()
-    for piece in pieces:
-        field = fields[piece.field]
-        if not field.text and messages[field.message].get("tool_calls"):
-            continue
-        if field.is_name:
-            if piece.field in named:
-                continue
-            named.add(piece.field)
-        telling.append(piece)
-    return telling
+    if not closing:
+        return len(tail)
+    if tail.endswith(closing):
+        return len(tail) - len(closing)
+    tokens = list(_SPECIAL_TOKEN.finditer(tail))
+    return tokens[-1].start() if tokens and tokens[-1].end() == len(tail) else len(tail)

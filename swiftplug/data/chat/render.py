@@ -1,19 +1,26 @@
 """From a conversation to its text and segments: exactly what the chat template writes, and what each stretch of it is.
 
-A second rendering with marks shows where contents stand (`marks`), a few small ones what the template writes around
-answers (`turns`, `answers`). Both are done once for a sequence of roles: for the next conversation of that sequence the
-same pieces are laid around its contents, and if that gives the true text, its segments are known (`layouts`).
+For the messages `Hi` and `Hello` a template may write:
+
+    <|user|>Hi<|end|><|assistant|>Hello<|end|>
+    other   ^ other               ^    ^
+            query                 |    suffix, the end-of-turn token
+                                  response, from where the generation prompt ends
+
+No template is parsed. The text is what the tokenizer gives for the whole conversation. Rendering again with markers
+shows where contents stand (`markers`), and a few small conversations show what the template writes around answers
+(`answers`). Both are done once for a sequence of roles: the next such conversation is compared with what the template
+wrote around the contents of the first (`segments.Layout`). What cannot be located is refused, never guessed.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from swiftplug.data.chat.answers import Answer, AnswerFinder
-from swiftplug.data.chat.layouts import Layout
-from swiftplug.data.chat.marks import Field, Messages, Piece, locate, text_fields
-from swiftplug.data.chat.segments import TEMPLATE_TEXT, Rendered, Segment
-from swiftplug.data.chat.tools import Turns, with_text_arguments, write_turns
-from swiftplug.data.chat.turns import TurnFormat, learn_turn_format
+from swiftplug.data.chat.answers import Answer, AnswerFinder, TurnFormat, learn_turn_format
+from swiftplug.data.chat.markers import Messages, Occurrence, locate, text_fields
+from swiftplug.data.chat.segments import TEMPLATE_TEXT, Layout, Rendered, Segment
+from swiftplug.data.chat.tools import Turns, message_text, with_text_arguments, write_turns
 from swiftplug.data.read.conversation import Conversation, RowError
 from swiftplug.plugin.loss_scale import ContextType
 from swiftplug.plugin.tools_format import ToolsFormat
@@ -42,22 +49,16 @@ class ChatRenderer:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", tools_format: ToolsFormat | None = None) -> None:
         self._tokenizer = tokenizer
         self._tools_format = tools_format
-        self._turn_formats: dict[tuple[bool, bool], TurnFormat | None] = {}
+        self._turn_formats: dict[tuple[bool, bool], TurnFormat] = {}
         self._layouts: dict[tuple[str, ...], Layout] = {}
 
     def render(self, conversation: Conversation) -> Rendered:
-        """The text of a conversation and its segments.
-
-        Args:
-            conversation: A row with messages.
-
-        Returns:
-            The text that `apply_chat_template` gives for the whole conversation, and segments that cover it.
+        """The text that `apply_chat_template` gives for the whole conversation, and segments that cover it.
 
         Raises:
-            RowError: If the template raises, or if it cannot be told for certain where an answer stands.
+            RowError: If the template raises, or if an answer cannot be located for certain.
         """
-        return self._read(*self._write(conversation))
+        return self._segmented(*self._write(conversation))
 
     def render_all(self, conversations: Sequence[Conversation], whole: bool) -> list[Rendered | RowError]:
         """Render many, which is quicker than one by one.
@@ -69,14 +70,18 @@ class ChatRenderer:
         Returns:
             As `render`; what cannot be rendered has its error in its place.
         """
-        rendered: list[Rendered | RowError] = []
+        results: list[Rendered | RowError] = []
         for conversation, written in zip(conversations, self._write_all(conversations), strict=True):
             try:
                 turns, text = written or self._write(conversation)
-                rendered.append(_as_response(text) if whole else self._read(turns, text))
+                if whole:
+                    response = Segment(0, len(text), ContextType.RESPONSE, True, "", TEMPLATE_TEXT)
+                    results.append(Rendered(text, [response], []))
+                else:
+                    results.append(self._segmented(turns, text))
             except RowError as error:
-                rendered.append(error)
-        return rendered
+                results.append(error)
+        return results
 
     def prompt(self, conversation: Conversation) -> str | None:
         """What a model is given to write the last answer: all that precedes it, with the generation prompt.
@@ -90,21 +95,7 @@ class ChatRenderer:
         turns, _ = self._write(conversation)
         if len(turns.messages) < 2 or turns.roles[-1] != "assistant":
             return None
-        return self._apply(turns, turns.messages[:-1], True)
-
-    def _read(self, turns: Turns, text: str) -> Rendered:
-        """The segments of a text."""
-        contents = _plain_contents(turns)
-        layout = self._layouts.get(tuple(turns.roles)) if contents else None
-        if layout and contents and layout.fits(contents, text):
-            return Rendered(text, layout.segments(contents), [])
-        try:
-            return self._examine(turns, text)
-        except RowError:
-            again = self._apply(turns, turns.messages, False)
-            if again == text:
-                raise
-            return self._examine(turns, again)  # the template writes a date, and the day is another one now
+        return self._apply(turns.tools, turns.messages[:-1], generation_prompt=True)
 
     def _write_all(self, conversations: Sequence[Conversation]) -> list[tuple[Turns, str]] | list[None]:
         """The turns of conversations and their texts; None for all where they must be rendered one by one."""
@@ -121,65 +112,59 @@ class ChatRenderer:
         """The turns of a conversation and their text."""
         turns = write_turns(conversation, self._tools_format)
         try:
-            return turns, self._apply(turns, turns.messages, False)
+            return turns, self._apply(turns.tools, turns.messages)
         except RowError:
             textual = with_text_arguments(turns)
             if textual is None:
                 raise
-            return textual, self._apply(textual, textual.messages, False)
+            return textual, self._apply(textual.tools, textual.messages)
 
-    def _apply(self, turns: Turns, messages: Messages, generation_prompt: bool) -> str:
+    def _apply(self, tools: list[Any] | None, messages: Messages, generation_prompt: bool = False) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, tools=turns.tools, add_generation_prompt=generation_prompt, tokenize=False
+                messages, tools=tools, add_generation_prompt=generation_prompt, tokenize=False
             )
         except Exception as error:  # a template is a program of its author's: it may raise anything
             raise RowError(REFUSED, " ".join(str(error).split()) or type(error).__name__) from error
         assert isinstance(text, str)
         return text
 
-    def _examine(self, turns: Turns, text: str) -> Rendered:
-        """Locate contents and answers by rendering again."""
-        fields = text_fields(turns.messages)
-        pieces = locate(turns.messages, fields, text, lambda marked: self._apply(turns, marked, False))
-        answers = AnswerFinder(
-            turns.messages,
-            fields,
-            pieces,
-            text,
-            lambda messages, prompt: self._apply(turns, messages, prompt),
-            self._turn_format(turns),
-        ).find()
-        dropped = _dropped(turns, fields, pieces, answers, text)
-        rendered = Rendered(text, _segments(turns, fields, pieces, answers, text), dropped)
+    def _segmented(self, turns: Turns, text: str) -> Rendered:
+        """A text with its segments: by the layout of these roles where it fits, else by rendering again."""
         contents = _plain_contents(turns)
-        if contents and not rendered.dropped:
-            layout = Layout.of(contents, pieces, rendered)
+        roles = tuple(turns.roles)
+        if contents and roles in self._layouts:
+            rendered = self._layouts[roles].apply(contents, text)
+            if rendered:
+                return rendered
+        try:
+            return self._examine(turns, text, contents)
+        except RowError:
+            again = self._apply(turns.tools, turns.messages)
+            if again == text:
+                raise
+            return self._examine(turns, again, contents)  # the template writes a date, and the day is another one now
+
+    def _examine(self, turns: Turns, text: str, contents: list[str] | None) -> Rendered:
+        """A text with its segments, found by rendering again; learns the layout of contents."""
+        apply = partial(self._apply, turns.tools)
+        occurrences = locate(turns.messages, text, apply)
+        answers = AnswerFinder(turns.messages, text, occurrences, apply, self._turn_format(turns)).find()
+        dropped = _dropped(turns, occurrences, answers, text)
+        rendered = Rendered(text, _segments(turns, occurrences, answers, text), dropped)
+        if contents and not dropped:
+            layout = Layout.learn(rendered, contents, occurrences)
             if layout:
                 self._layouts[tuple(turns.roles)] = layout
         return rendered
 
-    def _turn_format(self, turns: Turns) -> TurnFormat | None:
-        system = turns.roles[0] == "system"
-        parts = any(isinstance(message.get("content"), list) for message in turns.messages)
-        if (system, parts) not in self._turn_formats:
-            bare = turns._replace(tools=None)
-            self._turn_formats[system, parts] = learn_turn_format(
-                lambda messages, prompt: self._apply(bare, messages, prompt), system, parts
-            )
-        return self._turn_formats[system, parts]
-
-
-def render(
-    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", tools_format: ToolsFormat | None = None
-) -> Rendered:
-    """Render one conversation; see `ChatRenderer.render`."""
-    return ChatRenderer(tokenizer, tools_format).render(conversation)
-
-
-def _as_response(text: str) -> Rendered:
-    """A text that is one response."""
-    return Rendered(text, [Segment(0, len(text), ContextType.RESPONSE, True, "", TEMPLATE_TEXT)], [])
+    def _turn_format(self, turns: Turns) -> TurnFormat:
+        has_system = turns.roles[0] == "system"
+        in_parts = any(isinstance(message.get("content"), list) for message in turns.messages)
+        if (has_system, in_parts) not in self._turn_formats:
+            learned = learn_turn_format(partial(self._apply, None), has_system, in_parts)
+            self._turn_formats[has_system, in_parts] = learned
+        return self._turn_formats[has_system, in_parts]
 
 
 def _plain_contents(turns: Turns) -> list[str] | None:
@@ -195,33 +180,34 @@ def _plain_contents(turns: Turns) -> list[str] | None:
     return contents
 
 
-def _segments(
-    turns: Turns, fields: Sequence[Field], pieces: Sequence[Piece], answers: Sequence[Answer], text: str
-) -> list[Segment]:
+def _segments(turns: Turns, occurrences: Sequence[Occurrence], answers: Sequence[Answer], text: str) -> list[Segment]:
     """Segments of answers and contents in the order of the text, and between them what the template writes."""
     last_user = max((index for index, role in enumerate(turns.roles) if role == "user"), default=0)
-    queries = _queries(turns)
+    queries, query = [], ""
+    for message, role in zip(turns.messages, turns.roles, strict=True):
+        query = message_text(message) if role in ("user", "tool") else query
+        queries.append(query)
 
-    def segment(start: int, end: int, kind: ContextType, message: int) -> Segment:
-        return Segment(start, end, kind, message >= last_user, queries[message], turns.sources[message])
+    def segment(start: int, end: int, kind: ContextType, index: int) -> Segment:
+        return Segment(start, end, kind, index >= last_user, queries[index], turns.sources[index])
 
-    known = []
-    for message, start, end, suffix_end in answers:
-        known.append(segment(start, end, ContextType.RESPONSE, message))
-        known.append(segment(end, suffix_end, ContextType.SUFFIX, message))
-    for piece in pieces:
-        message = fields[piece.field].message
-        kind = _TYPES.get(turns.roles[message])
-        if kind and piece.start < piece.end:
-            known.append(segment(piece.start, piece.end, kind, message))
-    known.sort(key=lambda item: (item.start, item.end, item.message_index))
+    located = []
+    for index, start, end, suffix_end in answers:
+        located.append(segment(start, end, ContextType.RESPONSE, index))
+        located.append(segment(end, suffix_end, ContextType.SUFFIX, index))
+    for start, end, field, _ in occurrences:
+        kind = _TYPES.get(turns.roles[field.message])
+        if kind and start < end:
+            located.append(segment(start, end, kind, field.message))
+    located.sort(key=lambda item: (item.start, item.end, item.message_index))
     covering: list[Segment] = []
     position = 0
-    for item in known:
+    for item in located:
         if item.start < position:
             raise RowError("the template writes one message inside another")
         if position < item.start:
-            covering.append(item._replace(start=position, end=item.start, type=ContextType.OTHER, message_index=-1))
+            between = item._replace(start=position, end=item.start, type=ContextType.OTHER, message_index=TEMPLATE_TEXT)
+            covering.append(between)
         covering.append(item)
         position = item.end
     if position < len(text):
@@ -229,31 +215,17 @@ def _segments(
     return covering
 
 
-def _queries(turns: Turns) -> list[str]:
-    """For each message the content of the query that it is, or that precedes it."""
-    queries, query = [], ""
-    for message, role in zip(turns.messages, turns.roles, strict=True):
-        content: Any = message.get("content", "")
-        if role in ("user", "tool"):
-            query = content if isinstance(content, str) else "".join(f.text for f in text_fields([message]))
-        queries.append(query)
-    return queries
-
-
-def _dropped(
-    turns: Turns, fields: Sequence[Field], pieces: Sequence[Piece], answers: Sequence[Answer], text: str
-) -> list[int]:
+def _dropped(turns: Turns, occurrences: Sequence[Occurrence], answers: Sequence[Answer], text: str) -> list[int]:
     """The messages of which something that is not white space is missing in the text: a content, thinking, a call."""
-    whole = {piece.field for piece in pieces if piece.whole}
+    whole = {occurrence.field for occurrence in occurrences if occurrence.is_whole}
     written = {answer.message: "".join(text[answer.start : answer.end].split()) for answer in answers}
     dropped = set()
-    for k, field in enumerate(fields):
-        core = "".join(field.text.split())
-        if core and k not in whole and core not in written.get(field.message, ""):
+    for field in text_fields(turns.messages):
+        letters = "".join(field.text.split())
+        if letters and field not in whole and letters not in written.get(field.message, ""):
             dropped.add(field.message)
     for index, message in enumerate(turns.messages):
-        for call in message.get("tool_calls") or []:
-            name = call.get("function", call).get("name", "")
-            if name not in written.get(index, ""):
+        for call in message.get("tool_calls", []):
+            if call["function"]["name"] not in written.get(index, ""):
                 dropped.add(index)
     return sorted({turns.sources[index] for index in dropped} - {-1})

@@ -1,7 +1,10 @@
 """A rendered conversation: its text, cut into segments that each have one context type."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple, Self
 
+from swiftplug.data.chat.markers import Occurrence
 from swiftplug.plugin.loss_scale import ContextType
 
 TEMPLATE_TEXT = -1
@@ -39,3 +42,63 @@ class Rendered(NamedTuple):
     text: str
     segments: list[Segment]
     dropped: list[int]
+
+
+class Layout:
+    """A rendering with its contents taken out, to know the segments of the next conversation of the same roles at once.
+
+    Args:
+        rendered: The rendering.
+        contents: The content of each message.
+        occurrences: Where they stand: all of them, once each and in order.
+    """
+
+    def __init__(self, rendered: Rendered, contents: Sequence[str], occurrences: Sequence[Occurrence]) -> None:
+        edges = [0, *(edge for occurrence in occurrences for edge in occurrence[:2]), len(rendered.text)]
+        self._between = [rendered.text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
+        lengths = _lengths(contents)
+
+        def without_contents(position: int) -> tuple[int, int]:
+            """How many contents end before a position, and the position without their lengths."""
+            count = sum(occurrence.end <= position for occurrence in occurrences)
+            return count, position - lengths[count]
+
+        queries = {content: number for number, content in enumerate(contents)}
+        self._segments = [
+            (segment, without_contents(segment.start), without_contents(segment.end), queries.get(segment.query))
+            for segment in rendered.segments
+        ]
+
+    @classmethod
+    def learn(cls, rendered: Rendered, contents: Sequence[str], occurrences: Sequence[Occurrence]) -> Self | None:
+        """The layout of a rendering, or None where contents are written otherwise, or two of them are the same."""
+        written = [(one.field.message, rendered.text[one.start : one.end]) for one in occurrences]
+        if len(set(contents)) < len(contents) or written != list(enumerate(contents)):
+            return None
+        return cls(rendered, contents, occurrences)
+
+    def apply(self, contents: Sequence[str], text: str) -> Rendered | None:
+        """The segments of a text that is this layout around other contents; None for any other text."""
+        pieces = [""] * (2 * len(contents) + 1)
+        pieces[::2] = self._between
+        pieces[1::2] = contents
+        if "".join(pieces) != text:
+            return None
+        lengths = _lengths(contents)
+        segments = [
+            Segment(
+                lengths[contents_before_start] + start,
+                lengths[contents_before_end] + end,
+                segment.type,
+                segment.is_last_round,
+                "" if query is None else contents[query],
+                segment.message_index,
+            )
+            for segment, (contents_before_start, start), (contents_before_end, end), query in self._segments
+        ]
+        return Rendered(text, segments, [])
+
+
+def _lengths(contents: Sequence[str]) -> list[int]:
+    """The length of the first 0, 1, 2... contents."""
+    return list(accumulate(map(len, contents), initial=0))

@@ -1,0 +1,229 @@
+"""Find where a chat template writes the texts of a conversation, by rendering it again with markers.
+
+A marker is a rare character that occurs nowhere in the conversation. Each text gets one at both ends (here ◀ and ▶):
+
+    messages     user: "◀Hi▶", assistant: "◀Hello▶"
+    rendering    <|user|>◀Hi▶<|end|><|assistant|>◀Hello▶<|end|>
+
+This shows where the texts stand only if it is, without its markers, the true rendering: a template may strip a text, or
+take another branch because of a marker. Then the markers move inwards, past white space and then past tags, and at last
+one text is marked at a time.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from swiftplug.data.read.conversation import RowError
+
+Messages = list[dict[str, Any]]
+Path = tuple[str | int, ...]
+
+NOT_LOCATED = "cannot locate a message in what the chat template writes"
+# CJK ideographs of extension B: printable, so that no `repr` escapes them, and without case or white space.
+_RARE = range(0x20000, 0x2A6DE)
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_TAG = r"(?:<[^<>]*>|\[[^\[\]]*\])"
+_LEADING_TAGS = re.compile(rf"(?:\s|{_TAG})*")
+_TRAILING_TAG = re.compile(rf"{_TAG}\Z")
+
+
+class Field(NamedTuple):
+    """A text of a message: the keys and indices in `path` lead to it."""
+
+    number: int
+    message: int
+    path: Path
+    text: str
+
+    @property
+    def is_call_name(self) -> bool:
+        """Whether it is the name of a tool call."""
+        return self.path[0] == "tool_calls" and self.path[-1] == "name" and "arguments" not in self.path
+
+
+class Occurrence(NamedTuple):
+    """A stretch of the rendering where a field stands.
+
+    Where the template drops the start of the text, such as thinking, it is empty and not whole.
+    """
+
+    start: int
+    end: int
+    field: Field
+    is_whole: bool
+
+
+def text_fields(messages: Messages) -> list[Field]:
+    """The texts of messages that a template may write: contents, reasoning, and the strings in calls' arguments.
+
+    A call without any has its name instead.
+    """
+    found: list[tuple[int, Path, str]] = []
+    for index, message in enumerate(messages):
+        reasoning = next((key for key in _REASONING_KEYS if isinstance(message.get(key), str)), None)
+        if reasoning:
+            found.append((index, (reasoning,), message[reasoning]))
+        for path, text in _strings(message.get("content"), ("content",)):
+            if len(path) < 3 or path[-1] == "text":  # a content, or the text of one of its parts
+                found.append((index, path, text))
+        for number, call in enumerate(message.get("tool_calls") or []):
+            function: Path = ("tool_calls", number, "function")
+            arguments = _strings(call["function"]["arguments"], (*function, "arguments"))
+            name = (index, (*function, "name"), call["function"]["name"])
+            found += [(index, path, text) for path, text in arguments if text] or [name]
+    return [Field(number, *field) for number, field in enumerate(found)]
+
+
+def locate(messages: Messages, text: str, render: Callable[[Messages], str]) -> list[Occurrence]:
+    """Where each text of a conversation stands in its rendering.
+
+    Args:
+        messages: The conversation.
+        text: The true rendering.
+        render: Renders messages with the same template and tools.
+
+    Returns:
+        Occurrences in the order of the rendering. A field that the template leaves out has none, one that it writes
+        twice has two.
+
+    Raises:
+        RowError: If no markers prove where a text stands.
+    """
+    fields = text_fields(messages)
+    return _Locator(messages, fields, text, render).locate() if fields else []
+
+
+def _whole(text: str) -> tuple[int, int]:
+    return 0, len(text)
+
+
+def _inside_space(text: str) -> tuple[int, int]:
+    start, end = len(text) - len(text.lstrip()), len(text.rstrip())
+    return start, max(start, end)
+
+
+def _inside_tags(text: str) -> tuple[int, int]:
+    leading = _LEADING_TAGS.match(text)
+    start, end = leading.end() if leading else 0, len(text.rstrip())
+    while text[:end].endswith((">", "]")) and (tag := _TRAILING_TAG.search(text, 0, end)):
+        end = len(text[: tag.start()].rstrip())
+    return start, max(start, end)
+
+
+Core = Callable[[str], tuple[int, int]]  # which part of a text is put between markers
+_CORES: tuple[Core, ...] = (_whole, _inside_space, _inside_tags)
+
+
+class _Locator:
+    """Renders one conversation with markers until it is known where each of its fields stands."""
+
+    def __init__(
+        self, messages: Messages, fields: Sequence[Field], text: str, render: Callable[[Messages], str]
+    ) -> None:
+        self._messages = messages
+        self._fields = fields
+        self._text = text
+        self._render = render
+        count = 2 * len(fields)
+        self._first_marker = _unused_characters([text, *(field.text for field in fields)], count)
+        self._markers = re.compile(f"[{chr(self._first_marker)}-{chr(self._first_marker + count - 1)}]")
+
+    def locate(self) -> list[Occurrence]:
+        located: list[Occurrence] = []
+        for core in _CORES:
+            found = self._find(self._fields, core)
+            if found is not None and core is _whole:
+                return sorted(found)
+            if found is not None:
+                # What lies outside the markers is not proven, so texts with such edges are located one by one.
+                located = [one for one in found if core(one.field.text) == _whole(one.field.text)]
+                break
+        known = {one.field for one in located}
+        for field in self._fields:
+            if field not in known:
+                located += self._find_alone(field)
+        return sorted(located)
+
+    def _find(self, fields: Sequence[Field], core: Core) -> list[Occurrence] | None:
+        """Where fields stand, by one rendering with markers; None where it proves nothing."""
+        marked = list(self._messages)
+        for field in fields:
+            text, (start, end) = field.text, core(field.text)
+            if start < end or core is _whole:
+                opening, closing = (chr(self._first_marker + 2 * field.number + side) for side in (0, 1))
+                text = f"{text[:start]}{opening}{text[start:end]}{closing}{text[end:]}"
+                marked[field.message] = _with_text(marked[field.message], field.path, text)
+        try:
+            rendering = self._render(marked)
+        except RowError:
+            return None
+        if self._markers.sub("", rendering) != self._text:
+            return None
+        places: dict[int, list[tuple[int, int]]] = {}
+        for markers_before, marker in enumerate(self._markers.finditer(rendering)):
+            number, side = divmod(ord(marker[0]) - self._first_marker, 2)
+            places.setdefault(number, []).append((marker.start() - markers_before, side))
+        occurrences = []
+        for number, of_field in places.items():
+            positions, sides = zip(*of_field, strict=True)
+            if sides == (1,):
+                occurrences.append(Occurrence(positions[0], positions[0], self._fields[number], False))
+            elif sides == (0, 1) * (len(sides) // 2):
+                for start, end in zip(positions[::2], positions[1::2], strict=True):
+                    occurrences.append(Occurrence(start, end, self._fields[number], True))
+            else:
+                return None
+        return occurrences
+
+    def _find_alone(self, field: Field) -> list[Occurrence]:
+        """Where a field stands, by the first markers that prove something."""
+        for core in _CORES:
+            start, end = core(field.text)
+            if start < end or core is _whole:
+                found = self._find([field], core)
+                if found is not None:
+                    return [self._with_tags(one) for one in found] if core is _inside_tags else found
+        if field.text.strip():
+            raise RowError(NOT_LOCATED, f"message {field.message + 1}")
+        return []
+
+    def _with_tags(self, inner: Occurrence) -> Occurrence:
+        """An occurrence that was marked inside its tags, with the tags."""
+        text = inner.field.text
+        start, end = _inside_tags(text)
+        outer_start, outer_end = _inside_space(text)
+        whole = inner._replace(start=inner.start - (start - outer_start), end=inner.end + (outer_end - end))
+        if not inner.is_whole or whole.start < 0 or self._text[whole.start : whole.end] != text[outer_start:outer_end]:
+            raise RowError(NOT_LOCATED, "the template rewrites the tags at its ends")
+        return whole
+
+
+def _unused_characters(texts: Iterable[str], count: int) -> int:
+    """The first of so many successive rare characters of which the texts use none."""
+    start = _RARE.start
+    for used in sorted(code for code in map(ord, set().union(*texts)) if code in _RARE):
+        if used - start >= count:
+            break
+        start = used + 1
+    if start + count > _RARE.stop:
+        raise RowError(NOT_LOCATED, "it uses too many rare characters")
+    return start
+
+
+def _strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    """The strings in nested lists and dictionaries, with the keys and indices that lead to each."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _strings(item, (*path, key))
+
+
+def _with_text(value: Any, path: Path, text: str) -> Any:
+    """A copy of nested lists and dictionaries with another text at a path."""
+    if not path:
+        return text
+    copy = value.copy()
+    copy[path[0]] = _with_text(copy[path[0]], path[1:], text)
+    return copy
