@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from swiftplug.config.data_options import DataOptions
+from swiftplug.config.schema import DataOptions
 from swiftplug.data.prepare import prepare_data
 from swiftplug.plugin.registry import Registry
 from swiftplug.plugin.registry.choice import PluginChoice

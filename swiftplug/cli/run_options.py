@@ -27,12 +27,13 @@ class RunRequest(NamedTuple):
 
     def arguments(self) -> list[str]:
         """The command line that says the same."""
-        from swiftplug.config.overrides import OPTIONS
+        from swiftplug.config.keys import keys_of
+        from swiftplug.config.schema import TrainConfig
 
         values = {key: value if isinstance(value, list) else [value] for key, value in self.options.items() if value}
         return [
             *([self.path] if self.path else []),
-            *(f"{OPTIONS[key]}={value}" for key, given in values.items() for value in given),
+            *(f"{keys_of(TrainConfig)[key].flag}={value}" for key, given in values.items() for value in given),
             *(f"--set={override}" for override in self.sets),
             *(["--debug"] if self.debug else []),
         ]

@@ -1,19 +1,19 @@
-"""Defaults, YAML, `--set` and options, merged into one checked config, and the way back to YAML."""
+"""Defaults, YAML, `--set` and options, merged into one checked config; and a config as YAML."""
 
+import os
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from swiftplug.config.complain import explain, shown
-from swiftplug.config.output_dir import default_output_dir, last_quickstart_run
-from swiftplug.config.overrides import PLUGIN_KEYS, Override, apply_overrides
-from swiftplug.config.sample_schema import SampleConfig
-from swiftplug.config.schema import RunConfig, TrainConfig
-from swiftplug.config.tree import Origin, Origins, Tree
-from swiftplug.config.yaml_text import read_yaml, write_yaml
-from swiftplug.errors import UserError, nearest
+from swiftplug.config.draft import Draft, Setting
+from swiftplug.config.explain import explain
+from swiftplug.config.keys import KeySources, keys_of
+from swiftplug.config.schema import RunConfig, SampleConfig, TrainConfig
+from swiftplug.config.yaml_file import read_config, write_yaml
+from swiftplug.errors import UserError
 from swiftplug.plugin.registry.choice import PluginChoice
 
 QUICKSTART = Path(__file__).with_name("quickstart.yaml")
@@ -23,11 +23,11 @@ C = TypeVar("C", bound=RunConfig)
 
 
 class Loaded(NamedTuple, Generic[C]):
-    """A config, checked.
+    """A checked config.
 
     Attributes:
         config: The config.
-        quickstart: Whether it is the embedded quickstart, for want of a model, a dataset and a config.
+        quickstart: Whether it is the embedded quickstart, because no model, dataset or config was given.
     """
 
     config: C
@@ -37,18 +37,18 @@ class Loaded(NamedTuple, Generic[C]):
 def load_train_config(
     path: str | None, options: Mapping[str, Any], sets: Sequence[str], *, resume: bool = False
 ) -> Loaded[TrainConfig]:
-    """Merge what the user said, where the later beats the earlier: defaults, YAML, `--set`, options.
+    """Merge defaults, YAML, `--set` and options, of which the later beat the earlier.
 
-    Without a config, a model and a dataset it is the embedded quickstart, on which `--set` and options act likewise.
+    Without a config, a model and a dataset it is the embedded quickstart, to which `--set` and options apply as well.
     An option or a `--set` that names another plugin than the YAML drops the YAML's options; one that names the same
-    keeps them. A repeated option replaces the YAML's list, but `plugins.files`, to which it adds.
+    keeps them. A repeated option replaces the YAML's list, except `plugins.files`, to which it adds.
 
     Args:
-        path: The YAML file, relative to the current directory as all paths in it are. None: there is none.
+        path: The YAML file, relative to the current directory like all paths in it. None: there is none.
         options: Values of options by config key (`{"loss": "focal", "metrics": ["acc"], "data.template": "x.jinja"}`);
             None and an empty list mean that the option was not given.
         sets: The `KEY=VALUE` of each `--set`, in order.
-        resume: Whether the run goes on; it decides which run folder is meant where none is named.
+        resume: Whether the run continues an earlier one, in the last run folder by the default name.
 
     Raises:
         UserError: Something is unknown, of the wrong type or missing; the message says where.
@@ -57,11 +57,11 @@ def load_train_config(
         >>> load_train_config(None, {"loss": "focal"}, ["loss.gamma=2"]).config.loss.options
         {'gamma': 2}
     """
-    said = _Said.of(options, sets)
-    quickstart = path is None and not said.named & {"model", "dataset"}
+    given = _Given(TrainConfig, options, sets)
+    quickstart = path is None and not given.names("model", "dataset")
     if quickstart:
         path = str(QUICKSTART)
-    config = _merged(TrainConfig, path, said)
+    config = given.merge_with(path)
     _require(config.model, "model", "a folder, a hub id or a model plugin", path)
     _require(config.dataset, "dataset", "a file, a hub id or a plugin", path)
     if config.output_dir is None:
@@ -72,7 +72,7 @@ def load_train_config(
 def load_sample_config(
     path: str | None, options: Mapping[str, Any], sets: Sequence[str], *, resume: bool = False
 ) -> Loaded[SampleConfig]:
-    """Merge what the user said of a sampling run, as `load_train_config` does of a training run.
+    """Merge the config of a sampling run, as `load_train_config` does for training.
 
     Without a config, a model, a dataset and a file of candidates it samples from the last finished quickstart run in
     the current folder.
@@ -84,82 +84,96 @@ def load_sample_config(
         >>> load_sample_config(None, {"model": "gpt2", "dataset": ["test.jsonl"], "orm": ["math"]}, []).config.orm
         [ScorerChoice(name='math', options={}, weight=1.0)]
     """
-    said = _Said.of(options, sets)
-    quickstart = path is None and not said.named & {"model", "dataset", "candidates_file"}
+    given = _Given(SampleConfig, options, sets)
+    quickstart = path is None and not given.names("model", "dataset", "candidates_file")
     if quickstart:
-        said = said.with_default("model", last_quickstart_run())
+        given.options.setdefault("model", _last_quickstart_run())
         path = str(QUICKSTART_SAMPLE)
-    config = _merged(SampleConfig, path, said)
+    config = given.merge_with(path)
     _check_candidates_file(config)
     if config.candidates_file is None:
         _require(config.dataset, "dataset", "a file, a hub id or a plugin", path)
     if config.output_dir is None:
-        config.output_dir = default_output_dir(_run_name(path), resume)
+        name = "quickstart-samples" if quickstart else Path(path).stem if path else "sample"
+        config.output_dir = default_output_dir(name, resume)
     return Loaded(config, quickstart)
 
 
-def _run_name(path: str | None) -> str:
-    if path is None:
-        return "sample"
-    return "quickstart-samples" if path == str(QUICKSTART_SAMPLE) else Path(path).stem
+class _Given(Generic[C]):
+    """What the command line gives: options and `--set`."""
+
+    def __init__(self, model: type[C], options: Mapping[str, Any], sets: Sequence[str]) -> None:
+        self.options = {key: value for key, value in options.items() if value not in (None, [], ())}
+        self._model = model
+        self._settings = [Setting.parse(text, keys_of(model)) for text in sets]
+
+    def names(self, *keys: str) -> bool:
+        """Whether it sets any of these keys."""
+        named = {*self.options, *(it.path[0] for it in self._settings if not it.is_plugin_option)}
+        return not named.isdisjoint(keys)
+
+    def merge_with(self, path: str | None) -> C:
+        """The checked config: defaults, then the file, then this."""
+        draft = Draft(keys_of(self._model), *(read_config(path) if path is not None else ({}, KeySources())))
+        draft.override(self._settings, self.options)
+        values = {key: value for key, value in draft.values.items() if value is not None}
+        try:
+            config = self._model.model_validate(values)
+        except ValidationError as error:
+            raise explain(error, draft, self._model) from error
+        config.set_sources(draft.sources)
+        return config
 
 
 def _check_candidates_file(config: SampleConfig) -> None:
-    """Candidates that exist and an engine that makes new ones exclude each other."""
-    scores_only = config.engine.name in ("none", "swiftplug:none")
-    if scores_only and config.candidates_file is None:
-        raise UserError(f"{config.where('engine')}: none samples nothing; name the candidates with --candidates-file")
-    if config.candidates_file is not None and not scores_only:
+    """Existing candidates and an engine that generates new ones exclude each other."""
+    generates = config.engine.name not in ("none", "swiftplug:none")
+    if not generates and config.candidates_file is None:
+        raise UserError(
+            f"{config.where('engine')}: none generates nothing; name existing candidates with --candidates-file"
+        )
+    if generates and config.candidates_file is not None:
         raise UserError(
             f"{config.where('candidates_file')}: existing candidates are scored with --engine none, and the engine is "
             f"{config.engine.name!r}"
         )
 
 
-class _Said(NamedTuple):
-    """What the command line says.
-
-    Attributes:
-        options: The values of options that were given.
-        overrides: Every `--set`.
-    """
-
-    options: dict[str, Any]
-    overrides: list[Override]
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], sets: Sequence[str]) -> "_Said":
-        given = {key: value for key, value in options.items() if value not in (None, [], ())}
-        return cls(given, [Override.parse(text) for text in sets])
-
-    @property
-    def named(self) -> set[str]:
-        """The keys that something was named for."""
-        of_sets = {it.key for it in self.overrides if it.names_plugin or it.key not in PLUGIN_KEYS}
-        return {*self.options, *of_sets}
-
-    def with_default(self, key: str, value: str) -> "_Said":
-        return self._replace(options={key: value, **self.options})
-
-
-def _merged(model: type[C], path: str | None, said: _Said) -> C:
-    tree = _read(path) if path is not None else Tree({}, Origins())
-    fields = model.model_fields.items()
-    defaults = {key: field.default.name for key, field in fields if isinstance(field.default, PluginChoice)}
-    apply_overrides(tree, said.options, said.overrides, defaults)
-    tree.value = {key: value for key, value in tree.value.items() if value is not None}
-    try:
-        config = model.model_validate(tree.value)
-    except ValidationError as error:
-        raise explain(error, tree, model) from error
-    config.remember(tree.origins)
-    return config
-
-
 def _require(value: Any, key: str, what: str, path: str | None) -> None:
     if not value:
         where = f"{path}: " if path else ""
         raise UserError(f"{where}no {key}; name {what} with --{key} or the key {key!r}")
+
+
+def default_output_dir(name: str, resume: bool) -> str:
+    """`runs/NAME`, or `runs/NAME-2` and so on where a run is there already; to resume, the last of those.
+
+    The processes of one run (`torchrun`) must agree, and cannot all look at what the others just made: they take
+    `runs/NAME` as it is. `--nproc` looks first and passes the folder on.
+    """
+    folder = latest = Path("runs", name)
+    if "WORLD_SIZE" not in os.environ:
+        for number in count(2):
+            if not (folder.is_dir() and any(folder.iterdir())):
+                break
+            folder, latest = folder.with_name(f"{name}-{number}"), folder
+    return str(latest if resume else folder)
+
+
+def _last_quickstart_run() -> str:
+    """The folder of the last quickstart training that finished in the current folder."""
+    numbers = {"": 1, **{f"-{number}": number for number in range(2, 1000)}}
+    finished = [
+        folder
+        for folder in Path("runs").glob("quickstart*")
+        if (folder / "swiftplug.json").is_file() and folder.name.removeprefix("quickstart") in numbers
+    ]
+    if not finished:
+        raise UserError(
+            "no model and no dataset given, and no finished quickstart run in ./runs to sample from; make one with "
+            "`swiftplug train` (about a minute), or give --model and --dataset"
+        )
+    return str(max(finished, key=lambda folder: numbers[folder.name.removeprefix("quickstart")]))
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -173,28 +187,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump()
     return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _read(path: str) -> Tree:
-    text = _read_text(path)
-    value, lines = read_yaml(text, lambda line: f"{path}:{line}")
-    if value is None:
-        raise UserError(f"{path}: is empty, expected keys such as model and dataset")
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a mapping of keys such as model and dataset, found {shown(value)}")
-    return Tree(value, Origins({key: Origin(f"{path}:{line}", in_file=True) for key, line in lines.items()}))
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        folder = Path(path).parent
-        configs = [str(file) for ending in ("yaml", "yml") for file in folder.glob(f"*.{ending}")]
-        raise UserError(f"{path}: no such config{nearest(path, configs)}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, expected a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None

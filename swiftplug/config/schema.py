@@ -1,67 +1,158 @@
-"""What a config may say, typed and checked: the sections that runs share, and a training run."""
+"""What a config may contain: every key with its type, default and help text.
 
+A key declared here is known to YAML and `--set`; with a panel, it is an option of the command line too.
+"""
+
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator
 
-from swiftplug.config.data_options import DataOptions
-from swiftplug.config.tree import Origins
-from swiftplug.plugin.registry.choice import PluginChoice, WrittenChoice
+from swiftplug.config.keys import KeySources, key
+from swiftplug.plugin.registry.choice import PluginChoice, WrittenChoice, fields_of
+
+DATA = "Model and data"
+PLUGINS = "Plugins"
+GENERATION = "Generation"
+SELECTION = "Selection"
+RUN = "Run"
+PANELS = (DATA, PLUGINS, GENERATION, SELECTION, RUN)
+"""The panels of `--help`, in order."""
+
+_TEMPLATE = "Jinja file with a chat template, used instead of the tokenizer's own."
 
 
-def as_list(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     """One item stands for a list of one."""
     return [value] if isinstance(value, (str, dict, PluginChoice)) else value
 
 
-Choices = Annotated[list[WrittenChoice], BeforeValidator(as_list)]
-Texts = Annotated[list[str], BeforeValidator(as_list)]
+def _scorer_fields(value: Any) -> Any:
+    """The fields of a scorer as a config writes it; `weight` is not one of the plugin's options."""
+    if isinstance(value, dict) and "weight" in value:
+        plugin = {key: item for key, item in value.items() if key != "weight"}
+        return {**fields_of(plugin), "weight": value["weight"]}
+    return fields_of(value)
+
+
+class ScorerChoice(PluginChoice):
+    """An ORM or PRM that a config names, with its options and its weight in the score that ranks candidates."""
+
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+    def to_yaml(self) -> str | dict[str, Any]:
+        """The choice as a config writes it."""
+        if self.weight == 1:
+            return super().to_yaml()
+        return {"name": self.name, "weight": self.weight, **self.options}
+
+
+Choices = Annotated[list[WrittenChoice], BeforeValidator(_as_list)]
+Scorers = Annotated[list[Annotated[ScorerChoice, BeforeValidator(_scorer_fields)]], BeforeValidator(_as_list)]
+Texts = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class Section(BaseModel):
-    """A mapping in which every key is known and no value changes its type on the quiet."""
+    """A mapping without unknown keys, in which no value is silently converted to another type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    # Validators are built when the first config is checked: `--help` needs none.
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
 
 class PluginsSection(Section):
-    """The `plugins:` section: where plugins may come from.
+    """The `plugins:` section: where plugins may come from."""
 
-    Attributes:
-        files: Python files that register plugins, besides the installed distributions.
-        allow: The distributions whose plugins may load. None: all that are installed. Built-ins always may.
-    """
-
-    files: Texts = []
-    allow: Texts | None = None
+    files: Texts = key(
+        [], "Python file that registers plugins. Repeat for several.", panel=PLUGINS, metavar="FILE.py", flag="--plugin"
+    )
+    allow: Texts | None = key(None, "Distributions whose plugins may load; null allows all. Built-in ones always may.")
 
 
 class ModelOptions(Section):
-    """The `model_options:` section: how a folder or hub id is loaded.
+    """The `model_options:` section: how a model from a folder or the hub is loaded."""
 
-    Attributes:
-        revision: Branch, tag or commit of a hub id. None: its main branch.
-        attn_implementation: The attention of Transformers to use. None: the fastest exact one present.
-        quantization: Bits of the frozen base under an adapter (`4bit` is NF4, as in QLoRA). None: not quantized.
-        trust_remote_code: Whether code that came with the model may run.
-    """
+    revision: str | None = key(None, "Branch, tag or commit on the hub; null is the main branch.")
+    attn_implementation: str | None = key(None, "Attention of Transformers to use; null is the fastest exact one.")
+    quantization: Literal["4bit", "8bit"] | None = key(None, "Bits of the frozen base model; 4bit is NF4, as in QLoRA.")
+    trust_remote_code: bool = key(False, "Whether code that comes with the model may run.")
 
-    revision: str | None = None
-    attn_implementation: str | None = None
-    quantization: Literal["4bit", "8bit"] | None = None
-    trust_remote_code: bool = False
+
+class SampleDataOptions(Section):
+    """The `data:` section of a sampling run: how rows are read and rendered."""
+
+    template: str | None = key(None, _TEMPLATE)
+    columns: dict[str, str] = key({}, "Columns to rename, from the name in the dataset to the name to use.")
+
+    @field_validator("columns")
+    @classmethod
+    def _check_columns(cls, value: dict[str, str]) -> dict[str, str]:
+        targets = list(value.values())
+        twice = {target for target in targets if targets.count(target) > 1}
+        if twice:
+            raise ValueError(f"two columns cannot both be renamed to {sorted(twice)[0]!r}")
+        return value
+
+
+class DataOptions(SampleDataOptions):
+    """The `data:` section of a training run: how rows are read and become batches."""
+
+    template: str | None = key(None, _TEMPLATE, panel=DATA, metavar="FILE.jinja")
+    max_length: int = key(2048, "Maximum number of tokens per example, and the length of a packed row.", ge=2)
+    too_long: Literal["drop", "truncate", "split"] | None = key(
+        None,
+        "What to do with a longer example: drop it, truncate its end, or split it into several. "
+        "null depends on the task: pt splits, sft drops.",
+    )
+    packing: bool = key(False, "Pack short examples into rows of max_length tokens; never done in evaluation.")
+    num_proc: int = key(1, "Number of processes that tokenize.", ge=1)
+    val_size: float | int = key(
+        0, "Rows to hold out for evaluation if there is no eval_dataset: a fraction (below 1.0) or a number.", ge=0
+    )
+    group_by_length: bool = key(True, "Batch examples of similar length together, so that less padding is needed.")
+    cache_dir: str | None = key(
+        None, "Where encoded datasets are cached; null is $SWIFTPLUG_CACHE, else ~/.cache/swiftplug/data."
+    )
+
+    @field_validator("val_size")
+    @classmethod
+    def _check_val_size(cls, value: float | int) -> float | int:
+        if isinstance(value, float) and value >= 1:
+            raise ValueError(
+                f"found {value}, expected a share below 1, or a whole number of rows such as {round(value)}"
+            )
+        return value
 
 
 class RunConfig(Section):
-    """A run of any sort; it knows where each of its keys got its value."""
+    """The keys that every run has, and where each of them got its value."""
 
-    _origins: Origins = PrivateAttr(default_factory=Origins)
+    model: WrittenChoice | None = key(None, "Folder, hub id, run folder or model plugin.", panel=DATA)
+    dataset: Choices = key(
+        [],
+        "File, hub id (org/name:subset/split) or dataset plugin; #N at the end takes N rows. "
+        "Repeat to concatenate several.",
+        panel=DATA,
+    )
+    output_dir: str | None = key(
+        None, "Run folder. If not given, it is runs/ and the name of the config.", panel=RUN, metavar="FOLDER"
+    )
+    tools: WrittenChoice = key(
+        PluginChoice(name="swiftplug:template"), "Format of tools and tool calls in the prompt.", panel=PLUGINS
+    )
+    plugins: PluginsSection = Field(default_factory=PluginsSection)
+    model_options: ModelOptions = Field(default_factory=ModelOptions)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto", "Data type of the weights; auto is the best one for the device."
+    )
+    seed: int = key(42, "Seed of everything random.", ge=0, lt=2**32)
+
+    _sources: KeySources = PrivateAttr(default_factory=KeySources)
 
     def where(self, *path: str | int) -> str:
-        """Where a key got its value, to begin an error message with.
+        """Where a key got its value, as the beginning of an error message.
 
         Args:
-            path: The key, and what lies under it: a key of a section, or the index in a list.
+            path: The key, and what is under it: a key of a section, or the index in a list.
 
         Returns:
             For instance `train.yaml:7: loss`, `--set training.seed=1`, `--metric`; the key itself for a default.
@@ -70,56 +161,94 @@ class RunConfig(Section):
             >>> TrainConfig().where("training", "learning_rate")
             'training.learning_rate'
         """
-        return self._origins.where(path)
+        return self._sources.where(path)
 
-    def remember(self, origins: Origins) -> None:
-        """Note where each part was said, for `where`."""
-        self._origins = origins
+    def set_sources(self, sources: KeySources) -> None:
+        """Keep where each value came from, for `where`."""
+        self._sources = sources
 
     def __eq__(self, other: object) -> bool:
-        """Equal when they ask for the same run, whichever file each came from."""
+        """Equal when they describe the same run, wherever the values came from."""
         return type(self) is type(other) and isinstance(other, RunConfig) and self.model_dump() == other.model_dump()
 
 
 class TrainConfig(RunConfig):
-    """A training run, whole: merged from defaults, YAML, `--set` and options, and checked.
+    """The config of a training run, merged and checked."""
 
-    Attributes:
-        task: What is optimised: `pt` (all text) or `sft` (answers).
-        model: Folder, hub id or model plugin.
-        dataset: Files, hub ids or dataset plugins, concatenated; a name may end in `#N` to take N rows.
-        eval_dataset: Likewise, to evaluate on.
-        output_dir: The run folder.
-        tuner: Which parameters train, and how.
-        optimizer: The optimizer and its scheduler.
-        loss: The loss.
-        loss_scale: The weight of each token in the loss.
-        tools: How tools are written into the conversation.
-        metrics: What is measured at evaluation besides the loss.
-        callbacks: What acts during training.
-        plugins: Where plugins may come from.
-        data: How rows become batches.
-        model_options: How the model is loaded.
-        dtype: Of the weights; `auto` is the best that the device does well.
-        seed: Of all that is random.
-        training: Fields of `transformers.TrainingArguments`, checked by the training room.
-    """
+    task: Literal["pt", "sft"] = key("sft", "Train on all text (pt) or on the answers (sft).", panel=DATA)
+    eval_dataset: Choices = key([], "Dataset to evaluate on. Repeat to concatenate several.", panel=DATA)
+    tuner: WrittenChoice = key(
+        PluginChoice(name="swiftplug:full"), "Which parameters are trained, and how.", panel=PLUGINS
+    )
+    optimizer: WrittenChoice = key(
+        PluginChoice(name="swiftplug:default"), "Optimizer and learning rate scheduler.", panel=PLUGINS
+    )
+    loss: WrittenChoice = key(PluginChoice(name="swiftplug:cross_entropy"), "Loss function.", panel=PLUGINS)
+    loss_scale: WrittenChoice = key(
+        PluginChoice(name="swiftplug:default"), "Weight of each token in the loss. Join several with +.", panel=PLUGINS
+    )
+    metrics: Choices = key([], "Metric to compute at evaluation. Repeat for several.", panel=PLUGINS)
+    callbacks: Choices = key([], "Callback to run during training. Repeat for several.", panel=PLUGINS)
+    data: DataOptions = Field(default_factory=DataOptions)
+    training: dict[str, Any] = key({}, "Fields of transformers.TrainingArguments.")
 
-    task: Literal["pt", "sft"] = "sft"
-    model: WrittenChoice | None = None
-    dataset: Choices = []
-    eval_dataset: Choices = []
-    output_dir: str | None = None
-    tuner: WrittenChoice = PluginChoice(name="swiftplug:full")
-    optimizer: WrittenChoice = PluginChoice(name="swiftplug:default")
-    loss: WrittenChoice = PluginChoice(name="swiftplug:cross_entropy")
-    loss_scale: WrittenChoice = PluginChoice(name="swiftplug:default")
-    tools: WrittenChoice = PluginChoice(name="swiftplug:template")
-    metrics: Choices = []
-    callbacks: Choices = []
-    plugins: PluginsSection = PluginsSection()
-    data: DataOptions = DataOptions()
-    model_options: ModelOptions = ModelOptions()
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    seed: int = Field(default=42, ge=0, lt=2**32)
-    training: dict[str, Any] = {}
+
+class SampleConfig(RunConfig):
+    """The config of a sampling run, merged and checked."""
+
+    adapter: str | None = key(
+        None, "Adapter to load onto the model: a run folder, or one that PEFT wrote.", panel=DATA, metavar="FOLDER"
+    )
+    candidates_file: str | None = key(
+        None, "Existing candidates to score, with --engine none.", panel=DATA, metavar="FILE"
+    )
+    system: str | None = key(None, "System message for rows that have none.", panel=DATA, metavar="TEXT")
+    shard: str | None = key(
+        None, "Process only part I, counted from 0, of N equal parts of the rows.", panel=DATA, metavar="I/N"
+    )
+    engine: WrittenChoice = key(
+        PluginChoice(name="swiftplug:transformers"),
+        "What generates the answers: transformers, vllm, openai or none.",
+        panel=PLUGINS,
+    )
+    orm: Scorers = key(
+        [], "Outcome reward model: a plugin, folder or hub id that scores answers. Repeat for several.", panel=PLUGINS
+    )
+    prm: Scorers = key(
+        [], "Process reward model: the same for the steps of an answer. Repeat for several.", panel=PLUGINS
+    )
+    num_return_sequences: int = key(8, "Number of answers per question.", panel=GENERATION, ge=1)
+    max_new_tokens: int = key(512, "Maximum number of tokens per answer.", panel=GENERATION, ge=1)
+    temperature: float = key(
+        1.0, "Sampling temperature; 0 is greedy decoding.", panel=GENERATION, ge=0, allow_inf_nan=False
+    )
+    top_p: float = key(
+        1.0, "Sample from the most likely tokens whose probabilities add up to X.", panel=GENERATION, gt=0, le=1
+    )
+    top_k: int = key(0, "Sample from the N most likely tokens; 0 is all.", panel=GENERATION, ge=0)
+    include_reference: bool = key(False, "Add the reference answer to the candidates.", panel=GENERATION)
+    n_best_to_keep: int = key(1, "Maximum number of answers to keep per question.", panel=SELECTION, ge=1)
+    prm_threshold: float | None = key(
+        None, "Keep only answers with at least this PRM score.", panel=SELECTION, allow_inf_nan=False
+    )
+    prm_reduce: Literal["min", "mean", "last", "prod"] = key(
+        "min", "How the scores of the steps become the PRM score of the answer.", panel=SELECTION
+    )
+    easy_query_threshold: float | None = key(
+        None, "Skip questions of which more than this fraction of answers is correct.", panel=SELECTION, ge=0, le=1
+    )
+    score_timeout: float = key(600, "Seconds that one call of a scorer may take.", gt=0, allow_inf_nan=False)
+    data: SampleDataOptions = Field(default_factory=SampleDataOptions)
+
+    @field_validator("shard")
+    @classmethod
+    def _check_shard(cls, value: str | None) -> str | None:
+        match = re.fullmatch(r"(\d+)/(\d+)", value) if value is not None else None
+        if value is not None and (match is None or int(match[1]) >= int(match[2])):
+            raise ValueError(f"found {value!r}, expected I/N with I from 0 to N-1, such as 0/3")
+        return value
+
+    def shard_rows(self, total: int) -> range:
+        """The positions of the rows of this shard; the shards of a dataset differ by one row at most."""
+        index, count = map(int, (self.shard or "0/1").split("/"))
+        return range(index * total // count, (index + 1) * total // count)

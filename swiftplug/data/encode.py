@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from swiftplug.config.data_options import DataOptions
+from swiftplug.config.schema import DataOptions
 from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import TEMPLATE_TEXT, Rendered, Segment
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError

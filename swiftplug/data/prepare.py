@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerFast
 
-from swiftplug.config.data_options import DataOptions
+from swiftplug.config.schema import DataOptions
 from swiftplug.data.encode import EncodedRows, RowEncoder
 from swiftplug.data.packing import packed_batches
 from swiftplug.data.read.conversation import RawRow

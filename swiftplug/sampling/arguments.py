@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from swiftplug.config.sample_schema import SampleConfig
+from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin, Registry
 from swiftplug.plugin.registry.choice import PluginChoice

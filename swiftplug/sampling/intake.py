@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftplug.config.load import to_yaml
-from swiftplug.config.sample_schema import SampleConfig
+from swiftplug.config.schema import SampleConfig
 from swiftplug.data.read.sources import Source, open_source
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from swiftplug.config.sample_schema import SampleConfig
+from swiftplug.config.schema import SampleConfig
 from swiftplug.data.chat.tools import write_turns
 from swiftplug.data.read.conversation import RowError
 from swiftplug.errors import UserError
@@ -36,7 +36,7 @@ class SampleLoop:
         self._ledger = ledger
         self._sampling = sampling
         self._engine = plugins.sampler
-        self._own = config.part.rows(ledger.count_rows())
+        self._own = config.shard_rows(ledger.count_rows())
         self.unanswered = ledger.count(f"{USABLE} AND {NO_CANDIDATES}", self._own)
         self.pending = self.unanswered + ledger.count(f"{USABLE} AND {UNSCORED}", self._own)
 

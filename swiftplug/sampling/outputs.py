@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from swiftplug.config.sample_schema import SampleConfig
+from swiftplug.config.schema import SampleConfig
 from swiftplug.sampling.ledger import Ledger
 from swiftplug.sampling.page.page import SamplesPage
 from swiftplug.sampling.rows import Candidate, Row, to_json
@@ -46,7 +46,7 @@ def write_outputs(
         _written_whole(folder / SAMPLES) as samples,
         SamplesPage(folder / PAGE, title=title, facts=facts, scorers=scorers) as page,
     ):
-        for row in ledger.rows(config.part.rows(ledger.count_rows())):
+        for row in ledger.rows(config.shard_rows(ledger.count_rows())):
             selection.select(row)
             statistics.add(row)
             page.add(row)

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from swiftplug.config.sample_schema import SampleConfig
+from swiftplug.config.schema import SampleConfig
 from swiftplug.runs.say import duration, say
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.ledger import Ledger
@@ -17,7 +17,7 @@ from swiftplug.sampling.statistics import Summary
 def print_intake(console: Console, ledger: Ledger, config: SampleConfig, file: CandidatesFile | None) -> None:
     """Print what became of the rows and of a file of candidates."""
     total = ledger.count_rows()
-    own = config.part.rows(total)
+    own = config.shard_rows(total)
     usable = ledger.count("problem = ''", own)
     shard = f" (shard {config.shard} of {total:,})" if config.shard else ""
     say(console, f"rows: {usable:,} of {len(own):,}{shard}")
@@ -38,7 +38,7 @@ def print_plan(console: Console, config: SampleConfig, plugins: SamplePlugins, l
     table.add_column(overflow="fold")
     for label, value in facts_of(config, plugins):
         table.add_row(label, value)
-    rows = ledger.count("problem = ''", config.part.rows(ledger.count_rows()))
+    rows = ledger.count("problem = ''", config.shard_rows(ledger.count_rows()))
     if config.candidates_file is None:
         count = config.num_return_sequences
         table.add_row("candidates", f"{rows:,} rows x {count} = {rows * count:,}")

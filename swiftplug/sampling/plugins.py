@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from swiftplug.config.sample_schema import SampleConfig, ScorerChoice
+from swiftplug.config.schema import SampleConfig, ScorerChoice
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Engine
 from swiftplug.plugin.registry import LoadedPlugin, Registry

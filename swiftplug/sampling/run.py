@@ -20,7 +20,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from swiftplug.config.load import to_yaml
-from swiftplug.config.sample_schema import SampleConfig
+from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Sampling
 from swiftplug.runs.blame import blaming
@@ -107,7 +107,7 @@ def sample(
             title = _model_name(config) or str(config.candidates_file or config.output_dir)
             summary = write_outputs(run_dir, ledger, config, plugins.scorers, title, facts)
             write_run_files(run_dir, to_yaml(config), config.seed, plugins.all(), {"results": asdict(summary)})
-            failed = ledger.count("failure != ''", config.part.rows(ledger.count_rows()))
+            failed = ledger.count("failure != ''", config.shard_rows(ledger.count_rows()))
             print_end(console, run_dir, summary, failed, time.monotonic() - started)
     return SampleResult(run_dir, summary)
 

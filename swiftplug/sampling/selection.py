@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from swiftplug.config.sample_schema import SampleConfig
+from swiftplug.config.schema import SampleConfig
 from swiftplug.sampling.rows import Candidate, Reward, Row
 from swiftplug.sampling.scoring import Scorer
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from swiftplug.config.sample_schema import SampleConfig
+from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Prompt, Sampling
 from swiftplug.plugin.registry import Registry

@@ -21,7 +21,7 @@ from transformers import (
 
 from swiftplug.builtin.engines.decoding import Decoder
 from swiftplug.builtin.hardware import pick_dtype
-from swiftplug.config.sample_schema import SampleConfig
+from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Prompt, Sampling
 from swiftplug.plugin.registry import Registry

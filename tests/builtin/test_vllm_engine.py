@@ -9,8 +9,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from swiftplug.builtin.engines.vllm_model import VLLMModel, find_model
-from swiftplug.config.sample_schema import SampleConfig
-from swiftplug.config.schema import ModelOptions
+from swiftplug.config.schema import ModelOptions, SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import Registry
 from swiftplug.plugin.registry.choice import PluginChoice

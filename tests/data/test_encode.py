@@ -9,7 +9,7 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from swiftplug.config.data_options import DataOptions
+from swiftplug.config.schema import DataOptions
 from swiftplug.data.encode import Example, RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowOrigin
 from swiftplug.data.read.report import Dropped, SplitReport

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from swiftplug.config.data_options import DataOptions
+from swiftplug.config.schema import DataOptions
 from swiftplug.data.collate import Collator
 from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.errors import UserError

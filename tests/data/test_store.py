@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
-from swiftplug.config.data_options import DataOptions
+from swiftplug.config.schema import DataOptions
 from swiftplug.data.prepare import prepare_data
 from swiftplug.data.read.report import SplitReport
 from swiftplug.data.store import EncodedStore

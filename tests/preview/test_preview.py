@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from swiftplug.config.data_options import DataOptions
+from swiftplug.config.schema import DataOptions
 from swiftplug.config.load import load_train_config
 from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowOrigin

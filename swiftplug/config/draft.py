@@ -1,0 +1,177 @@
+"""A config before it is checked: what YAML, then `--set`, then options make of it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from swiftplug.config.keys import Key, KeySource, KeySources, Path
+from swiftplug.config.yaml_file import describe, read_value
+from swiftplug.errors import UserError, nearest
+
+
+class Setting(NamedTuple):
+    """One `--set KEY=VALUE`.
+
+    Attributes:
+        path: The key, split at its dots.
+        value: The value, read as YAML.
+        source: The option as typed.
+        is_plugin_option: Whether it gives an option to the plugin of a key, whichever that will be.
+    """
+
+    path: tuple[str, ...]
+    value: Any
+    source: KeySource
+    is_plugin_option: bool
+
+    @classmethod
+    def parse(cls, text: str, keys: Mapping[str, Key]) -> "Setting":
+        """Read `KEY=VALUE`.
+
+        Raises:
+            UserError: There is no `=`, a part of the key is empty, or the value is not YAML.
+        """
+        place = f"--set {text}"
+        name, equals, value = text.partition("=")
+        path = tuple(name.strip().split("."))
+        if not equals or not all(part.strip() for part in path):
+            raise UserError(f"{place}: expected KEY=VALUE, such as training.learning_rate=1e-4")
+        key = keys.get(path[0])
+        names_plugin = len(path) == 1 or (path[1:] == ("name",) and key is not None and not key.is_list)
+        is_plugin_option = key is not None and key.is_plugin and not names_plugin
+        return cls(path, read_value(value, place), KeySource(place), is_plugin_option)
+
+
+class Draft:
+    """Nested plain values, and where each came from.
+
+    Attributes:
+        values: The values.
+        sources: Where they came from, by path.
+    """
+
+    def __init__(self, keys: Mapping[str, Key], values: dict[str, Any], sources: KeySources) -> None:
+        self.values = values
+        self.sources = sources
+        self._keys = keys
+
+    def get(self, *path: str | int) -> Any:
+        """The value at a path, None where there is none."""
+        at: Any = self.values
+        for part in path:
+            if isinstance(at, dict):
+                at = at.get(part)
+            elif isinstance(at, list) and isinstance(part, int) and part < len(at):
+                at = at[part]
+            else:
+                return None
+        return at
+
+    def override(self, settings: Sequence[Setting], options: Mapping[str, Any]) -> None:
+        """Apply every `--set`, in order, and then the options of the command line, by key.
+
+        Options of plugins are set last, so that they reach the plugin that is named in the end.
+
+        Raises:
+            UserError: A setting has no place in the config.
+        """
+        for setting in settings:
+            if not setting.is_plugin_option:
+                self._set(setting.path, setting.value, setting.source)
+        for name, value in options.items():
+            key = self._keys[name]
+            path = tuple(name.split("."))
+            if key.is_list and not key.is_plugin:
+                before = _as_list(self.get(*path))
+                value = [*before, *(item for item in value if item not in before)]
+            self._set(path, list(value) if key.is_list else value, KeySource(key.flag))
+        for setting in settings:
+            if setting.is_plugin_option:
+                self._set_plugin_option(setting)
+
+    def _set(self, path: tuple[str, ...], value: Any, source: KeySource) -> None:
+        """Set a key; a plugin keeps the options it has if it is named again."""
+        key = self._keys.get(path[0])
+        if key is None or not key.is_plugin:
+            self._put(path, value, source)
+            return
+        before = {_name(item): item for item in _as_list(self.get(key.name)) if isinstance(item, dict)}
+
+        def with_options(item: Any) -> Any:
+            known = before.get(_name(item)) if isinstance(item, str) else None
+            return {**known, "name": item} if known else item
+
+        named = [with_options(item) for item in value] if isinstance(value, list) else with_options(value)
+        self._put((key.name,), named, source)
+
+    def _set_plugin_option(self, setting: Setting) -> None:
+        """Set one option of the plugin that a key names: `loss.gamma`, `metrics.nlg.max_new_tokens`."""
+        key = self._keys[setting.path[0]]
+        path: Path = (key.name,)
+        option = setting.path[1:]
+        if key.is_list:
+            plugins = _as_list(self.get(key.name))
+            index, option = _find(plugins, setting, key)
+            self._put(path, plugins, self.sources.get(path, setting.source))
+            path = (key.name, index)
+        elif self.get(key.name) is None:
+            if key.default is None:
+                raise UserError(f"{setting.source.place}: no {key.name} is named that could take an option")
+            self._put(path, key.default.name, setting.source)
+        if isinstance(self.get(*path), str):
+            self._put(path, {"name": self.get(*path)}, self.sources.nearest(path) or setting.source)
+        self._put((*path, *option), setting.value, setting.source)
+
+    def _put(self, path: Path, value: Any, source: KeySource) -> None:
+        """Set the value at a path, whatever was there; mappings on the way are made."""
+        at: Any = self.values
+        part: Any
+        for depth, part in enumerate(path):
+            if not isinstance(at, list if isinstance(part, int) else dict):
+                name = ".".join(map(str, path[:depth]))
+                raise UserError(f"{source.place}: {name!r} is {describe(at)}, which has no keys")
+            if depth == len(path) - 1:
+                at[part] = value
+            elif isinstance(at, dict) and at.get(part) is None:
+                at[part] = {}
+                self.sources[path[: depth + 1]] = source
+            at = at[part]
+        for inside in [it for it in self.sources if it[: len(path)] == path]:
+            del self.sources[inside]
+        self.sources[path] = source
+
+
+def _find(plugins: list[Any], setting: Setting, key: Key) -> tuple[int, tuple[str, ...]]:
+    """Which plugin of a list `NAME.OPTION` means, and the option; names may have dots in them."""
+    target = ".".join(setting.path[1:])
+    found = [
+        (index, target[len(name) + 1 :])
+        for index, item in enumerate(plugins)
+        for name in _names(item)
+        if target.startswith(f"{name}.")
+    ]
+    if not found:
+        known = {name for item in plugins for name in _names(item)}
+        hint = nearest(setting.path[1], known) if known else f"; name one with {key.flag}"
+        raise UserError(f"{setting.source.place}: no {setting.path[1]!r} among {key.name!r}{hint}")
+    option = min((option for _, option in found), key=len)
+    indices = {index for index, rest in found if rest == option}
+    if len(indices) > 1:
+        raise UserError(f"{setting.source.place}: several of {key.name!r} have that name")
+    return indices.pop(), tuple(option.split("."))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _name(item: Any) -> str:
+    """The name of a plugin, without the number of rows at the end of a dataset's."""
+    name = item.get("name") if isinstance(item, dict) else item
+    return re.sub(r"#\d+$", "", name) if isinstance(name, str) else ""
+
+
+def _names(item: Any) -> set[str]:
+    """The names of a plugin: with and without its distribution."""
+    name = _name(item)
+    return {it for it in (name, name.partition(":")[2]) if it}

@@ -1,0 +1,77 @@
+"""Turns what pydantic finds wrong with a config into one line."""
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from swiftplug.config.draft import Draft
+from swiftplug.config.keys import Path, keys_of
+from swiftplug.config.yaml_file import describe
+from swiftplug.errors import UserError, nearest
+
+_PLUGIN = "the name of a plugin, or {name: ..., and its options}"
+_EXPECTED = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "string_too_short": "text that is not empty",
+    "string_type": "text",
+}
+
+
+def explain(error: ValidationError, draft: Draft, model: type[BaseModel]) -> UserError:
+    """The first problem of a config: where, what was found, what was expected, and the nearest right word."""
+    details = error.errors(include_url=False)
+    first = details[0]
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(first["loc"], draft, model)
+    path = _existing(first["loc"], draft)
+    where = draft.sources.where(path)
+    if first["type"] == "missing":
+        return UserError(f"{where}: has no {first['loc'][-1]!r}")
+    if first["type"] == "value_error":
+        return UserError(f"{where}: {first['ctx']['error']}")
+    # A union has one error for each of its types, all in the same place.
+    expected = dict.fromkeys(_expected(detail) for detail in details if _existing(detail["loc"], draft) == path)
+    found = draft.get(*path)
+    hint = ""
+    if isinstance(found, (int, float)) and expected.keys() & {_EXPECTED["string_type"], _PLUGIN}:
+        hint = "; put it in quotes"
+    elif first["type"] == "literal_error" and isinstance(found, str):
+        close = nearest(found, keys_of(model)[".".join(map(str, path))].choices)
+        hint = close if "did you mean" in close else ""
+    return UserError(f"{where}: found {describe(found)}, expected {' or '.join(expected)}{hint}")
+
+
+def _unknown_key(loc: Path, draft: Draft, model: type[BaseModel]) -> UserError:
+    *sections, key = map(str, loc)
+    prefix = "".join(f"{section}." for section in sections)
+    names = [name.removeprefix(prefix) for name in keys_of(model) if name.startswith(prefix)]
+    hint = nearest(key, [name for name in names if "." not in name])
+    if "did you mean" not in hint:
+        hint = next((f"; did you mean {name!r}?" for name in names if name.endswith(f".{key}")), hint)
+    if "did you mean" not in hint and not sections and "training" in names:
+        hint += " (fields of TrainingArguments go under 'training')"
+    source = draft.sources.nearest(loc)
+    inside = f" in {'.'.join(sections)!r}" if sections else ""
+    return UserError(f"{source.place if source else prefix + key}: unknown key {key!r}{inside}{hint}")
+
+
+def _existing(loc: Path, draft: Draft) -> Path:
+    """As much of pydantic's location as exists in the draft; the rest names types and missing keys."""
+    for depth, part in enumerate(loc):
+        at = draft.get(*loc[:depth])
+        if not (isinstance(at, dict) and part in at) and not (isinstance(at, list) and isinstance(part, int)):
+            return loc[:depth]
+    return loc
+
+
+def _expected(detail: ErrorDetails) -> str:
+    if detail["type"] == "model_type" and detail["ctx"]["class_name"].endswith("Choice"):
+        return _PLUGIN
+    if detail["type"] == "literal_error":
+        return str(detail["ctx"]["expected"])
+    return _EXPECTED.get(detail["type"]) or detail["msg"].removeprefix("Input should be ")
