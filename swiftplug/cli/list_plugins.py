@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.registry import Check, Registry
-from swiftplug.plugin.registry.discovery import FoundPlugin
-from swiftplug.plugin.registry.kinds import KINDS
+from swiftplug.plugin.registry import KINDS, Check, FoundPlugin, Registry
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
-from swiftplug.plugin.registry.choice import PluginChoice
-from swiftplug.plugin.registry.kinds import KINDS
+from swiftplug.plugin.registry import KINDS, PluginChoice
 
 Path = tuple[str | int, ...]
 """The way to a value in a nested config, such as `("metrics", 1, "max_new_tokens")`."""

@@ -14,7 +14,7 @@ from swiftplug.config.keys import KeySources, keys_of
 from swiftplug.config.schema import RunConfig, SampleConfig, TrainConfig
 from swiftplug.config.yaml_file import read_config, write_yaml
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice
 
 QUICKSTART = Path(__file__).with_name("quickstart.yaml")
 QUICKSTART_SAMPLE = Path(__file__).with_name("quickstart_sample.yaml")

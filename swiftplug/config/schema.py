@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator
 
 from swiftplug.config.keys import KeySources, key
-from swiftplug.plugin.registry.choice import PluginChoice, WrittenChoice, fields_of
+from swiftplug.plugin.registry import PluginChoice, WrittenChoice, fields_of
 
 DATA = "Model and data"
 PLUGINS = "Plugins"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from swiftplug.plugin.registry.kinds import KINDS
+from swiftplug.plugin.registry import KINDS
 
 GOOD = 'def f(outputs, labels):\n    """Does good."""\n'
 

@@ -7,7 +7,7 @@ import pytest
 
 from swiftplug.config.load import load_train_config, to_yaml
 from swiftplug.config.schema import TrainConfig
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice
 
 WHOLE = """\
 task: sft
