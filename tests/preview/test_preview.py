@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from swiftplug.config.schema import DataOptions
 from swiftplug.config.load import load_train_config
+from swiftplug.config.schema import DataOptions
 from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowOrigin
 from swiftplug.data.read.report import SplitReport
