@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from swiftplug.builtin.engines.drawing import draw, keep_likeliest, uniform_numbers
+from swiftplug.builtin.engines.decoding import draw, keep_likeliest, uniform_numbers
 from swiftplug.plugin.engine import Sampling
 
 

@@ -1,16 +1,20 @@
-"""Decoding a batch: each prompt is read once, then all of its candidates get a token a step."""
+"""Decoding a batch: each prompt is read once, then all of its candidates get a token per step.
+
+The random numbers belong to a candidate and to nothing else, so that it is the same whatever is decoded beside it.
+"""
 
 import inspect
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
 
-from swiftplug.builtin.engines.cache import roomy_cache
-from swiftplug.builtin.engines.drawing import draw
-from swiftplug.plugin.engine import Sampling
+from swiftplug.builtin.engines.fast_parts import growing_cache
+from swiftplug.plugin import Sampling
 
 _ENDED_SHARE = 16  # rows that ended are taken out once they are one in so many
+_FIRST_LOOK = 64  # tokens; where they hold less than `top_p` together, eight times as many are looked at, and so on
 
 
 class Task(NamedTuple):
@@ -28,23 +32,19 @@ class Task(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A candidate.
-
-    Attributes:
-        ids: Its tokens, without the one that ended it.
-        finish_reason: `stop`, `length`, or `broken` where the model's output was not a number.
-    """
+    """A candidate: its tokens without the one that ended it; `stop`, `length`, or `broken` if logits are not finite."""
 
     ids: list[int]
     finish_reason: str
 
 
-class _Rows(NamedTuple):
-    """What is being decoded, a row each.
+@dataclass
+class _Rows:
+    """What is being decoded, one candidate per row.
 
     Attributes:
         cache: Keys and values of all tokens but the last.
-        mask: `(rows, width)`, which tokens are not padding; it reaches over all tokens to come.
+        mask: `(rows, width)`, which tokens are not padding; it covers all tokens to come.
         positions: `(rows,)`, of the next token.
         candidates: `(rows,)`, which candidate a row is.
         ended: `(rows,)`, whether that is complete and the row is only carried along.
@@ -56,27 +56,28 @@ class _Rows(NamedTuple):
     candidates: torch.Tensor
     ended: torch.Tensor
 
-    def take(self, rows: torch.Tensor) -> "_Rows":
-        """The rows of these numbers."""
+    def take(self, rows: torch.Tensor) -> None:
+        """Keep the rows of these numbers, in this order."""
         self.cache.reorder_cache(rows)
-        return _Rows(self.cache, self.mask[rows], self.positions[rows], self.candidates[rows], self.ended[rows])
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
+        self.candidates, self.ended = self.candidates[rows], self.ended[rows]
 
 
 class Decoder:
-    """Decodes with one model.
+    """Decodes with one causal language model in evaluation mode.
 
     Attributes:
-        virtual_tokens: Learned prompt tokens before each prompt; where there are some, no prompt may be padded.
+        num_virtual_tokens: Learned prompt tokens before each prompt; where there are some, no prompt may be padded.
 
     Args:
-        model: A causal language model, in evaluation mode.
+        model: The model.
         end_ids: The tokens that end an answer.
     """
 
     def __init__(self, model: Any, end_ids: list[int]) -> None:
         learned = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
-        self.virtual_tokens: int = model.active_peft_config.num_virtual_tokens if learned else 0
-        # PEFT puts learned prompts before what it is given, which is right for the prompt and wrong for a step.
+        self.num_virtual_tokens: int = model.active_peft_config.num_virtual_tokens if learned else 0
+        # PEFT puts learned prompts before its input, which is right for the prompt and wrong for a step.
         self._reader, self._stepper = model, model.base_model if learned else model
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self._config = inner.config
@@ -88,16 +89,9 @@ class Decoder:
 
     @torch.inference_mode()
     def decode(self, tasks: list[Task], sampling: Sampling) -> list[list[Drawn]]:
-        """Answer prompts, all at once.
+        """Draw the candidates of each task, all at once.
 
         When enough rows have ended, the last ones move into their places, so that little is copied.
-
-        Args:
-            tasks: The prompts.
-            sampling: How tokens are drawn.
-
-        Returns:
-            The candidates of each task.
         """
         counts = torch.tensor([len(task.numbers) for task in tasks], device=self._device)
         owners = torch.repeat_interleave(counts)
@@ -106,59 +100,59 @@ class Decoder:
         tokens = torch.zeros(numbers.shape, dtype=torch.long, device=self._device)
         lengths, broken = longest.clone(), torch.zeros(len(numbers), dtype=torch.bool, device=self._device)
 
-        rows, logits = self._read(tasks)
-        rows, logits = rows.take(owners), logits[owners]
-        rows = rows._replace(candidates=torch.arange(len(owners), device=self._device))
+        rows, logits = self._read_prompts(tasks)
+        rows.take(owners)
+        rows.candidates = torch.arange(len(owners), device=self._device)
+        logits = logits[owners]
         for step in range(int(longest.max())):
             chosen = numbers[rows.candidates.to(self._drawing_device), step]
             drawn = draw(logits.to(self._drawing_device), chosen, sampling).to(self._device)
             tokens[rows.candidates, step] = drawn
-            no_number = ~logits.amax(dim=-1).isfinite() & ~rows.ended
-            broken[rows.candidates] |= no_number
+            not_finite = ~logits.amax(dim=-1).isfinite() & ~rows.ended
+            broken[rows.candidates] |= not_finite
             at_end = torch.isin(drawn, self._end_ids) & ~rows.ended
             lengths[rows.candidates[at_end]] = step
-            rows = rows._replace(ended=rows.ended | no_number | at_end | (longest[rows.candidates] <= step + 1))
-            living = len(drawn) - int(rows.ended.sum())
-            if not living:
+            rows.ended = rows.ended | not_finite | at_end | (longest[rows.candidates] <= step + 1)
+            num_living = len(drawn) - int(rows.ended.sum())
+            if not num_living:
                 break
-            if len(drawn) - living >= max(1, len(drawn) // _ENDED_SHARE):
-                places = fill_gaps(rows.ended, living)
-                rows, drawn = rows.take(places), drawn[places]
-            logits = self._step(rows, drawn)
-            rows = rows._replace(positions=rows.positions + 1)
+            if len(drawn) - num_living >= max(1, len(drawn) // _ENDED_SHARE):
+                places = torch.arange(num_living, device=self._device)
+                gaps = rows.ended[:num_living].nonzero().squeeze(1)
+                places[gaps] = num_living + (~rows.ended[num_living:]).nonzero().squeeze(1)
+                rows.take(places)
+                drawn = drawn[places]
+            seen = rows.mask[:, : rows.cache.get_seq_length() + 1]
+            output = self._forward(self._stepper, drawn[:, None], seen, rows.positions[:, None], rows.cache)
+            logits = output.logits[:, -1]
+            rows.positions = rows.positions + 1
 
-        finished = zip(tokens.tolist(), lengths.tolist(), longest.tolist(), broken.tolist(), strict=True)
-        candidates = [_finish(*candidate) for candidate in finished]
+        candidates = [
+            Drawn(ids[:length], "broken" if is_broken else "stop" if length < most else "length")
+            for ids, length, most, is_broken in zip(
+                tokens.tolist(), lengths.tolist(), longest.tolist(), broken.tolist(), strict=True
+            )
+        ]
         return [candidates[end - len(task.numbers) : end] for task, end in zip(tasks, counts.cumsum(0), strict=True)]
 
-    def _read(self, tasks: list[Task]) -> tuple[_Rows, torch.Tensor]:
+    def _read_prompts(self, tasks: list[Task]) -> tuple[_Rows, torch.Tensor]:
         """Run the prompts through the model, padded on the left; also the logits behind each, `(tasks, vocabulary)`."""
-        width, virtual = max(len(task.ids) for task in tasks), self.virtual_tokens
+        width, virtual = max(len(task.ids) for task in tasks), self.num_virtual_tokens
         lengths = torch.tensor([len(task.ids) for task in tasks], device=self._device)
-        padded = [[0] * (width - len(task.ids)) + task.ids for task in tasks]
+        padded = torch.tensor([[0] * (width - len(task.ids)) + task.ids for task in tasks], device=self._device)
         full_width = virtual + width + max(task.longest for task in tasks)
         mask = torch.ones(len(tasks), full_width, dtype=torch.long, device=self._device)
-        mask[:, :width] = torch.arange(width, device=self._device) >= width - lengths[:, None]
-        if virtual:
-            mask[:] = 1
+        if not virtual:
+            mask[:, :width] = torch.arange(width, device=self._device) >= width - lengths[:, None]
         seen = mask[:, :width]
         # PEFT counts positions itself where it puts a learned prompt before.
         positions = None if virtual else (seen.cumsum(dim=-1) - 1).clamp(min=0)
-        cache = roomy_cache(self._config, full_width)
-        output = self._call(self._reader, torch.tensor(padded, device=self._device), seen, positions, cache)
-        numbers = torch.arange(len(tasks), device=self._device)
-        ended = torch.zeros(len(tasks), dtype=torch.bool, device=self._device)
+        output = self._forward(self._reader, padded, seen, positions, growing_cache(self._config, full_width))
+        numbers, ended = torch.arange(len(tasks), device=self._device), torch.zeros_like(lengths, dtype=torch.bool)
+        # Prefix tuning has made a cache of its own.
         return _Rows(output.past_key_values, mask, virtual + lengths, numbers, ended), output.logits[:, -1]
 
-    def _step(self, rows: _Rows, tokens: torch.Tensor) -> torch.Tensor:
-        """The logits behind one more token of each row, `(rows, vocabulary)`."""
-        seen = rows.mask[:, : rows.cache.get_seq_length() + 1]
-        logits: torch.Tensor = self._call(
-            self._stepper, tokens[:, None], seen, rows.positions[:, None], rows.cache
-        ).logits[:, -1]
-        return logits
-
-    def _call(
+    def _forward(
         self, model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor | None, cache: Any
     ) -> Any:
         optional = {"position_ids": positions, "logits_to_keep": 1}
@@ -171,22 +165,69 @@ class Decoder:
         )
 
 
-def fill_gaps(ended: torch.Tensor, living: int) -> torch.Tensor:
-    """Which row each of the first `living` rows is to be: itself or, where it ended, a living one from behind.
+def uniform_numbers(seeds: list[int], count: int) -> torch.Tensor:
+    """Random numbers in [0, 1), `(len(seeds), count)`, float64, a row for each candidate's seed.
+
+    They are made on the CPU, whose generator gives the same on every machine.
+    """
+    return torch.stack(
+        [torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
+
+
+def draw(logits: torch.Tensor, numbers: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Draw one token per row by inverting the cumulative distribution; the likeliest one at temperature 0.
 
     Args:
-        ended: `(rows,)`.
-        living: How many have not.
+        logits: `(rows, vocabulary)`.
+        numbers: `(rows,)`, float64, uniform in [0, 1).
+        sampling: The temperature, `top_k` and `top_p`, which apply in this order.
 
-    Example:
-        >>> fill_gaps(torch.tensor([False, True, False, False]), 3).tolist()
-        [0, 3, 2]
+    Returns:
+        `(rows,)`, token ids.
     """
-    places = torch.arange(living, device=ended.device)
-    gaps = ended[:living].nonzero().squeeze(1)
-    places[gaps] = living + (~ended[living:]).nonzero().squeeze(1)
-    return places
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    scores = logits.float() / sampling.temperature
+    kept = keep_likeliest(scores, sampling.top_k, sampling.top_p)
+    cumulative = (kept - kept.amax(dim=-1, keepdim=True)).exp_().cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[:, -1:].contiguous()
+    drawn = torch.searchsorted(cumulative, numbers[:, None] * total, right=True)
+    # A product that rounds up to the total would point behind the last token that has a probability; where the logits
+    # are not numbers, behind all of them.
+    last = torch.searchsorted(cumulative, total).clamp(max=logits.shape[-1] - 1)
+    return torch.minimum(drawn, last).squeeze(1)
 
 
-def _finish(ids: list[int], length: int, longest: int, broken: bool) -> Drawn:
-    return Drawn(ids[:length], "broken" if broken else "stop" if length < longest else "length")
+def keep_likeliest(scores: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """Set all but the likeliest tokens to minus infinity.
+
+    What is kept is what the warpers of Transformers keep: the `top_k` likeliest, and of these the fewest whose
+    probabilities, rescaled to sum to 1, reach `top_p`. Tokens that tie with the last one kept are kept too.
+
+    Args:
+        scores: `(rows, vocabulary)`, logits over the temperature.
+        top_k: 0 for all.
+        top_p: 1 for all.
+    """
+    if 0 < top_k < scores.shape[-1]:
+        least = scores.topk(top_k, dim=-1).values[:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if top_p < 1:
+        scores = scores.masked_fill(scores < _least_of_nucleus(scores, top_p), -torch.inf)
+    return scores
+
+
+def _least_of_nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The score of the last token of each row's nucleus, `(rows, 1)`; it sorts no further than it must."""
+    log_total = scores.logsumexp(dim=-1, keepdim=True)
+    size, vocabulary = min(_FIRST_LOOK, scores.shape[-1]), scores.shape[-1]
+    while True:
+        highest = scores.topk(size, dim=-1).values
+        # Of the likelier ones before each; the first one past `top_p` is the first that is not needed.
+        before = (highest - log_total).exp().cumsum(dim=-1, dtype=torch.float64).roll(1, dims=-1)
+        before[:, 0] = 0
+        needed = (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)
+        if size == vocabulary or bool((needed < size).all()):
+            return highest.gather(-1, needed - 1)
+        size = min(8 * size, vocabulary)

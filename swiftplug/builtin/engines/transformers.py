@@ -7,9 +7,8 @@ import torch
 from peft import PeftModel
 from pydantic import PositiveInt
 
-from swiftplug.builtin.engines.decoding import Decoder, Drawn, Task
-from swiftplug.builtin.engines.drawing import uniform_numbers
-from swiftplug.builtin.engines.packing import pack_linears
+from swiftplug.builtin.engines.decoding import Decoder, Drawn, Task, uniform_numbers
+from swiftplug.builtin.engines.fast_parts import pack_linears
 from swiftplug.builtin.hardware import pick_device, pick_dtype
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
@@ -61,7 +60,7 @@ class TransformersEngine(Engine):
         pack_linears(model, self.batch_size)
         self._decoder = decoder = Decoder(model, _end_ids(self._tokenizer, inner))
         context = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
-        self._context = None if context is None else context - decoder.virtual_tokens
+        self._context = None if context is None else context - decoder.num_virtual_tokens
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Answered]:
         """Answer prompts.
@@ -76,7 +75,7 @@ class TransformersEngine(Engine):
             except _RefusedError as refusal:
                 yield Answered(prompt.id, failure=str(refusal))
         assert self._decoder is not None
-        most = 1 if self._decoder.virtual_tokens else self.prompts_at_once(self._sampling)
+        most = 1 if self._decoder.num_virtual_tokens else self.prompts_at_once(self._sampling)
         ids = list(tasks)
         for start in range(0, len(ids), most):
             batch = ids[start : start + most]

@@ -1,0 +1,119 @@
+"""What replaces parts of a model for fast decoding: a cache that grows in place, and linear layers packed for a CPU."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+_SPARE_TOKENS = 128
+
+
+class GrowingLayer(DynamicLayer):
+    """One layer's keys and values, `(rows, heads, length, head_dim)`, views of buffers with room for more tokens.
+
+    Transformers' own layer concatenates, so that each step copies everything: a third of float32 decoding on two CPU
+    cores. Here a step writes its own token only, and rows that ended are overwritten by the last ones.
+
+    Args:
+        longest: The most tokens that a row may get; there is never room for more.
+    """
+
+    keys: Any
+    values: Any
+
+    def __init__(self, longest: int) -> None:
+        super().__init__()
+        self._longest = longest
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the keys and values of new tokens; return all of them so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states  # of the prompts; buffers come with the candidates
+            return self.keys, self.values
+        rows, start, end = key_states.shape[0], self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        if self._buffers is None or self._buffers[0].shape[-2] < end:
+            self._move(torch.arange(rows, device=key_states.device))
+        assert self._buffers is not None
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:rows, :, start:end] = states
+        self.keys, self.values = (buffer[:rows, :, :end] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Make row `i` what row `beam_idx[i]` was: more rows than before where rows repeat, fewer where some ended."""
+        rows, length = beam_idx.numel(), self.keys.shape[-2]
+        if self._buffers is None or rows > self._buffers[0].shape[0]:
+            self._move(beam_idx)
+            return
+        targets = (beam_idx != torch.arange(rows, device=beam_idx.device)).nonzero().squeeze(1)
+        for buffer in self._buffers:
+            buffer[targets, :, :length] = buffer[beam_idx[targets], :, :length]
+        self.keys, self.values = (buffer[:rows, :, :length] for buffer in self._buffers)
+
+    def _move(self, rows: torch.Tensor) -> None:
+        """Copy rows into buffers with room for more tokens."""
+        length = self.keys.shape[-2]
+        capacity = max(length + 1, min(self._longest, length + max(_SPARE_TOKENS, length // 2)))
+
+        def copy(states: torch.Tensor) -> torch.Tensor:
+            buffer = states.new_empty(rows.numel(), states.shape[1], capacity, states.shape[3])
+            buffer[:, :, :length] = states[rows]
+            return buffer
+
+        self._buffers = copy(self.keys), copy(self.values)
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+
+
+def growing_cache(config: PreTrainedConfig, longest: int) -> DynamicCache:
+    """The cache that a model wants, with growing layers for full attention.
+
+    Layers with a sliding window or with a recurrent state are small and stay as they are.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer(longest) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for inference whose weight is laid out once as oneDNN reads it, not at every call.
+
+    With few rows a plain product spends much of its time on that layout. On two cores with AVX2, SmolLM2-135M's layers
+    take 0.85 of the time at 64 rows, 0.6 at 16. `rows` is the usual number of rows; any other works too.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A copy of the weight, `(out_features, in_features)`, for modelling code that reads it directly."""
+        dense: torch.Tensor = self.packed.to_dense()
+        return dense
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product, `(..., in_features)` to `(..., out_features)`."""
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return product
+
+
+def pack_linears(model: nn.Module, rows: int) -> None:
+    """Pack the plain linear layers of a float32 model on the CPU, in place, where torch has oneDNN.
+
+    Layers with hooks stay as they are. The model cannot be trained any more.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear and not (module._forward_hooks or module._forward_pre_hooks):
+            weight = module.weight
+            if weight.device.type == "cpu" and weight.dtype == torch.float32:
+                model.set_submodule(name, PackedLinear(module, rows))
