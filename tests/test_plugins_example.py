@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from swiftplug.plugin.registry import KINDS
+
 EXAMPLE = Path(__file__).parents[1] / "plugins_example"
 DISTRIBUTION = "swiftplug-plugins-example"
 TOOL = {"name": "dice", "description": "Roll it.", "parameters": {"properties": {"times": {"type": "integer"}}}}
@@ -51,15 +53,14 @@ def test_every_kind_is_there_once_and_none_takes_the_name_of_a_built_in(tmp_path
     listed = json.loads(swiftplug("list-plugins", "--json", cwd=tmp_path))
     ours = {(it["kind"], it["name"]) for it in listed if it["distribution"] == DISTRIBUTION}
     theirs = {(it["kind"], it["name"]) for it in listed if it["distribution"] == "swiftplug"}
-    kinds = ["callback", "loss", "loss_scale", "metric", "optimizer", "orm", "prm", "tools", "tuner"]
-    assert sorted(kind for kind, _ in ours) == kinds
+    assert sorted(kind for kind, _ in ours) == sorted(KINDS)
     assert {("loss", "custom_loss"), ("optimizer", "custom")} < ours
     assert not ours & theirs
 
 
 def test_every_one_fits_its_contract(tmp_path: Path) -> None:
     checked = json.loads(swiftplug("list-plugins", "--check", "--json", cwd=tmp_path))
-    assert [it["status"] for it in checked if it["distribution"] == DISTRIBUTION] == ["fits"] * 9
+    assert [it["status"] for it in checked if it["distribution"] == DISTRIBUTION] == ["fits"] * len(KINDS)
 
 
 def test_optimizer_and_loss_act_on_the_quickstart(tmp_path: Path) -> None:
@@ -155,6 +156,40 @@ def test_loss_weights_tools_and_metric_are_those_of_the_plugins(run: Path, tiny_
     first = next(entry for entry in log_of(run.parent / "whole") if "eval_loss" in entry)
     assert first["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert first["eval_top3_acc"] == pytest.approx(np.mean(hits))
+
+
+def test_a_model_and_a_dataset_of_plugins_train(tmp_path: Path) -> None:
+    options = ["--set=model.hidden_size=32", "--set=model.num_heads=2", "--set=dataset.backwards.size=40"]
+    line = ["train", "--model", "byte_llama", "--dataset", "backwards", *options, *sets(max_steps=4, save_steps=2)]
+    line += ["--output-dir", "run"]
+    assert "train: 40 of 40 rows" in swiftplug(*line, cwd=tmp_path)
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "run").config
+    assert (config.hidden_size, config.num_attention_heads) == (32, 2)
+    (tmp_path / "run" / "model.safetensors").rename(tmp_path / "whole.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    assert "checkpoint-2" in swiftplug(*line, "--resume", cwd=tmp_path)
+    one, other = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_engine_of_plugins_samples_what_its_file_knows(tmp_path: Path, write_jsonl: Any) -> None:
+    asked = [{"messages": [{"role": "user", "content": f"What is {n} and {n}, please?"}]} for n in range(3, 9)]
+    asked[0]["messages"].append({"role": "assistant", "content": "6"})
+    line = [
+        *("sample", "--engine", "similar_question", f"--set=engine.file={write_jsonl(ROWS)}"),
+        *("--dataset", write_jsonl(asked, "asked.jsonl"), "--num-return-sequences", 3, "--temperature"),
+    ]
+    swiftplug(*line, 0, "--output-dir", "nearest", cwd=tmp_path)
+    nearest = [json.loads(it) for it in (tmp_path / "nearest" / "candidates.jsonl").read_text().splitlines()]
+    assert [it["messages"][-1]["content"] for it in nearest] == [
+        f"{n} + {n} = {2 * n}, I think" for n in range(3, 9) for _ in range(3)
+    ]
+    swiftplug(*line, 1, "--output-dir", "drawn", cwd=tmp_path)
+    for part in (0, 1):
+        swiftplug(*line, 1, "--output-dir", f"part{part}", "--shard", f"{part}/2", cwd=tmp_path)
+    texts = [(tmp_path / run / "candidates.jsonl").read_text() for run in ("drawn", "part0", "part1")]
+    assert texts[0] == texts[1] + texts[2]
+    assert len({json.loads(it)["messages"][-1]["content"] for it in texts[0].splitlines()}) > 3
 
 
 def test_the_plugin_of_the_page_for_authors_works_as_it_stands(

@@ -29,7 +29,7 @@ def custom_loss(
     Returns:
         A scalar: the weighted sum over tokens by `num_items_in_batch`, or by the batch's own trained tokens.
     """
-    _say_once(f"custom_loss: cross entropy + {z:g} * log(Z)^2")
+    _print_once(f"custom_loss: cross entropy + {z:g} * log(Z)^2")
     targets = labels[:, 1:]  # the logits at one position predict the token at the next
     trained = targets != -100
     logits: torch.Tensor = outputs.logits[:, :-1][trained].float()
@@ -40,5 +40,5 @@ def custom_loss(
 
 
 @cache
-def _say_once(text: str) -> None:
+def _print_once(text: str) -> None:
     print(text, flush=True)
