@@ -78,6 +78,13 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
     assert "loss scale 'zzz'" in refusal("loss_scale", "zzz")
 
 
+def test_an_unknown_name_that_an_extra_brings_says_what_to_install() -> None:
+    others = [it for it in Registry.discover().found() if it.distribution != "swiftplug-vllm"]
+    with pytest.raises(UserError) as caught:
+        Registry(others, {}).resolve("engine", PluginChoice(name="vllm"), "--engine")
+    assert str(caught.value) == "--engine: there is no engine 'vllm'; pip install 'swiftplug[vllm]' brings it"
+
+
 @pytest.mark.parametrize(
     ("text", "cause"),
     [

@@ -127,6 +127,20 @@ def missing_requirements(found: FoundPlugin) -> list[str]:
     return missing
 
 
+def install_hint(name: str) -> str:
+    """How to install `swiftplug-NAME`, where one of our extras brings that distribution; else nothing."""
+    from packaging.requirements import Requirement
+
+    metadata = importlib_metadata.metadata(BUILT_IN)
+    for line in metadata.get_all("Requires-Dist") or []:
+        requirement = Requirement(line)
+        if requirement.marker and normalize(requirement.name) == f"{BUILT_IN}-{normalize(name)}":
+            for extra in metadata.get_all("Provides-Extra") or []:
+                if requirement.marker.evaluate({"extra": extra}):
+                    return f"; pip install '{BUILT_IN}[{extra}]' brings it"
+    return ""
+
+
 def allow_lists(allow: Sequence[str] | None) -> dict[str, set[str]]:
     """The lists that limit which distributions may load plugins: normalized names, by where the list is given.
 

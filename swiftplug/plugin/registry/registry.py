@@ -10,7 +10,7 @@ from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry.contracts import check_contract
 from swiftplug.plugin.registry.errors import ContractError, MissingExtraError, describe_error
 from swiftplug.plugin.registry.files import definition_of, load_file
-from swiftplug.plugin.registry.finder import BUILT_IN, FoundPlugin, allow_lists, find_installed, normalize
+from swiftplug.plugin.registry.finder import BUILT_IN, FoundPlugin, allow_lists, find_installed, install_hint, normalize
 from swiftplug.plugin.registry.kinds import KINDS
 from swiftplug.plugin.registry.options import PluginChoice, bind, check_options, declared_options
 
@@ -148,7 +148,7 @@ class Registry:
         label = kind.replace("_", " ")
         if not named:
             known = [it.qualified_name if ":" in name else it.name for it in self.found(kind)]
-            raise UserError(f"{where}: there is no {label} {name!r}{nearest(name, known)}")
+            raise UserError(f"{where}: there is no {label} {name!r}{install_hint(name) or nearest(name, known)}")
         if not allowed:
             raise UserError(f"{where}: {named[0]} is not allowed by {' and '.join(self._forbidden_by(named[0]))}")
         names = " and ".join(f"{it.qualified_name} ({it.source})" for it in allowed)

@@ -1,0 +1,162 @@
+"""The engine `vllm` against a stand-in for vLLM, which needs a GPU: what it loads, asks for and refuses."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from swiftplug.plugin import Prompt, Sampling, UserError
+from swiftplug_vllm.engine import VLLMEngine
+
+SETTINGS = {"revision": "v1", "quantization": None, "attn_implementation": None, "trust_remote_code": False}
+
+
+class Tokenizer:
+    """A token is a character; a template that knows no tools but these."""
+
+    def apply_chat_template(self, messages: list[dict[str, str]], tools: Any = None, **kwargs: Any) -> Any:
+        assert kwargs == {"add_generation_prompt": True, "return_dict": True}
+        if "?" not in messages[-1]["content"]:
+            raise ValueError("not a\nquestion")
+        return {"input_ids": [ord(letter) for letter in f"{tools or ''}{messages[-1]['content']}>"]}
+
+
+class Arguments:
+    """A run's arguments, with a model of the hub, or one that must be written out first."""
+
+    def __init__(self, *, is_checkpoint: bool = True, **options: Any) -> None:
+        self.model_options = SimpleNamespace(**{**SETTINGS, **options})
+        self.dtype, self.seed = "bfloat16", 42
+        self.is_checkpoint = is_checkpoint
+
+    def load_tokenizer(self) -> Any:
+        return Tokenizer()
+
+    def export_model(self, folder: str | Path) -> str:
+        if self.is_checkpoint:
+            return "org/name"
+        (Path(folder) / "config.json").write_text("{}")
+        return str(folder)
+
+
+class FakeLLM:
+    """Answers with the seed and the prompt; keeps what it was given."""
+
+    loaded: list["FakeLLM"] = []  # noqa: RUF012 - a record for the tests
+
+    def __init__(self, **settings: Any) -> None:
+        if settings["model"] != "org/name":
+            assert Path(settings["model"], "config.json").is_file()
+        if settings.get("max_model_len") == 1:
+            raise ValueError("max_model_len\nis too small")
+        self.settings = settings
+        model_config = SimpleNamespace(max_model_len=settings["max_model_len"] or 30)
+        self.llm_engine = SimpleNamespace(model_config=model_config)
+        self.loaded.append(self)
+
+    def generate(self, prompts: list[Any], sampling_params: list[Any], *, use_tqdm: bool) -> list[Any]:
+        assert not use_tqdm
+        self.prompts, self.params = prompts, sampling_params
+        assert all(len(prompt["prompt_token_ids"]) < self.llm_engine.model_config.max_model_len for prompt in prompts)
+        texts = (
+            f"{''.join(map(chr, prompt['prompt_token_ids']))}{params.seed}"
+            for prompt, params in zip(prompts, sampling_params, strict=True)
+        )
+        return [SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason="stop")]) for text in texts]
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeLLM.loaded.clear()
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=FakeLLM, SamplingParams=SimpleNamespace))
+
+
+def sampling(n: int = 3, temperature: float = 0.7) -> Sampling:
+    return Sampling(n, 16, temperature, 0.9, 20, 42)
+
+
+def asked(text: str, tools: Any = None) -> Prompt:
+    return Prompt(f"id of {text}", [{"role": "user", "content": text}], tools)
+
+
+def test_each_candidate_is_drawn_with_its_own_seed() -> None:
+    engine, how = VLLMEngine(), sampling()
+    engine.open(Arguments(), how)
+    prompts = [asked("1 + 1?"), asked("2 + 2?", ["add"])]
+    answered = list(engine.generate(prompts))
+    assert [it.id for it in answered] == [prompt.id for prompt in prompts]
+    for prompt, shown, it in zip(prompts, ["1 + 1?>", "['add']2 + 2?>"], answered, strict=True):
+        seeds = [how.seed_of(prompt.id, index) for index in range(3)]
+        assert [completion.text for completion in it.completions] == [f"{shown}{seed}" for seed in seeds]
+        assert {completion.finish_reason for completion in it.completions} == {"stop"}
+    (llm,) = FakeLLM.loaded
+    fields = {"max_tokens": 16, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
+    assert all(vars(params) == {**fields, "seed": params.seed} for params in llm.params)
+
+
+def test_greedy_candidates_are_drawn_once() -> None:
+    engine = VLLMEngine()
+    engine.open(Arguments(), sampling(temperature=0.0))
+    (answered,) = engine.generate([asked("1 + 1?")])
+    assert len(answered.completions) == 3 and len(set(answered.completions)) == 1
+    assert len(FakeLLM.loaded[0].params) == 1
+
+
+def test_a_prompt_that_cannot_be_answered_fails_alone() -> None:
+    engine = VLLMEngine()
+    engine.open(Arguments(), sampling())
+    prompts = [asked("no question"), asked("1 + 1?"), asked("?" * 40)]
+    answered = {it.id: it for it in engine.generate(prompts)}
+    assert answered["id of no question"].failure == "the chat template refuses the prompt: not a question"
+    assert answered[prompts[2].id].failure == "the prompt has 41 tokens, too many for max_model_len 30"
+    assert len(answered["id of 1 + 1?"].completions) == 3
+    assert [it.failure for it in engine.generate(prompts[:1])]  # vLLM is not asked for nothing
+
+
+def test_a_checkpoint_is_loaded_by_its_name_and_options() -> None:
+    engine = VLLMEngine(tensor_parallel_size=2, engine_args={"enforce_eager": True, "seed": 7})
+    engine.open(Arguments(quantization="4bit", trust_remote_code=True), sampling())
+    assert FakeLLM.loaded[0].settings == {
+        "model": "org/name",
+        "revision": "v1",
+        "dtype": "bfloat16",
+        "seed": 7,
+        "trust_remote_code": True,
+        "quantization": "bitsandbytes",
+        "tensor_parallel_size": 2,
+        "gpu_memory_utilization": 0.9,
+        "max_model_len": None,
+        "enforce_eager": True,
+    }
+
+
+def test_another_model_is_written_to_a_folder_that_lives_as_long_as_the_engine() -> None:
+    engine = VLLMEngine()
+    engine.open(Arguments(is_checkpoint=False), sampling())
+    settings = FakeLLM.loaded[0].settings
+    assert settings["revision"] is None
+    assert list(engine.generate([asked("1 + 1?")]))
+    assert Path(settings["model"], "config.json").is_file()
+    engine.close()
+    assert not Path(settings["model"]).exists()
+
+
+@pytest.mark.parametrize("options", [{"quantization": "8bit"}, {"attn_implementation": "sdpa"}])
+def test_options_that_vllm_does_not_know_are_refused(options: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=f"model_options.{next(iter(options))}: engine 'vllm'"):
+        VLLMEngine().open(Arguments(**options), sampling())
+
+
+def test_what_vllm_cannot_load_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^engine 'vllm': cannot load 'org/name': max_model_len is too small$"):
+        VLLMEngine(max_model_len=1).open(Arguments(), sampling())
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match=r"^engine 'vllm': cannot load 'org/name': .*vllm"):
+        VLLMEngine().open(Arguments(), sampling())
+
+
+def test_a_batch_keeps_vllm_busy() -> None:
+    assert VLLMEngine().prompts_at_once(sampling(n=1)) == 4096
+    assert VLLMEngine().prompts_at_once(sampling(n=4096)) == 256
