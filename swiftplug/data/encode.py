@@ -4,8 +4,9 @@
 counted with its reason, never lost.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from swiftplug.plugin.tools_format import ToolsFormat
 TOO_LONG = "longer than max_length"
 UNTRAINED = "no token to train on"
 
-CHARACTERS = 2_000_000  # tokenized at once; while it is, a character of text takes some hundred bytes
+CHARACTERS = 2_000_000  # about so many are tokenized at once; while it is, a character of text takes some hundred bytes
 
 INTEGERS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
@@ -106,7 +107,13 @@ class RowEncoder:
                 conversations.append(to_conversation(row, origin, self.task, self.options.columns))
             except RowError as error:
                 report.drop(origin, error)
-        examples = [example for some in _batches(conversations) for example in self.encode(some, report)]
+        ends = accumulate(_count_characters(conversation) for conversation in conversations)
+        batches = groupby(zip(ends, conversations, strict=True), key=lambda item: item[0] // CHARACTERS)
+        examples = [
+            example
+            for _, batch in batches
+            for example in self.encode([conversation for _, conversation in batch], report)
+        ]
         table = pa.RecordBatch.from_pylist(examples, schema=self.schema)
         _count_tokens(table, report)
         return EncodedRows(table, report)
@@ -137,16 +144,9 @@ class RowEncoder:
         spans = [self._lay_weights(conversation, whole) for conversation, whole in usable]
         weights = token_weights(tokens.starts, tokens.ends, spans)
         labels = np.where(weights == 0, np.int32(IGNORED_LABEL), tokens.input_ids)
-        weighed: list[WeighedRow | RowError] = []
-        begin, ends = 0, iter(tokens.ends)
-        for whole in rendered:
-            if isinstance(whole, RowError):
-                weighed.append(whole)
-                continue
-            own = slice(begin, next(ends))
-            weighed.append(WeighedRow(whole, tokens.input_ids[own], tokens.starts[own], weights[own], labels[own]))
-            begin = own.stop
-        return weighed
+        columns = (tokens.input_ids, tokens.starts, weights, labels)
+        parts = zip(*(np.split(column, tokens.ends) for column in columns), strict=True)
+        return [whole if isinstance(whole, RowError) else WeighedRow(whole, *next(parts)) for whole in rendered]
 
     def cut(self, length: int) -> list[slice]:
         """The examples that a row of so many tokens becomes: itself, or what `too_long` makes of it."""
@@ -219,19 +219,8 @@ def _render_text(text: str) -> Rendered:
     return Rendered(text, [response, end_of_text], [])
 
 
-def _batches(conversations: Sequence[Conversation]) -> Iterator[list[Conversation]]:
-    """Batches of at most `CHARACTERS` characters, or of one row."""
-    batch: list[Conversation] = []
-    characters = 0
-    for conversation in conversations:
-        length = len(conversation.text or "") + sum(len(message["content"]) for message in conversation.messages)
-        if batch and characters + length > CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-        batch.append(conversation)
-        characters += length
-    if batch:
-        yield batch
+def _count_characters(conversation: Conversation) -> int:
+    return len(conversation.text or "") + sum(len(message["content"]) for message in conversation.messages)
 
 
 def _count_tokens(examples: pa.RecordBatch, report: SplitReport) -> None:

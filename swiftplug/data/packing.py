@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from swiftplug.plugin.loss import IGNORED_LABEL
 
-ROWS_A_BATCH = 256
+ROWS_PER_BATCH = 256
+UNTRAINED = {"labels": IGNORED_LABEL, "loss_scale": 0}
 
 
 def pack(lengths: Sequence[int] | np.ndarray, max_length: int) -> list[list[int]]:
@@ -59,13 +60,10 @@ def packed_batches(table: pa.Table, max_length: int) -> Generator[pa.RecordBatch
         each example is not trained: nothing before it in the row may be made to predict it.
     """
     lengths = table["length"].to_numpy()
-    untrained = {"labels": IGNORED_LABEL, "loss_scale": 0}
-    columns = {
-        name: _Lists(table[name]) for name in ("input_ids", "labels", "loss_scale") if name in table.column_names
-    }
+    columns = {name: _Lists(table[name]) for name in table.column_names if name != "length"}
     rows = pack(lengths, max_length)
-    for start in range(0, len(rows), ROWS_A_BATCH):
-        batch = rows[start : start + ROWS_A_BATCH]
+    for start in range(0, len(rows), ROWS_PER_BATCH):
+        batch = rows[start : start + ROWS_PER_BATCH]
         order = np.concatenate(batch)
         row_lengths = np.array([lengths[indices].sum() for indices in batch])
         offsets = pa.array(np.concatenate([[0], np.cumsum(row_lengths)]), pa.int32())
@@ -74,8 +72,8 @@ def packed_batches(table: pa.Table, max_length: int) -> Generator[pa.RecordBatch
         packed = {}
         for name, column in columns.items():
             values = column.joined(order)
-            if name in untrained:
-                values[firsts] = untrained[name]
+            if name in UNTRAINED:
+                values[firsts] = UNTRAINED[name]
             packed[name] = pa.ListArray.from_arrays(offsets, pa.array(values))
         position_ids = np.arange(ends[-1]) - np.repeat(firsts, lengths[order])
         packed["position_ids"] = pa.ListArray.from_arrays(offsets, pa.array(position_ids, pa.int32()))

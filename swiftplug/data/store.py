@@ -16,12 +16,15 @@ import pyarrow as pa
 from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
+from pydantic import TypeAdapter
 
 from swiftplug.data.read.report import SplitReport
 from swiftplug.errors import UserError
 
 ROWS = "rows.arrow"
 REPORT = "report.json"
+SPLIT_REPORT = TypeAdapter(SplitReport)
+
 LIMIT = 20_000_000_000  # bytes
 
 _in_use: list[ExitStack] = []  # locks on the entries that this process reads, held until it ends
@@ -123,7 +126,7 @@ def _open(entry: Path) -> StoredRows | None:
             facts = json.loads((entry / REPORT).read_text(encoding="utf-8"))
             if rows.stat().st_size != facts["bytes"]:
                 return None
-            stored = StoredRows(Dataset.from_file(str(rows)), SplitReport.from_json(facts["report"]))
+            stored = StoredRows(Dataset.from_file(str(rows)), SPLIT_REPORT.validate_python(facts["report"]))
             _in_use.append(lock.pop_all())
     except (OSError, ValueError, KeyError):
         return None
@@ -146,7 +149,7 @@ def _make(entry: Path, make: Callable[[SplitReport], Generator[pa.RecordBatch, N
                 writer.finalize(close_stream=False)
                 os.fsync(file.fileno())
         with _naming_folder(part):
-            facts = {"bytes": (part / ROWS).stat().st_size, "report": report.to_json()}
+            facts = {"bytes": (part / ROWS).stat().st_size, "report": SPLIT_REPORT.dump_python(report)}
             (part / REPORT).write_text(json.dumps(facts), encoding="utf-8")
             part.rename(entry)
     finally:

@@ -18,7 +18,7 @@ from transformers import PrinterCallback, set_seed
 
 from swiftplug.config.load import to_yaml
 from swiftplug.config.schema import TrainConfig
-from swiftplug.data.collate import Collator
+from swiftplug.data.batching import Collator
 from swiftplug.data.prepare import PreparedData
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry.choice import PluginChoice

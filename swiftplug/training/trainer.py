@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import EvalLoopOutput
 
-from swiftplug.data.sampler import EpochSampler
+from swiftplug.data.batching import EpochSampler
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.runs.marker import Marker

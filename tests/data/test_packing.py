@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from swiftplug.data.collate import Collator
+from swiftplug.data.batching import Collator
 from swiftplug.data.packing import pack, packed_batches
 
 

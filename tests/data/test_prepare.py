@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from swiftplug.config.schema import DataOptions
-from swiftplug.data.collate import Collator
+from swiftplug.data.batching import Collator
 from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import Registry

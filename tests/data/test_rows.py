@@ -188,6 +188,7 @@ def test_pt_needs_no_answer() -> None:
         ({"messages": [USER, ANSWER], "tools": {"a": 1}}, "`tools` is not a list", "an object"),
         ({"messages": [USER, ANSWER], "tools": [1]}, "neither text nor an object", "a number"),
         ({"conversations": [{"from": "bot", "value": "x"}]}, "unknown role", "'bot'"),
+        ({"conversations": [{"from": ["gpt"], "value": "x"}]}, "unknown role", "['gpt']"),
         ({"instruction": 5, "output": "x"}, "`instruction` or `input` is not text", "a number"),
         ({"instruction": "a", "output": "x", "history": ["q"]}, "`history` is not a list of pairs", '"q"'),
         ({"text": 5}, "`text` is not text", "a number"),

@@ -1,4 +1,4 @@
-"""Datasets are found by name and read as they are; what is wrong is told with its place."""
+"""Datasets are found by name and read as they are; what is wrong is reported with its place."""
 
 import json
 import os
@@ -200,10 +200,10 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
         (b'{"a": 1}\n{"a": 2,}\n', "a.jsonl:2: not JSON: "),
         (b'{"a": 1}\n\n{"a": "cut of', "a.jsonl:3: not JSON: Unterminated string"),
         (b'{"a": ' + b"1" * 5000 + b"}", "a.jsonl:1: not JSON: Exceeds the limit"),
-        (b'{"a": 1}\nprompt,completion\n', "'prompt,completion'; expected one object a line"),
+        (b'{"a": 1}\nprompt,completion\n', "'prompt,completion'; expected one object per line"),
         (b'{"a": 1}\n{"a": "\xe9t\xe9"}\n', "a.jsonl:2: not UTF-8 text: byte 0xe9 at 8"),
         ('{"a": 1}\n'.encode("utf-16"), "a.jsonl:1: not UTF-8 text: byte 0xff at 1"),
-        (b'[{"a": 1},\n {"a": }]', "a.jsonl:2: not JSON: Expecting value (column 8)"),
+        (b'[{"a": 1},\n {"a": }]', "a.jsonl:2: not JSON: Expecting value at column 8"),
     ],
 )
 def test_broken_json(tmp_path: Path, content: bytes, message: str) -> None:

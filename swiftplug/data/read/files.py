@@ -10,12 +10,12 @@ from swiftplug.data.read.conversation import RawRow, RowOrigin
 from swiftplug.errors import UserError
 
 PARQUET_BATCH = 256
-LONGEST_CELL = 2**31 - 1  # csv refuses cells above 128 KiB unless told otherwise
+LONGEST_CELL = 2**31 - 1  # by default the csv module refuses cells above 128 KiB
 BOM = b"\xef\xbb\xbf"
 
 
 def read_json(path: Path) -> Iterator[RawRow]:
-    """One object a line, or one list of objects; blank lines are skipped.
+    """One object per line, or one list of objects; blank lines are skipped.
 
     Every line is parsed by itself, so rows may differ in their columns and in the types of them.
 
@@ -23,15 +23,16 @@ def read_json(path: Path) -> Iterator[RawRow]:
         UserError: A line is not JSON or not UTF-8.
     """
     with path.open("rb") as file:
-        start = file.read(4096).removeprefix(BOM).lstrip()
-    if start.startswith(b"["):
-        yield from _read_json_list(path)
-        return
-    with path.open("rb") as file:
+        is_list = file.read(4096).removeprefix(BOM).lstrip().startswith(b"[")
+        file.seek(0)
+        if is_list:
+            rows = _parse(_decode(file.read().removeprefix(BOM), path, 1), path, 1)
+            yield from (RawRow(row, RowOrigin(str(path), number)) for number, row in enumerate(rows, 1))
+            return
         for number, line in enumerate(file, 1):
-            text = _decoded(line.removeprefix(BOM) if number == 1 else line, f"{path}:{number}")
+            text = _decode(line.removeprefix(BOM) if number == 1 else line, path, number)
             if text.strip():
-                yield RawRow(_parsed(text, path, number), RowOrigin(str(path), number))
+                yield RawRow(_parse(text, path, number), RowOrigin(str(path), number))
 
 
 def read_csv(path: Path) -> Iterator[RawRow]:
@@ -44,8 +45,7 @@ def read_csv(path: Path) -> Iterator[RawRow]:
     """
     csv.field_size_limit(LONGEST_CELL)
     with path.open("rb") as file:
-        lines = (_decoded(line, f"{path}:{number}") for number, line in enumerate(file, 1))
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader((_decode(line, path, number) for number, line in enumerate(file, 1)), strict=True)
         try:
             header = [name.removeprefix("\ufeff").strip() for name in next(reader, [])]
             if len(set(header)) < len(header):
@@ -73,11 +73,9 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
     try:
         with pq.ParquetFile(path) as file:
             features = Features.from_arrow_schema(file.schema_arrow)
-            number = 0
-            for batch in file.iter_batches(PARQUET_BATCH):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield RawRow(without_nulls(features.decode_example(row)), RowOrigin(str(path), number))
+            rows = (row for batch in file.iter_batches(PARQUET_BATCH) for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield RawRow(without_nulls(features.decode_example(row)), RowOrigin(str(path), number))
     except pa.ArrowException as error:
         raise UserError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
 
@@ -100,29 +98,27 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _read_json_list(path: Path) -> Iterator[RawRow]:
-    text = _decoded(path.read_bytes().removeprefix(BOM), str(path))
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from None
-    for number, row in enumerate(rows, 1):
-        yield RawRow(row, RowOrigin(str(path), number))
-
-
-def _decoded(raw: bytes, where: str) -> str:
+def _decode(raw: bytes, path: Path, line: int) -> str:
+    """The text of bytes that begin on a line of the file."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 text: byte {raw[error.start]:#04x} at {error.start + 1}") from None
+        line += raw.count(b"\n", 0, error.start)
+        column = error.start - raw.rfind(b"\n", 0, error.start)
+        raise UserError(f"{path}:{line}: not UTF-8 text: byte {raw[error.start]:#04x} at {column}") from None
 
 
-def _parsed(text: str, path: Path, number: int) -> Any:
+def _parse(text: str, path: Path, line: int) -> Any:
+    """The JSON value of a text that begins on a line of the file."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        cause = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        cause = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            cause = f"{error.msg} at column {error.colno}"
+            line += error.lineno - 1
+            text = text.split("\n")[error.lineno - 1]
         found = text.strip()
         shown = found if len(found) <= 40 else f"{found[:37]}..."
-        expected = "one object a line" if path.suffix != ".json" else "a list of rows, or one object a line"
-        raise UserError(f"{path}:{number}: not JSON: {cause}: {shown!r}; expected {expected}") from None
+        expected = "one object per line" if path.suffix != ".json" else "a list of rows, or one object per line"
+        raise UserError(f"{path}:{line}: not JSON: {cause}: {shown!r}; expected {expected}") from None

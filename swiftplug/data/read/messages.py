@@ -7,9 +7,11 @@ from typing import Any
 from swiftplug.data.read.conversation import RowError
 from swiftplug.errors import nearest
 
+Messages = list[dict[str, Any]]
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-# Who may speak after whom; "" is the start, and a system message may only be there.
+# Which role may follow which; "" is the start, and a system message may only be there.
 FOLLOWS = {
     "": {"system", "developer", "user"},
     "system": {"user"},
@@ -19,8 +21,10 @@ FOLLOWS = {
     "tool": {"tool", "assistant"},
 }
 
+JSON_TYPES = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
 
-def parse_messages(value: Any, column: str) -> list[dict[str, Any]]:
+
+def parse_messages(value: Any, column: str) -> Messages:
     """Check a list of messages (or its JSON text) and bring each into one form.
 
     Args:
@@ -38,64 +42,6 @@ def parse_messages(value: Any, column: str) -> list[dict[str, Any]]:
     if not isinstance(value, list):
         raise RowError(f"`{column}` is not a list of messages", f"it is {describe(value)}")
     return [_parse_message(message, f"message {number}") for number, message in enumerate(value, 1)]
-
-
-def parse_json(value: Any, column: str) -> Any:
-    """What a column holds, read from its JSON text where a CSV or a Parquet file had to write it so."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise RowError(f"`{column}` is text that is not JSON", str(error)) from None
-
-
-def text_of(value: Any, where: str) -> str:
-    """The text of a content: a string, null (no text), or a list of text parts, which are joined."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return check_text(value, where)
-    if not isinstance(value, list):
-        raise RowError("a content is not text", f"{where} is {describe(value)}")
-    texts = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else describe(part)
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise RowError("a content is not text", f"{where} has a part of type {kind!r}; only text is supported")
-        texts.append(check_text(part["text"], where))
-    return "".join(texts)
-
-
-def check_text(value: str, where: str) -> str:
-    """The text itself, if UTF-8 can write it; JSON can spell half a surrogate pair, which no tokenizer takes."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RowError("a text holds half a character", f"{where} has {value[error.start]!a}") from None
-    return value
-
-
-def check_turns(messages: list[dict[str, Any]]) -> None:
-    """Check that roles take turns: one system message first at most, then user, assistant, and tool after assistant.
-
-    Raises:
-        RowError: They do not.
-    """
-    before = ""
-    for number, message in enumerate(messages, 1):
-        role = message["role"]
-        if role not in FOLLOWS[before]:
-            place = f"after {before!r}" if before else "first"
-            expected = " or ".join(repr(each) for each in sorted(FOLLOWS[before]))
-            raise RowError("roles out of order", f"message {number} is {role!r} {place}, expected {expected}")
-        before = role
-
-
-def describe(value: Any) -> str:
-    """What a JSON value is, in the words of JSON."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(value), "null" if value is None else type(value).__name__)
 
 
 def parse_tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
@@ -116,22 +62,46 @@ def parse_tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else {}
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RowError("a tool call has no name", where)
-        arguments = _arguments(function.get("arguments") or {}, where)
+        arguments = _parse_arguments(function.get("arguments") or {}, where)
         outer = {key: item for key, item in call.items() if key not in ("name", "arguments") and item is not None}
         calls.append({"type": "function", **outer, "function": {"name": function["name"], "arguments": arguments}})
     return calls
 
 
-def _arguments(value: Any, where: str) -> dict[str, Any] | str:
-    if isinstance(value, str):
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            return value
-        return parsed if isinstance(parsed, dict) else value
-    if not isinstance(value, dict):
-        raise RowError("a tool call's arguments are neither an object nor text", f"{where} has {describe(value)}")
-    return value
+def check_turns(messages: Messages) -> None:
+    """Refuse roles that do not take turns: at most one system message first, then user, assistant, and tools."""
+    before = ""
+    for number, message in enumerate(messages, 1):
+        role = message["role"]
+        if role not in FOLLOWS[before]:
+            place = f"after {before!r}" if before else "first"
+            expected = " or ".join(map(repr, sorted(FOLLOWS[before])))
+            raise RowError("roles out of order", f"message {number} is {role!r} {place}, expected {expected}")
+        before = role
+
+
+def check_encoding(text: str, where: str) -> str:
+    """The text, if UTF-8 can write it: JSON can spell half a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError("a text holds half a character", f"{where} has {text[error.start]!a}") from None
+    return text
+
+
+def parse_json(value: Any, column: str) -> Any:
+    """What a column holds, read from its JSON text where a CSV or a Parquet file had to write it so."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise RowError(f"`{column}` is text that is not JSON", str(error)) from None
+
+
+def describe(value: Any) -> str:
+    """What a JSON value is, in the words of JSON."""
+    return "null" if value is None else JSON_TYPES.get(type(value), type(value).__name__)
 
 
 def _parse_message(message: Any, where: str) -> dict[str, Any]:
@@ -141,7 +111,7 @@ def _parse_message(message: Any, where: str) -> dict[str, Any]:
     if role not in ROLES:
         raise RowError("a message has an unknown role", f"{where} has {role!r}{nearest(str(role), ROLES)}")
     parsed = {key: value for key, value in message.items() if value is not None}
-    parsed["content"] = text_of(message.get("content"), where)
+    parsed["content"] = _join_content(message.get("content"), where)
     if parsed.pop("tool_calls", None):
         parsed["tool_calls"] = parse_tool_calls(message["tool_calls"], where)
     if not isinstance(parsed.get("reasoning_content", ""), str):
@@ -152,3 +122,28 @@ def _parse_message(message: Any, where: str) -> dict[str, Any]:
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise RowError("`loss_scale` is not a finite number", f"{where} has {scale!r}")
     return parsed
+
+
+def _join_content(value: Any, where: str) -> str:
+    """The text of a content: a string, null (no text), or a list of text parts, which are joined."""
+    if value is None or isinstance(value, str):
+        return check_encoding(value or "", where)
+    if not isinstance(value, list):
+        raise RowError("a content is not text", f"{where} is {describe(value)}")
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else describe(part)
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise RowError("a content is not text", f"{where} has a part of type {kind!r}; only text is supported")
+    return check_encoding("".join(part["text"] for part in value), where)
+
+
+def _parse_arguments(value: Any, where: str) -> dict[str, Any] | str:
+    if isinstance(value, str):
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            return value
+        return parsed if isinstance(parsed, dict) else value
+    if not isinstance(value, dict):
+        raise RowError("a tool call's arguments are neither an object nor text", f"{where} has {describe(value)}")
+    return value

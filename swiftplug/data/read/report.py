@@ -1,8 +1,7 @@
 """What became of the rows of a run: how many were read, used, cut and left out, and why."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from swiftplug.data.read.conversation import RowError, RowOrigin
 
@@ -72,16 +71,6 @@ class SplitReport:
         dropped = self.dropped.setdefault(reason, Dropped())
         dropped.count += more.count
         dropped.examples = (dropped.examples + more.examples)[:EXAMPLES]
-
-    def to_json(self) -> dict[str, Any]:
-        """The counts, of JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, counts: dict[str, Any]) -> "SplitReport":
-        """The counts that `to_json` returned."""
-        dropped = {reason: Dropped(**each) for reason, each in counts["dropped"].items()}
-        return cls(**{**counts, "dropped": dropped})
 
     def lines(self, name: str) -> list[str]:
         """The counts of the split of this name as a few lines to print."""

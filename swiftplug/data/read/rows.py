@@ -6,15 +6,14 @@ from typing import Any, Literal
 
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.read.messages import (
-    check_text,
+    Messages,
+    check_encoding,
     check_turns,
     describe,
     parse_json,
     parse_messages,
     parse_tool_calls,
 )
-
-Messages = list[dict[str, Any]]
 
 LABELLED = ("a label in place of an answer", "sft trains answers; a label is for classification")
 
@@ -34,9 +33,8 @@ def to_conversation(
 ) -> Conversation:
     """Bring a row of any accepted format into the one form that is rendered.
 
-    The format is told by the columns, the first that fits: `messages`; `conversations`; `prompt` with `completion`
-    or `chosen`; `chosen` and `rejected` alone; `instruction` or `output`; `text` (for `pt`, first of all). Of a
-    preference row the answer preferred is trained. `system`, `history` and `tools` go with any of them.
+    The first of `FORMATS` whose columns the row has is its format; a `text` is read where there is none, and for `pt`
+    first of all. Of a preference row the preferred answer is trained. `system`, `history` and `tools` go with any.
 
     Args:
         row: The row, as JSON has it.
@@ -52,95 +50,108 @@ def to_conversation(
     """
     if not isinstance(row, dict):
         raise RowError("a row is not an object", f"it is {describe(row)}")
-    rest = {name: value for name, value in row.items() if name not in (columns or {})}
-    rest |= {new: row[old] for old, new in (columns or {}).items() if old in row}
+    columns = columns or {}
+    rest = {name: value for name, value in row.items() if name not in columns}
+    rest |= {new: row[old] for old, new in columns.items() if old in row}
 
-    if rest.get("text") is not None and (task == "pt" or not _reader(rest)):
-        return _plain_text(rest, origin, task)
-    reader = _reader(rest)
-    if reader is None:
+    has = {name for name, value in rest.items() if value is not None}
+    parse = next((parse for needed, parse in FORMATS if needed <= has), None)
+    if "text" in has and (task == "pt" or parse is None):
+        return _text_conversation(rest, origin, task)
+    if parse is None:
         found = ", ".join(map(repr, row)) or "none"
         raise RowError("no known columns", f"found {found}, expected e.g. 'messages' (data.columns renames)")
-    messages = reader(rest)
+    messages = parse(rest)
     system = rest.pop("system", None)
     if isinstance(system, str) and system and messages and messages[0]["role"] not in ("system", "developer"):
         messages.insert(0, {"role": "system", "content": system})
-    tools = _tools(rest.pop("tools", None))
+    tools = _parse_tools(rest.pop("tools", None))
     if not messages:
         raise RowError("no messages")
     if task == "sft":
-        _check_answer(messages, rest)
+        _check_answer(messages[-1], rest.get("label"))
     check_turns(messages)
     return Conversation(messages=messages, origin=origin, tools=tools, columns=rest)
 
 
-def _reader(row: dict[str, Any]) -> Callable[[dict[str, Any]], Messages] | None:
-    """What reads the messages of a row with these columns; it takes the columns it reads out of the row."""
-    has = {name for name, value in row.items() if value is not None}
-    if "messages" in has:
-        return lambda rest: parse_messages(rest.pop("messages"), "messages")
-    if "conversations" in has:
-        return _sharegpt
-    if "prompt" in has or {"chosen", "rejected"} <= has:
-        return _prompted
-    if "instruction" in has or "output" in has:
-        return _alpaca
-    return None
-
-
-def _plain_text(rest: dict[str, Any], origin: RowOrigin, task: str) -> Conversation:
+def _text_conversation(rest: dict[str, Any], origin: RowOrigin, task: str) -> Conversation:
     text = rest.pop("text")
     if not isinstance(text, str):
         raise RowError("`text` is not text", f"it is {describe(text)}")
     if task == "sft" and rest.get("label") is not None:
         raise RowError(*LABELLED)
-    if not check_text(text, "`text`").strip():
+    if not check_encoding(text, "`text`").strip():
         raise RowError("the text is empty")
     return Conversation(messages=[], origin=origin, text=text, columns=rest)
 
 
-def _sharegpt(rest: dict[str, Any]) -> Messages:
+# The parsers of formats. Each takes the columns it reads out of the row.
+
+
+def _parse_chat(rest: dict[str, Any]) -> Messages:
+    return parse_messages(rest.pop("messages"), "messages")
+
+
+def _parse_sharegpt(rest: dict[str, Any]) -> Messages:
     """`from` and `value`; turns that already have `role` and `content` are taken as they are."""
     turns = parse_json(rest.pop("conversations"), "conversations")
     if isinstance(turns, list):
-        turns = [_sharegpt_turn(turn, f"turn {number}") for number, turn in enumerate(turns, 1)]
+        turns = [_parse_sharegpt_turn(turn, f"turn {number}") for number, turn in enumerate(turns, 1)]
     return parse_messages(turns, "conversations")
 
 
-def _sharegpt_turn(turn: Any, where: str) -> Any:
+def _parse_sharegpt_turn(turn: Any, where: str) -> Any:
     if not isinstance(turn, dict) or "from" not in turn:
         return turn
     speaker = turn["from"]
     other = {key: value for key, value in turn.items() if key not in ("from", "value")}
     if speaker == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": parse_tool_calls(turn.get("value"), where), **other}
-    if speaker not in SHAREGPT_ROLES:
+    role = SHAREGPT_ROLES.get(str(speaker))
+    if role is None:
         known = ", ".join([*SHAREGPT_ROLES, "function_call"])
         raise RowError("a message has an unknown role", f"{where} is from {speaker!r}; choose from: {known}")
-    return {"role": SHAREGPT_ROLES[speaker], "content": turn.get("value"), **other}
+    return {"role": role, "content": turn.get("value"), **other}
 
 
-def _prompted(rest: dict[str, Any]) -> Messages:
+def _parse_prompt(rest: dict[str, Any]) -> Messages:
     """A prompt and its completion, or the chosen one of two; each a text or a list of messages."""
-    prompt = _as_messages(rest.pop("prompt", None), "user", "prompt")
-    key = "completion" if rest.get("completion") is not None else "chosen"
-    answer = _as_messages(rest.pop(key, None), "assistant", key)
+    prompt = _parse_turns(rest, "prompt", "user")
+    answer = _parse_turns(rest, "completion" if rest.get("completion") is not None else "chosen", "assistant")
     if answer and answer[0]["role"] != "assistant":
         return answer  # the whole conversation, the prompt once more among it
-    return _history(rest) + prompt + answer
+    return _parse_history(rest) + prompt + answer
 
 
-def _alpaca(rest: dict[str, Any]) -> Messages:
+def _parse_alpaca(rest: dict[str, Any]) -> Messages:
     """`instruction` and `input`, joined by a line break, and `output`."""
-    asked = [part for part in (rest.pop("instruction", None), rest.pop("input", None)) if part not in (None, "")]
-    for part in asked:
+    question = [part for part in (rest.pop("instruction", None), rest.pop("input", None)) if part not in (None, "")]
+    for part in question:
         if not isinstance(part, str):
             raise RowError("`instruction` or `input` is not text", f"it is {describe(part)}")
-    question = [{"role": "user", "content": "\n".join(asked)}] if asked else []
-    return _history(rest) + question + _as_messages(rest.pop("output", None), "assistant", "output")
+    asked = [{"role": "user", "content": "\n".join(question)}] if question else []
+    return _parse_history(rest) + asked + _parse_turns(rest, "output", "assistant")
 
 
-def _history(rest: dict[str, Any]) -> Messages:
+FORMATS: tuple[tuple[set[str], Callable[[dict[str, Any]], Messages]], ...] = (
+    ({"messages"}, _parse_chat),
+    ({"conversations"}, _parse_sharegpt),
+    ({"prompt"}, _parse_prompt),
+    ({"chosen", "rejected"}, _parse_prompt),
+    ({"instruction"}, _parse_alpaca),
+    ({"output"}, _parse_alpaca),
+)
+
+
+def _parse_turns(rest: dict[str, Any], column: str, role: str) -> Messages:
+    """A column that holds messages, or the text of one by this role."""
+    value = rest.pop(column, None)
+    if value is None:
+        return []
+    return parse_messages(value if isinstance(value, list) else [{"role": role, "content": value}], column)
+
+
+def _parse_history(rest: dict[str, Any]) -> Messages:
     """Earlier rounds: a list of pairs of a question and its answer."""
     messages: Messages = []
     for pair in parse_json(rest.pop("history", None) or [], "history"):
@@ -150,13 +161,7 @@ def _history(rest: dict[str, Any]) -> Messages:
     return messages
 
 
-def _as_messages(value: Any, role: str, column: str) -> Messages:
-    if value is None:
-        return []
-    return parse_messages(value if isinstance(value, list) else [{"role": role, "content": value}], column)
-
-
-def _tools(value: Any) -> list[Any] | None:
+def _parse_tools(value: Any) -> list[Any] | None:
     value = parse_json(value or None, "tools")
     if not value:
         return None
@@ -168,13 +173,13 @@ def _tools(value: Any) -> list[Any] | None:
     return [parse_json(tool, "tools") if isinstance(tool, str) and tool.lstrip()[:1] == "{" else tool for tool in value]
 
 
-def _check_answer(messages: Messages, rest: dict[str, Any]) -> None:
-    last = messages[-1]
+def _check_answer(last: dict[str, Any], label: Any) -> None:
+    """Refuse a row that has no answer to train on."""
     if last["role"] != "assistant":
-        if rest.get("label") is not None:
+        if label is not None:
             raise RowError(*LABELLED)
         raise RowError("no answer", f"the last message is {last['role']!r}, expected 'assistant'")
-    if isinstance(rest.get("label"), bool):
+    if isinstance(label, bool):
         raise RowError("an answer labelled good or bad", "a true or false `label` is for alignment, not for sft")
     if not (last["content"].strip() or last.get("tool_calls") or last.get("reasoning_content")):
         raise RowError("the answer is empty")

@@ -1,9 +1,14 @@
-"""The order of examples in an epoch: at random, or at random among batches of about one length."""
+"""Examples become batches: in which order an epoch takes them, and the tensors they are laid into."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
+
+from swiftplug.plugin.loss import IGNORED_LABEL
 
 # Batches that are sorted by length together. More of them pad less, fewer mix better; 50 is what Transformers takes.
 BATCHES_TO_SORT = 50
@@ -69,3 +74,46 @@ class EpochSampler(Sampler[int]):
         groups[1:] = generator.permutation(groups[1:])
         rest = order[full:]
         return np.concatenate([groups.reshape(-1), rest[np.argsort(-self.lengths[rest], kind="stable")]])
+
+
+class Collator:
+    """Pads examples on the right, to the longest of the batch and no further.
+
+    Packed examples (with `position_ids`) are laid end to end in one row instead: their position ids restart at each
+    example, which together with the absence of an attention mask tells the model to keep them apart.
+
+    Args:
+        pad_token_id: What fills `input_ids`.
+
+    Example:
+        >>> Collator(0)([{"input_ids": [5, 6], "labels": [-100, 6]}, {"input_ids": [7], "labels": [7]}])["input_ids"]
+        tensor([[5, 6],
+                [7, 0]])
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.padding = {"input_ids": pad_token_id, "labels": IGNORED_LABEL, "loss_scale": 0, "position_ids": 0}
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            examples: Each with `input_ids`, `labels`, and where there are weights `loss_scale`, all of one length.
+                Other columns are left out.
+
+        Returns:
+            `input_ids` and `labels`, `(B, T)` int64; `loss_scale`, `(B, T)` float32, if the examples have it; and
+            `attention_mask`, `(B, T)` int64, or for packed examples `position_ids`, `(1, T)` int64.
+        """
+        packed = "position_ids" in examples[0]
+        batch = {}
+        for name, fill in self.padding.items():
+            if name not in examples[0]:
+                continue
+            dtype = np.float32 if name == "loss_scale" else np.int64
+            rows = [torch.from_numpy(np.array(example[name], dtype)) for example in examples]
+            batch[name] = torch.cat(rows)[None] if packed else pad_sequence(rows, True, fill)
+        if not packed:
+            lengths = torch.tensor([[len(example["input_ids"])] for example in examples])
+            batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths).long()
+        return batch
