@@ -1,10 +1,7 @@
 """`swiftplug preview`: rows as the model will see them, each token with its weight."""
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.encode import RowEncoder
@@ -13,10 +10,9 @@ from swiftplug.data.read.rows import to_conversation
 from swiftplug.data.read.sources import concatenate, open_source
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
-from swiftplug.preview.html import to_html
-from swiftplug.preview.rows import PreviewRow, build_preview_rows
-from swiftplug.preview.text import to_text
-from swiftplug.training.setup import OpenedRun, open_run
+from swiftplug.preview.output import to_html, to_json, to_text
+from swiftplug.preview.rows import PreviewRow, preview_rows
+from swiftplug.training.setup import open_run
 
 
 def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "json"], color: bool) -> str:
@@ -36,30 +32,18 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
         UserError: Something is wrong with the config or the data.
     """
     opened = open_run(config)
-    shown = list(_rows(config, opened, rows))
-    if format == "json":
-        return "[" + ",\n".join(json.dumps(_as_json(row), ensure_ascii=False) for row in shown) + "]"
-    return to_html(shown, opened.notes) if format == "html" else to_text(shown, opened.notes, color)
-
-
-def _rows(config: TrainConfig, opened: OpenedRun, limit: int) -> Iterator[PreviewRow]:
-    """The rows, used or left out, as encoding would have them."""
     plugins, options = opened.plugins, config.data
     source = concatenate([open_source(choice, plugins.registry, "dataset") for choice in config.dataset])
     loss_scale = combine([plugin.bound for plugin in plugins.loss_scales])
     encoder = RowEncoder(opened.source.tokenizer, plugins.tools.bound, loss_scale, config.task, options)
-    empty = True
-    for row, origin in islice(source.read(), limit):
-        empty = False
+    shown: list[PreviewRow] = []
+    for row, origin in islice(source.read(), rows):
         try:
-            conversation = to_conversation(row, origin, config.task, options.columns)
+            shown += preview_rows(to_conversation(row, origin, config.task, options.columns), encoder)
         except RowError as error:
-            yield PreviewRow(str(origin), dropped=str(error))
-            continue
-        yield from build_preview_rows([conversation], encoder)
-    if empty:
+            shown.append(PreviewRow(str(origin), dropped=str(error)))
+    if not shown:
         raise UserError(f"{source.name}: the dataset is empty")
-
-
-def _as_json(row: PreviewRow) -> dict[str, Any]:
-    return {**asdict(row), "counts": {f"{weight:g}": count for weight, count in row.counts.items()}}
+    if format == "json":
+        return to_json(shown)
+    return to_html(shown, opened.notes) if format == "html" else to_text(shown, opened.notes, color)

@@ -1,7 +1,6 @@
 """Rows as a preview shows them: the text of each token, its weight, and the segments they stand in."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -46,7 +45,7 @@ class PreviewRow:
         weights: The weight of each token.
         segments: Its segments.
         dropped: Why the row is left out; None for one that is used.
-        note: What else there is to say of it, or an empty text.
+        note: What was done to the row, or an empty text.
     """
 
     origin: str
@@ -67,60 +66,50 @@ class PreviewRow:
         """How many tokens train."""
         return sum(weight != 0 for weight in self.weights)
 
+    @property
+    def token_types(self) -> list[str]:
+        """The type of the segment that each token begins in."""
+        types = ["other"] * len(self.tokens)
+        for segment in self.segments:
+            types[segment.first_token : segment.end_token] = [segment.type] * (segment.end_token - segment.first_token)
+        return types
 
-def build_preview_rows(conversations: Sequence[Conversation], encoder: RowEncoder) -> list[PreviewRow]:
-    """Show conversations as an encoder encodes them.
 
-    Args:
-        conversations: The rows.
-        encoder: The encoder of the run.
-
-    Returns:
-        One preview per conversation, more for those that are split.
+def preview_rows(conversation: Conversation, encoder: RowEncoder) -> list[PreviewRow]:
+    """A conversation as the encoder encodes it: one row, or several where it is split.
 
     Raises:
+        RowError: The row cannot be rendered.
         UserError: The loss scale breaks its contract.
     """
-    shown: list[PreviewRow] = []
-    for conversation, row in zip(conversations, encoder.weigh(conversations), strict=True):
-        origin = str(conversation.origin)
-        if isinstance(row, RowError):
-            shown.append(PreviewRow(origin, dropped=str(row)))
-        else:
-            shown.extend(_parts(origin, row, encoder))
-    return shown
-
-
-def _parts(origin: str, row: WeighedRow, encoder: RowEncoder) -> list[PreviewRow]:
+    [row] = encoder.weigh([conversation])
+    if isinstance(row, RowError):
+        raise row
     length, max_length = len(row.input_ids), encoder.options.max_length
-    tokens = _texts(row, encoder.tokenizer)
-    weights = [float(f"{weight:.6g}") for weight in row.weights]
-    cuts = encoder.cut(length)
-    long = f"{length} tokens, max_length is {max_length}"
-    if not cuts:
-        cuts, dropped = [slice(0, length)], f"{TOO_LONG}: {long}"
-    else:
-        dropped = None
-    notes = [f"{encoder.too_long}: {long}"] if length > max_length and dropped is None else []
+    lengths = f"{length} tokens, max_length is {max_length}"
+    parts = encoder.cut(length)
+    dropped = None if parts else f"{TOO_LONG}: {lengths}"
+    notes = [f"{encoder.too_long}: {lengths}"] if parts and length > max_length else []
     if row.rendered.dropped:
         messages = ", ".join(str(index + 1) for index in row.rendered.dropped)
         notes.append(f"the chat template leaves out a part of message {messages}")
+    tokens = _token_texts(row, encoder.tokenizer)
+    weights = [float(f"{weight:.6g}") for weight in row.weights]
     return [
         PreviewRow(
-            origin,
-            row.input_ids[cut].tolist(),
-            tokens[cut],
-            weights[cut],
-            _segments(row, cut),
-            dropped if dropped or any(weights[cut][1:]) else UNTRAINED,
+            str(conversation.origin),
+            row.input_ids[part].tolist(),
+            tokens[part],
+            weights[part],
+            _segments(row, part),
+            dropped if dropped or any(weights[part][1:]) else UNTRAINED,
             "; ".join(notes),
         )
-        for cut in cuts
+        for part in parts or [slice(0, length)]
     ]
 
 
-def _texts(row: WeighedRow, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """The text of each token."""
+def _token_texts(row: WeighedRow, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     text, starts = row.rendered.text, row.starts
     bounds = np.maximum.accumulate([*starts, len(text)])
     bounds[0] = 0  # what no token stands for is shown with the one before it
@@ -134,17 +123,17 @@ def _texts(row: WeighedRow, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     return texts
 
 
-def _segments(row: WeighedRow, cut: slice) -> list[PreviewSegment]:
+def _segments(row: WeighedRow, part: slice) -> list[PreviewSegment]:
+    """The segments of a row, as far as they reach into a part of its tokens."""
     text, length = row.rendered.text, len(row.input_ids)
-    first = int(row.starts[cut.start]) if cut.start else 0
-    last = int(row.starts[cut.stop]) if cut.stop < length else len(text) + 1
+    first = int(row.starts[part.start]) if part.start else 0
+    last = int(row.starts[part.stop]) if part.stop < length else len(text) + 1
     segments = []
     for segment in row.rendered.segments:
         start, end = max(segment.start, first), min(segment.end, last)
         if start < end or (segment.start == segment.end and first <= start < last):
-            begins = np.searchsorted(row.starts, [start, end], side="left") - cut.start
-            from_token, to_token = np.clip(begins, 0, cut.stop - cut.start).tolist()
-            segments.append(
-                PreviewSegment(segment.type.value, text[start:end], from_token, to_token, segment.is_last_round)
-            )
+            begins = np.searchsorted(row.starts, [start, end], side="left") - part.start
+            from_token, to_token = np.clip(begins, 0, part.stop - part.start).tolist()
+            kind = segment.type.value
+            segments.append(PreviewSegment(kind, text[start:end], from_token, to_token, segment.is_last_round))
     return segments

@@ -17,10 +17,9 @@ from swiftplug.data.read.conversation import Conversation, RowOrigin
 from swiftplug.data.read.report import SplitReport
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
-from swiftplug.preview.html import to_html
+from swiftplug.preview.output import to_html, to_text
 from swiftplug.preview.preview import preview
-from swiftplug.preview.rows import PreviewRow, build_preview_rows
-from swiftplug.preview.text import to_text
+from swiftplug.preview.rows import PreviewRow, preview_rows
 
 ANSI = re.compile(r"\x1b\[([0-9;]*)m")
 
@@ -54,7 +53,8 @@ def _encoder(
 
 
 def _rows(conversations: list[Conversation], tokenizer: PreTrainedTokenizerFast, **settings: Any) -> list[PreviewRow]:
-    return build_preview_rows(conversations, _encoder(tokenizer, **settings))
+    encoder = _encoder(tokenizer, **settings)
+    return [row for conversation in conversations for row in preview_rows(conversation, encoder)]
 
 
 CONVERSATIONS = [_chat("<b>q & a</b>", "an answer: 42 👩‍👩‍👧 好", 1), _chat("q", "\x1b[31mred</span><script>", 2)]
