@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from swiftplug.builtin.callbacks import peak_flops
+from swiftplug.builtin.callbacks.perf_log import known_peak_tflops
 from swiftplug.errors import UserError
 from swiftplug.plugin.model_arch import attach_model_meta
 from swiftplug.plugin.registry import Registry
@@ -379,7 +379,7 @@ def test_peaks_of_devices(
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        assert peak_flops.peak_tflops(torch.device("cuda", 0), half) == expected
+        assert known_peak_tflops(torch.device("cuda", 0), half) == expected
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -388,16 +388,16 @@ def test_the_peak_of_tf32_as_trainer_switches_it_on() -> None:
     # In a process of its own: torch does not take back the mix of its old and new switches.
     script = """
 import torch
-from swiftplug.builtin.callbacks.peak_flops import peak_tflops
+from swiftplug.builtin.callbacks.perf_log import known_peak_tflops
 from transformers.utils.import_utils import enable_tf32
 torch.cuda.get_device_name = lambda device: "NVIDIA A100-SXM4-80GB"
 for on in (True, False):
     enable_tf32(on)
-    print(peak_tflops(torch.device("cuda", 0), False))
+    print(known_peak_tflops(torch.device("cuda", 0), False))
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout.split() == ["156.0", "19.5"], result.stderr
 
 
 def test_no_peak_of_a_cpu() -> None:
-    assert peak_flops.peak_tflops(torch.device("cpu"), True) is None
+    assert known_peak_tflops(torch.device("cpu"), True) is None

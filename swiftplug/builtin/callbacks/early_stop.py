@@ -1,4 +1,4 @@
-"""Ends training when a metric of the evaluations no longer improves."""
+"""Early stopping."""
 
 import logging
 from typing import Any
@@ -7,24 +7,26 @@ from pydantic import NonNegativeFloat, PositiveInt
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from swiftplug.errors import UserError, nearest
+from swiftplug.plugin import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
 
 class EarlyStop(TrainerCallback, ExportableState):
-    """Stops after `patience` evaluations in a row without a new best; what it has seen is kept over a resume.
+    """Stops training after `patience` evaluations in a row without a better metric.
 
-    A metric is better when it is smaller if its name ends in `loss` or `perplexity`, and else when it is greater; for
-    `training.metric_for_best_model`, `training.greater_is_better` decides.
-
-    Args:
-        patience: How many evaluations without a new best end the run.
-        threshold: By how much a new best must be better than the last.
-        metric: The metric, with or without `eval_`. None is `training.metric_for_best_model`, else `eval_loss`.
+    A metric whose name ends in `loss` or `perplexity` is better when lower, any other when higher; for
+    `training.metric_for_best_model`, `training.greater_is_better` decides. A resumed run continues the count.
     """
 
     def __init__(self, patience: PositiveInt = 3, threshold: NonNegativeFloat = 0.0, metric: str | None = None) -> None:
+        """Set when to stop.
+
+        Args:
+            patience: Number of evaluations in a row without a new best after which training stops.
+            threshold: How much better than the last best a new best must be.
+            metric: The metric, with or without `eval_`. None is `training.metric_for_best_model`, or else `eval_loss`.
+        """
         self.patience = patience
         self.threshold = threshold
         self.metric = metric
@@ -41,10 +43,10 @@ class EarlyStop(TrainerCallback, ExportableState):
             )
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take note of an evaluation, and stop the run where it was the last to wait for.
+        """Compare the metric with the best so far, and stop the run when patience is used up.
 
         Raises:
-            UserError: If it did not give the metric.
+            UserError: The evaluation has no such metric.
         """
         metrics: dict[str, float] = kwargs["metrics"]
         chosen = self.metric or args.metric_for_best_model or "loss"
@@ -55,7 +57,7 @@ class EarlyStop(TrainerCallback, ExportableState):
         gain = 0.0 if self.best is None else value - self.best
         if not _greater_is_better(args, name):
             gain = -gain
-        # A NaN is neither a first best nor better than one.
+        # NaN is never a best.
         if (self.best is None and value == value) or gain > self.threshold:
             self.best, self.waited = value, 0
             return
@@ -71,7 +73,7 @@ class EarlyStop(TrainerCallback, ExportableState):
             )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the options, and what was seen."""
+        """What a checkpoint keeps: the options, and the count so far."""
         return {
             "args": {"patience": self.patience, "threshold": self.threshold, "metric": self.metric},
             "attributes": {"best": self.best, "waited": self.waited},

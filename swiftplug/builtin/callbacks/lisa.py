@@ -1,4 +1,4 @@
-"""LISA: layerwise importance sampled training (arXiv 2403.17919)."""
+"""LISA: layerwise importance sampling."""
 
 import random
 from typing import Any
@@ -9,22 +9,23 @@ from pydantic import PositiveInt
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_utils import unwrap_model
 
-from swiftplug.errors import UserError
-from swiftplug.plugin.model_arch import MODEL_ARCH_MAPPING
+from swiftplug.plugin import MODEL_ARCH_MAPPING, UserError
 
 
 class Lisa(TrainerCallback):
-    """Trains a few decoder layers at a time, drawn anew every `interval` steps; all else trains throughout.
+    """LISA (arXiv 2403.17919): trains a few random decoder layers at a time, and everything else all the time.
 
-    Which layers is a function of the seed and the step alone, so that a resumed run draws as an unbroken one does. A
-    layer that rests keeps its optimizer state and gets neither gradient nor weight decay.
-
-    Args:
-        n_layers: How many layers train at a time.
-        interval: After how many steps others are drawn.
+    The layers depend only on the seed and the step, so a resumed run draws the same ones. A layer that is not trained
+    keeps its optimizer state and gets neither gradient nor weight decay.
     """
 
     def __init__(self, n_layers: PositiveInt = 2, interval: PositiveInt = 20) -> None:
+        """Set how many layers are trained, and for how long.
+
+        Args:
+            n_layers: Number of layers trained at a time.
+            interval: Number of steps after which other layers are drawn.
+        """
         self.n_layers = n_layers
         self.interval = interval
         self._layers: list[list[torch.nn.Parameter]] = []
@@ -33,14 +34,14 @@ class Lisa(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the layers; the optimizer, made before, has the parameters of all of them.
+        """Find the layers; the optimizer already has the parameters of all of them.
 
         Raises:
-            UserError: If the model has adapters, or too few layers, or several processes would wait for gradients.
+            UserError: The model has adapters, or too few layers, or several processes would wait for gradients.
         """
         model: Any = unwrap_model(kwargs["model"])
         if isinstance(model, PeftModel):
-            raise UserError("callback lisa: an adapter's layers are small as they are; it goes with the tuner full")
+            raise UserError("callback lisa: the layers of an adapter are small already; it goes with the tuner full")
         if args.world_size > 1 and not args.ddp_find_unused_parameters:
             raise UserError("callback lisa: several processes need training.ddp_find_unused_parameters: true")
         keys = MODEL_ARCH_MAPPING[model.model_meta.model_arch]
@@ -53,7 +54,7 @@ class Lisa(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Draw layers where an interval begins, or where a resumed run enters one."""
+        """Draw layers at the start of an interval, or when a resumed run enters one."""
         period = state.global_step // self.interval
         if period == self._period:
             return
@@ -67,7 +68,7 @@ class Lisa(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Let all layers train again, as the tuner had it."""
+        """Make all layers trainable again, as the tuner had them."""
         for parameters in self._layers:
             for parameter in parameters:
                 parameter.requires_grad_(True)

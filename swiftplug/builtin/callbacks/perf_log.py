@@ -1,40 +1,43 @@
-"""Logs how fast and how large a run is: tokens per second, model FLOPs utilization, peak memory."""
+"""Throughput, utilization and memory of a training run."""
 
+import re
 import resource
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import PositiveFloat
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_utils import unwrap_model
 
-from swiftplug.builtin.callbacks.peak_flops import peak_tflops as known_peak
-
 _GIB = 2**30
 
 
 class PerfLog(TrainerCallback):
-    """Adds to each log of the training loss, and so to `log.jsonl`:
+    """Logs tokens per second, model FLOPs utilization and peak memory with each training loss.
 
-    - `tokens_per_second`: input tokens without padding, of all processes, over the time since the last log that went
-      into training; evaluations and checkpoints do not count.
-    - `mfu`: model FLOPs utilization (arXiv 2204.02311, appendix B), from 0 to 1: the FLOPs of the matrix products that
-      the model needs by its parameters, over what the devices could do. A frozen weight needs no gradient, so a token
-      costs 4 FLOPs for it rather than 6. Attention's own products are left out, recomputation is not model. Absent
-      where the device is not known, and for mixtures of experts.
-    - `peak_memory_gib`: the most memory of one process so far: allocated on its GPU, or resident where there is none.
+    They are added to every log that has the training loss, and so to `log.jsonl`:
 
-    Args:
-        peak_tflops: What one device could do, in 10^12 operations a second, where it is not known or to be another.
+    - `tokens_per_second`: input tokens of all processes, without padding, per second of training since the last log;
+      evaluations and checkpoints do not count.
+    - `mfu`: model FLOPs utilization (arXiv 2204.02311, appendix B), from 0 to 1: the FLOPs of the matrix products with
+      the model's parameters, divided by what the devices could do. A frozen weight needs no gradient, so a token costs
+      4 FLOPs for it instead of 6. Products inside attention, and recomputation, are not counted. Missing if the device
+      is unknown, and for mixtures of experts.
+    - `peak_memory_gib`: the highest memory of one process so far: allocated on its GPU, or resident if it has none.
     """
 
     def __init__(self, peak_tflops: PositiveFloat | None = None) -> None:
+        """Set the peak of a device.
+
+        Args:
+            peak_tflops: What one device could do, in 10^12 operations per second; None looks the device up.
+        """
         self.peak_tflops = peak_tflops
         self._flops_per_token: float | None = None
         self._peak: float | None = None
-        self._mark = 0.0
+        self._last_time = 0.0
         self._seconds = 0.0
         self._tokens = 0
 
@@ -44,21 +47,21 @@ class PerfLog(TrainerCallback):
         """Start the clock."""
         model = unwrap_model(kwargs["model"])
         self._flops_per_token = _flops_per_token(model)
-        self._peak = self.peak_tflops or known_peak(args.device, _computes_in_half(args, model))
+        self._peak = self.peak_tflops or known_peak_tflops(args.device, _computes_in_half(args, model))
         self._tokens = state.num_input_tokens_seen
         self._seconds = 0.0
-        self._mark = time.perf_counter()
+        self._last_time = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Count the time of a step."""
-        self._count_time()
+        """Add the time of a step."""
+        self._add_time()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add to a log of the training loss."""
+        """Add the figures to a log of the training loss."""
         logs: dict[str, Any] = kwargs["logs"]
         if "loss" not in logs:
             return
-        self._count_time()  # until now: reading the loss has waited for the device
+        self._add_time()  # until now: reading the loss waited for the device
         tokens_per_second = (state.num_input_tokens_seen - self._tokens) / self._seconds
         figures = {"tokens_per_second": round(tokens_per_second, 1)}
         if self._peak is not None and self._flops_per_token is not None:
@@ -66,28 +69,28 @@ class PerfLog(TrainerCallback):
             figures["mfu"] = round(per_device / (self._peak * 1e12), 4)
         figures["peak_memory_gib"] = round(_peak_memory(args.device) / _GIB, 3)
         logs.update(figures)
-        # Trainer has put a copy of the logs into the history already.
+        # Trainer has already put a copy of the logs into the history.
         state.log_history[-1].update(figures)
         self._tokens, self._seconds = state.num_input_tokens_seen, 0.0
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave the time of an evaluation out."""
-        self._mark = time.perf_counter()
+        """Do not count the time of an evaluation."""
+        self._last_time = time.perf_counter()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave the time of a checkpoint out."""
-        self._mark = time.perf_counter()
+        """Do not count the time of a checkpoint."""
+        self._last_time = time.perf_counter()
 
-    def _count_time(self) -> None:
+    def _add_time(self) -> None:
         now = time.perf_counter()
-        self._seconds += now - self._mark
-        self._mark = now
+        self._seconds += now - self._last_time
+        self._last_time = now
 
 
 def _flops_per_token(model: Any) -> float | None:
-    """FLOPs of forward and backward pass for one token: 2 a weight forward, 2 for its input's gradient, 2 for its own.
+    """FLOPs of forward and backward pass for one token; None for a mixture of experts, as a token skips most experts.
 
-    None for a mixture of experts: a token does not pass all of its weights.
+    Per weight: 2 forward, 2 for the gradient of its input, and 2 for its own gradient if it is trained.
     """
     config = model.config.to_dict()
     if any((config.get(name) or 0) > 1 for name in ("num_experts", "num_local_experts", "n_routed_experts")):
@@ -95,7 +98,7 @@ def _flops_per_token(model: Any) -> float | None:
     weights: int = model.num_parameters(exclude_embeddings=True)
     trained: int = model.num_parameters(only_trainable=True, exclude_embeddings=True)
     head = model.get_output_embeddings().weight
-    if head is model.get_input_embeddings().weight:  # then it was left out, but its product is made
+    if head is model.get_input_embeddings().weight:  # tied: excluded above, but its product is computed
         weights += head.numel()
         trained += head.numel() * head.requires_grad
     return 4.0 * weights + 2.0 * trained
@@ -111,3 +114,52 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _Peak(NamedTuple):
+    """Dense matrix products in 10^12 operations per second: bfloat16 or float16, TF32, float32 without tensor cores."""
+
+    half: float
+    tf32: float
+    float32: float
+
+
+# From NVIDIA's data sheets, without sparsity, by words of the device's name; the first that matches counts.
+_PEAKS = {
+    "B200": _Peak(2250.0, 1125.0, 75.0),
+    "H200 NVL": _Peak(835.5, 417.5, 60.0),
+    "H200": _Peak(989.4, 494.7, 66.9),
+    "H100 PCIe": _Peak(756.5, 378.0, 51.2),
+    "H100 NVL": _Peak(835.5, 417.5, 60.0),
+    "H100": _Peak(989.4, 494.7, 66.9),
+    "H800 PCIe": _Peak(756.5, 378.0, 51.2),
+    "H800": _Peak(989.4, 494.7, 66.9),
+    "A100": _Peak(312.0, 156.0, 19.5),
+    "A800": _Peak(312.0, 156.0, 19.5),
+    "A10": _Peak(125.0, 62.5, 31.2),
+    "L40S": _Peak(362.1, 183.0, 91.6),
+    "L4": _Peak(121.0, 60.0, 30.3),
+    "V100-PCIE": _Peak(112.0, 14.0, 14.0),
+    "V100": _Peak(125.0, 15.7, 15.7),
+}
+
+
+def known_peak_tflops(device: torch.device, half: bool) -> float | None:
+    """The peak of a device in 10^12 operations per second; None for a CPU, an unknown device, or a part of one (MIG).
+
+    Args:
+        device: Where the model is trained.
+        half: Whether matrix products are in bfloat16 or float16.
+    """
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    if "MIG" in name.split():
+        return None
+    peak = next((peak for words, peak in _PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
+    if peak is None:
+        return None
+    if half:
+        return peak.half
+    # The only switch that follows torch's two others, and Trainer's `tf32`.
+    return peak.tf32 if torch.backends.cuda.matmul.fp32_precision == "tf32" else peak.float32

@@ -1,4 +1,4 @@
-r"""Arithmetic word problems, made on the spot, with answers reasoned in steps that end in `\boxed{...}`."""
+r"""A dataset that needs no download: generated arithmetic word problems."""
 
 import hashlib
 import random
@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import datasets
 
-from swiftplug.errors import UserError
+from swiftplug.plugin import UserError
 
 Operator = Literal["+", "-"]
 Split = Literal["train", "test"]
@@ -23,8 +23,8 @@ EVENTS: dict[Operator, tuple[str, ...]] = {
 }
 QUESTIONS = ("How many {things} does {name} have now?", "How many {things} are left with {name}?")
 
-TEST_SHARE = 5  # one calculation in so many belongs to the test split
-ATTEMPTS = 2000  # draws in a row without a new problem after which there are taken to be no more
+TEST_SHARE = 5  # one calculation in five belongs to the test split
+ATTEMPTS = 2000  # after so many draws in a row without a new problem, there are assumed to be no more
 
 
 class Step(NamedTuple):
@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
     @property
     def result(self) -> int:
-        """What it comes to."""
+        """The value of the calculation."""
         return self.left + self.right if self.operator == "+" else self.left - self.right
 
     def __str__(self) -> str:
@@ -52,24 +52,24 @@ def arithmetic(
     max_steps: int = 2,
     max_number: int = 15,
 ) -> datasets.Dataset:
-    r"""Word problems, no two alike, of people who gain and lose things.
+    r"""Generated arithmetic word problems with step-by-step answers that end in `\boxed{...}`, all different.
 
-    Which split a problem belongs to is decided by its calculation, not by its words: no calculation of one split occurs
-    in the other, whatever the sizes, seeds and difficulties.
+    The split of a problem depends on its calculation, not on its words: no calculation of one split occurs in the
+    other, whatever the sizes, seeds and difficulties.
 
     Args:
-        size: How many problems.
-        seed: Decides which.
+        size: Number of problems.
+        seed: Seed of the problems.
         split: `train` or `test`.
-        min_steps: Fewest steps of an answer.
-        max_steps: Most steps of an answer; each number of steps is as frequent as any other.
-        max_number: Largest number that occurs, results of steps among them.
+        min_steps: Smallest number of steps in an answer.
+        max_steps: Largest number of steps in an answer; all numbers of steps are equally frequent.
+        max_number: Largest number that occurs, also as the result of a step.
 
     Returns:
-        Rows of `messages`, a question and its answer, and `solution`, the answer's last line: `\boxed{...}`.
+        Rows with `messages`, a question and its answer, and `solution`, the answer's last line: `\boxed{...}`.
 
     Raises:
-        UserError: A number that makes no problems, or more problems asked for than there are.
+        UserError: A number that allows no problems, or a size above the number of different problems.
     """
     if size < 1 or not 1 <= min_steps <= max_steps or max_number < 2:
         raise UserError(
@@ -80,9 +80,9 @@ def arithmetic(
     problems: dict[str, list[Step]] = {}
     attempts = 0
     while len(problems) < size:
-        steps = draw_steps(rng, rng.randint(min_steps, max_steps), max_number)
-        question = ask(rng, steps)
-        if belongs_to(steps) == split and question not in problems:
+        steps = _draw_steps(rng, rng.randint(min_steps, max_steps), max_number)
+        question = _write_question(rng, steps)
+        if _split_of(steps) == split and question not in problems:
             problems[question] = steps
             attempts = 0
         elif (attempts := attempts + 1) == ATTEMPTS:
@@ -90,11 +90,11 @@ def arithmetic(
                 f"dataset arithmetic: size={size}, but only {len(problems)} different problems were found with "
                 f"max_steps={max_steps} and max_number={max_number}; raise one of them or lower the size"
             )
-    return datasets.Dataset.from_list([to_row(question, steps) for question, steps in problems.items()])
+    return datasets.Dataset.from_list([_to_row(question, steps) for question, steps in problems.items()])
 
 
-def draw_steps(rng: random.Random, count: int, max_number: int) -> list[Step]:
-    """A chain of calculations, each of which goes on from the result of the one before; none leaves 1..max_number."""
+def _draw_steps(rng: random.Random, count: int, max_number: int) -> list[Step]:
+    """A chain of calculations, each starting from the last one's result; all results are in 1..max_number."""
     total = rng.randint(2, max_number)
     steps = []
     for _ in range(count):
@@ -105,8 +105,8 @@ def draw_steps(rng: random.Random, count: int, max_number: int) -> list[Step]:
     return steps
 
 
-def ask(rng: random.Random, steps: list[Step]) -> str:
-    """The question that a chain of calculations answers."""
+def _write_question(rng: random.Random, steps: list[Step]) -> str:
+    """The word problem for a chain of calculations."""
     pronoun = rng.choice(tuple(PEOPLE))
     name = rng.choice(PEOPLE[pronoun])
     friend = rng.choice([other for people in PEOPLE.values() for other in people if other != name])
@@ -119,14 +119,14 @@ def ask(rng: random.Random, steps: list[Step]) -> str:
     return " ".join(sentences)
 
 
-def belongs_to(steps: list[Step]) -> Split:
-    """The split that a chain of calculations is for."""
+def _split_of(steps: list[Step]) -> Split:
+    """The split that a chain of calculations belongs to."""
     digest = hashlib.sha256("; ".join(map(str, steps)).encode()).digest()
     return "test" if int.from_bytes(digest[:4], "big") % TEST_SHARE == 0 else "train"
 
 
-def to_row(question: str, steps: list[Step]) -> dict[str, Any]:
-    """The row of a problem."""
+def _to_row(question: str, steps: list[Step]) -> dict[str, Any]:
+    """A problem as a row of the dataset."""
     solution = rf"\boxed{{{steps[-1].result}}}"
     answer = "\n".join([*(f"Step {index}: {step}" for index, step in enumerate(steps, start=1)), solution])
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

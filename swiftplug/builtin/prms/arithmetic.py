@@ -1,11 +1,10 @@
-"""Does every step of an answer calculate correctly?"""
+"""The PRM that checks the calculations of an answer, step by step."""
 
 import re
 from typing import Any
 
-from swiftplug.builtin.prms.equations import verdicts
-from swiftplug.builtin.prms.signs import plain
-from swiftplug.plugin.rewards import PRM, InferRequest
+from swiftplug.builtin.prms.equations import check_equations
+from swiftplug.plugin import PRM, InferRequest
 
 NO_STEP = 0.0
 """The reward of an answer without an equation: it shows no calculation that could be right."""
@@ -14,15 +13,15 @@ _STEP = re.compile(r"^[ \t#>-]*Step[ \t]*\d+[ \t]*[:：.)–-]?", re.MULTILINE |
 
 
 class Arithmetic(PRM):
-    """One reward a step that has an equation: 1.0 if all its equations hold, else 0.0.
+    """Rewards each step of an answer that has an equation: 1.0 if all its equations hold, else 0.0.
 
-    A step goes from one `Step k:` at the beginning of a line to the next; in an answer without these each line is one.
-    Equations are `a + b = c` with the usual signs, chains of them, and the calculator annotations of GSM8K
-    (arXiv 2110.14168), `<<48/2=24>>`; `swiftplug.builtin.prms.equations` says what is read, and what rounding is right.
-    A step without an equation that can be read is left out: nothing can be said of it. An answer with no other gets the
-    single reward 0.0.
+    A step reaches from one `Step k:` at the start of a line to the next; in an answer without these, each line is a
+    step. Equations are `a + b = c` with the usual signs, chains of them, and the calculator annotations of GSM8K
+    (arXiv 2110.14168), `<<48/2=24>>`. A result may be rounded or cut off to the digits that it is written with, if it
+    has decimals or a percent sign, or follows `≈`.
 
-    Whether a calculation is the one that the question asks for is not seen here.
+    A step without an equation that is certain to be understood gets no reward. An answer with no other steps gets the
+    single reward 0.0. Whether a calculation is the one that the question asks for is not checked.
 
     Example:
         >>> answer = "Step 1: 48 / 2 = 24\\nStep 2: so there are more of them\\nStep 3: 48 + 24 = 62"
@@ -31,15 +30,50 @@ class Arithmetic(PRM):
     """
 
     def __call__(self, infer_requests: list[InferRequest], **kwargs: Any) -> list[float | list[float]]:
-        """See `PRM.__call__`. References play no part."""
-        return [rewards(request.messages[-1]["content"]) or NO_STEP for request in infer_requests]
+        """See `PRM.__call__`. References are ignored."""
+        return [step_rewards(request.messages[-1]["content"]) or NO_STEP for request in infer_requests]
 
 
-def rewards(answer: str) -> list[float]:
+def step_rewards(answer: str) -> list[float]:
     """The reward of each step that has an equation."""
-    answer = plain(answer)
+    answer = normalize(answer)
     steps = _STEP.split(answer)
     if len(steps) == 1:
         steps = answer.splitlines()
-    checked = [list(verdicts(step)) for step in steps]
-    return [float(all(equations)) for equations in checked if equations]
+    verdicts = [list(check_equations(step)) for step in steps]
+    return [float(all(holds)) for holds in verdicts if holds]
+
+
+_SIGNS = (
+    {full_width: full_width - 0xFEE0 for full_width in range(0xFF01, 0xFF5F)}
+    | str.maketrans("−×✕⋅∙÷≅≃{}[]", "-****/≈≈()()")
+    | str.maketrans({"²": "^2", "³": "^3"})
+    | dict.fromkeys(map(ord, "$€£¥￥₹"), " ")
+)
+_LATEX_SIGNS = {"times": "*", "cdot": "*", "div": "/", "approx": "≈", "dfrac": r"\frac", "tfrac": r"\frac"}
+_LATEX = re.compile(r"\\(times|cdot|div|approx|dfrac|tfrac|left|right|boxed)(?![a-zA-Z])|\\[,;! $]|\\(?=%)")
+_FRACTION = re.compile(r"\\frac\{([^{}]*)\}\{([^{}]*)\}")
+_LIST_MARKER = re.compile(r"^[ \t]*(?:[-*•·]|\d{1,3}[.)])[ \t]+", re.MULTILINE)
+_TIMES = re.compile(r"(?<=[\d)%])[ \t]*[xX·][ \t]*(?=[\d(.])")
+_POWER_OR_BOLD = re.compile(r"(?P<power>(?<=[\d)])\*\*(?=[\d(]))|\*\*")
+_ARROW = re.compile(r"[-=]{1,3}>")
+_TIME_OF_DAY = re.compile(r"(?<!\d)\d+(?::\d+)+")
+_PER = re.compile(r"/[ \t]*(?=[^\W\d_])")
+
+
+def normalize(text: str) -> str:
+    r"""A text with one sign for each operation, and without markers of lists and bold type; its lines are kept.
+
+    Multiplication is `*`, division `/`, a power `^`, approximate equality `≈`; all parentheses are round. Currency
+    signs are removed, and so is what has such signs but calculates nothing: times of day, arrows, `miles / hour`.
+
+    Example:
+        >>> normalize(r"- **Total:** 3 × 4 = \frac{24}{2}")
+        'Total: 3 * 4 = ((24)/(2))'
+    """
+    if "\\" in text:
+        text = _LATEX.sub(lambda command: _LATEX_SIGNS.get(command[1] or "", ""), text)
+        text = _FRACTION.sub(r"((\1)/(\2))", text)
+    text = _LIST_MARKER.sub("", text).replace("{,}", ",").translate(_SIGNS)
+    text = _POWER_OR_BOLD.sub(lambda stars: "^" if stars["power"] else "", _TIMES.sub("*", text))
+    return _PER.sub(" per ", _TIME_OF_DAY.sub("time", _ARROW.sub(";", text)))

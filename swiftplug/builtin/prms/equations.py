@@ -1,151 +1,121 @@
-"""Equations of numbers in running text: found, and checked.
+"""Equations of numbers in running text: find, calculate and compare them.
 
-What is read is sure; what is not sure is left unread. `2 * 3 = 6 apples` is read. `half of 10 + 3 = 8` is not, nor is
-`5 - 2 = 3 apples + 4 pears`: a word decides there what the equation says.
+Only what is certain is read. `2 * 3 = 6 apples` is read. `half of 10 + 3 = 8` is not, nor is
+`5 - 2 = 3 apples + 4 pears`: there, words decide what the equation means.
 """
 
+import ast
+import operator
 import re
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
 
-from swiftplug.builtin.prms.expressions import Number, UnreadableError, Value, evaluate
+# Limits that keep every text fast.
+MAX_CHARS = 300  # of one side of an equation
+MAX_BITS = 512  # of a numerator or a denominator
+MAX_EXPONENT = 64
 
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")
-
-# The longest stretch that no word and no punctuation breaks.
-_RUN = re.compile(r"(?:[\d+\-*/^()%=≈]|\.(?=\d))(?:[\d+\-*/^()%=≈ \t]|\.(?=\d)|(?<=\d),(?=\d{3}))*")
-_TOKEN = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+|[^\s\d]")
+# A stretch that neither a word nor punctuation interrupts.
+_STRETCH = re.compile(r"((?:[\d+\-*/^()%=≈]|\.(?=\d))(?:[\d+\-*/^()%=≈ \t]|\.(?=\d)|(?<=\d),(?=\d{3}))*)")
 _RELATION = re.compile(r"(=+|≈)")
-_STOP = re.compile(r"[^\w\s'’]")
+_PUNCTUATION = re.compile(r"[^\w\s'’+\-*/^()%=≈.,]|\.(?!\d)|(?<!\d),|,(?!\d{3})")
+_NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+")
 _OPERATORS = ("+", "-", "*", "/", "^")
-MAX_CHARS = 300  # of one side
+_PERCENTS = (Fraction(1, 100), Fraction(1))  # what a percent sign may mean
 
-# Words that take the number next to them into something longer, or scale it.
-_OPERATION = re.compile(
-    r"(?:\b(?:(?:half|third|quarter|fourth|fifth|tenth|percent)s? of"
-    r"|x|times|by|plus|minus|over|than|half|twice|double|triple|dozen|hundred|thousand|million)|[乘加减以])\s*$",
-    re.IGNORECASE,
+_WORDS = r"(?:[^\W\d]|[\s'’])+"
+# Text before the first side that makes it part of a longer expression.
+_JOINS_FIRST_SIDE = re.compile(
+    rf"""
+    \d.*[-+*/^]{_WORDS}$                                             # 3 + what 4 + 1 = 5
+    | [\d+\-*/^()%=≈]\s*of\s*$                                       # 20% of 50 + 1 = 11
+    | (?<![^\W\d])(?:(?:half|third|quarter|fourth|fifth|tenth|percent)s?[ ]of|x|times|by|plus|minus|over|than|half|twice
+        |double|triple|dozen|hundred|thousand|million)\s*$           # twice 10 + 3 = 23
+    | [乘加减以]\s*$
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-_SCALE = re.compile(
-    r"\s*(?:(?:remainder|dozen|hundred|thousand|million|billion|percent|cents?)\b|[余打百千万亿])", re.IGNORECASE
+# Text behind the last side that makes it part of a longer expression, or scales it.
+_JOINS_LAST_SIDE = re.compile(
+    rf"""
+    [A-Z](?![A-Z])                                                   # 26 = 5 + 3x
+    | \s*(?:(?:remainder|dozen|hundred|thousand|million|billion|percent|cents?)(?![^\W\d])|[余打百千万亿])
+    | \s*and\s*\d+/\d+\s*$                                           # 4 / 3 = 1 and 1/3
+    | {_WORDS}[-+*/]\s*[\d(.]                                        # 5 - 2 = 3 apples + 4 pears
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-_VARIABLE = re.compile(r"[A-Za-z](?![A-Za-z])")
-_PERCENTS: tuple[Number, ...] = (Fraction(1, 100), 1)  # what the sign may mean
-_FRACTION_LIKE = re.compile(r"\d+/\d+")
-_CALCULATES_ON = re.compile(r"[-+*/]\s*[\d(.]")
 
 
-class _Run(NamedTuple):
-    """A stretch of numbers and operators that has an equals sign, and what stands around it.
+def check_equations(text: str) -> Iterator[bool]:
+    """Whether each equation in a text holds, those of annotations (`<<48/2=24>>`) first.
 
-    Attributes:
-        text: The stretch.
-        words_before: The words in front of it, up to punctuation or another stretch.
-        words_behind: The words behind it, likewise.
-        run_before: The stretch in front of those words; empty if punctuation comes first.
-        run_behind: The stretch behind those words, likewise.
-    """
-
-    text: str
-    words_before: str
-    words_behind: str
-    run_before: str
-    run_behind: str
-
-
-def verdicts(text: str) -> Iterator[bool]:
-    """Whether each equation that can be read holds, those of annotations (`<<48/2=24>>`) first.
-
-    Both sides are calculated exactly. A result may be rounded, or cut off, to the digits that it is written with, if it
-    has decimals or a percent sign, or stands behind `≈`. A percent sign may mean a hundredth or be a unit. Nothing
-    equals what divides by zero.
+    Both sides are calculated exactly. A result may be rounded or cut off to the digits that it is written with, if it
+    has decimals or a percent sign, or follows `≈`. A percent sign may mean a hundredth or be a unit. Nothing equals a
+    division by zero.
 
     Args:
-        text: A step of an answer, made `plain`.
+        text: A step of an answer, after `normalize`.
 
     Example:
-        >>> list(verdicts("She has 10 / 4 = 2.5 and 3 * 4 = 13 pears: <<3*4=13>>"))
+        >>> list(check_equations("She has 10 / 4 = 2.5 and 3 * 4 = 13 pears: <<3*4=13>>"))
         [False, True, False]
     """
-    for annotation in _ANNOTATION.findall(text):
-        yield from _of_line(annotation)
-    for line in _ANNOTATION.sub("", text).splitlines():
-        if "=" in line or "≈" in line:
-            yield from _of_line(line)
+    for line in [*_ANNOTATION.findall(text), *_ANNOTATION.sub("", text).splitlines()]:
+        # Words at even positions, stretches of numbers and operators at odd ones.
+        parts = _STRETCH.split(line) if "=" in line or "≈" in line else []
+        for index in range(1, len(parts), 2):
+            before = "".join(parts[max(index - 2, 0) : index])[-MAX_CHARS:]
+            behind = "".join(parts[index + 1 : index + 3])
+            yield from _check_chain(parts[index], _PUNCTUATION.split(before)[-1], _PUNCTUATION.split(behind)[0])
 
 
-def _of_line(line: str) -> Iterator[bool]:
-    for run in _runs(line):
-        texts = _RELATION.split(run.text)
-        relations = texts[1::2]
-        is_long = [len(text) >= MAX_CHARS for text in texts[::2]]
-        texts[0] = "" if _begins_in_words(run) else _behind_open(texts[0])
-        texts[-1] = "" if _ends_in_words(run) else _before_closed(texts[-1])
-        sides = [[] if long else _TOKEN.findall(text) for text, long in zip(texts[::2], is_long, strict=True)]
-        if not any(map(_calculates, sides)):
-            continue
-        for (left, right), relation in zip(pairwise(sides), relations, strict=True):
+def _check_chain(stretch: str, before: str, behind: str) -> Iterator[bool]:
+    """Whether each equation of `a = b = c` holds; before and behind it are words and the next such stretch."""
+    first, *others = _RELATION.split(stretch)
+    sides, relations = [first, *others[1::2]], others[::2]
+    sides = [side if len(side) < MAX_CHARS else "" for side in sides]
+    sides[0] = "" if _is_first_side_joined(stretch, before) else _drop_open_parenthesis(sides[0])
+    space = stretch[len(stretch.rstrip()) :]
+    sides[-1] = "" if _JOINS_LAST_SIDE.match(space + behind) else _drop_closing_parenthesis(sides[-1])
+    if any(len(_NUMBER.findall(side)) > 1 for side in sides):
+        for (left, right), relation in zip(pairwise(map(str.strip, sides)), relations, strict=True):
             if left and right:
-                with suppress(UnreadableError):
-                    yield _holds(left, right, approximately=relation == "≈")
+                try:
+                    holds = any(_holds(left, right, relation == "≈", percent) for percent in _PERCENTS)
+                except ZeroDivisionError:
+                    holds = False
+                except (SyntaxError, OverflowError):
+                    continue
+                yield holds
 
 
-def _runs(line: str) -> Iterator[_Run]:
-    matches = [*_RUN.finditer(line)]
-    for index, match in enumerate(matches):
-        if "=" not in match[0] and "≈" not in match[0]:
-            continue
-        before = matches[index - 1] if index else None
-        behind = matches[index + 1] if index + 1 < len(matches) else None
-        gaps_before = _STOP.split(line[before.end() if before else 0 : match.start()])
-        gaps_behind = _STOP.split(line[match.end() : behind.start() if behind else len(line)])
-        yield _Run(
-            match[0],
-            gaps_before[-1],
-            gaps_behind[0],
-            before[0].rstrip() if before and len(gaps_before) == 1 else "",
-            behind[0] if behind and len(gaps_behind) == 1 else "",
-        )
+def _is_first_side_joined(stretch: str, before: str) -> bool:
+    """Whether the first side may be only the end of a longer expression, partly in words."""
+    has_words = re.search(r"(?:[^\W\d]|['’])\s*$", before)
+    if stretch[0] in "+-":  # a sign stands close to its number; after words it may be an operator
+        return bool(has_words) or stretch[1:2].isspace()
+    is_argument = stretch[0] != ")" and re.search(r"[A-Za-z_']$", before)
+    is_mixed_number = re.match(r"\d+/\d+", stretch) and re.search(r"\d\s*and\s*$", before)
+    return bool(has_words and (is_argument or is_mixed_number or _JOINS_FIRST_SIDE.search(before)))
 
 
-def _begins_in_words(run: _Run) -> bool:
-    """Whether the first side of an equation may be but the end of what words say."""
-    words = run.words_before.split()
-    if run.text[0] in "+-":  # a sign stands close to its number; behind words it may be an operator
-        return bool(words) or run.text[1:2].isspace()
-    if not words:
-        return False
-    is_argument = run.words_before[-1].isascii() and not run.words_before[-1].isspace() and run.text[0] != ")"
-    is_operand = run.run_before.endswith(_OPERATORS) and any(map(str.isdigit, run.run_before))
-    is_share = words == ["of"] and run.run_before  # 20% of 50 + 1, 1/2 of 10 + 3
-    is_mixed = words == ["and"] and run.run_before[-1:].isdigit() and _FRACTION_LIKE.match(run.text)
-    return bool(is_argument or is_operand or is_share or is_mixed or _OPERATION.search(run.words_before[-20:]))
-
-
-def _ends_in_words(run: _Run) -> bool:
-    """Whether the last side of an equation may be but the beginning of what words say."""
-    is_factor = not run.text[-1].isspace() and _VARIABLE.match(run.words_behind)
-    is_operand = run.words_behind and _CALCULATES_ON.match(run.run_behind)
-    is_mixed = run.words_behind.strip() == "and" and _FRACTION_LIKE.fullmatch(run.run_behind.rstrip())
-    return bool(is_factor or is_operand or is_mixed or _SCALE.match(run.words_behind))
-
-
-def _behind_open(side: str) -> str:
-    """A first side without what stands in front of a parenthesis that the whole equation is in: `7 (3 + 4 = 7)`."""
-    side = side[-MAX_CHARS:].lstrip(") ")
+def _drop_open_parenthesis(side: str) -> str:
+    """A first side without the text before a parenthesis around the whole equation: `7 (3 + 4 = 7)`."""
+    side = side.lstrip(") ")
     while side.count("(") > side.count(")"):
         before, _, side = side.partition("(")
-        if before.rstrip().endswith(_OPERATORS):  # no such parenthesis, but one that was not closed
+        if before.rstrip().endswith(_OPERATORS):  # not such a parenthesis, but one that was never closed
             return ""
     return side
 
 
-def _before_closed(side: str) -> str:
-    """A last side without what stands behind such a parenthesis."""
-    side = side[:MAX_CHARS].rstrip("( ")
+def _drop_closing_parenthesis(side: str) -> str:
+    """A last side without the text behind such a parenthesis."""
+    side = side.rstrip("( ")
     while side.count(")") > side.count("("):
         side, _, behind = side.rpartition(")")
         if behind.lstrip().startswith(_OPERATORS):
@@ -153,34 +123,78 @@ def _before_closed(side: str) -> str:
     return side
 
 
-def _calculates(side: list[str]) -> bool:
-    return len([token for token in side if token not in "+-*/^()%"]) > 1
-
-
-def _holds(left: list[str], right: list[str], approximately: bool) -> bool:
-    """Whether two sides are equal.
-
-    Raises:
-        UnreadableError: One is no expression.
-    """
-    has_percent = "%" in left or "%" in right
-    for percent in _PERCENTS if has_percent else _PERCENTS[1:]:
-        one, other = evaluate(left, percent), evaluate(right, percent)
-        if _fits(one, other, left, approximately) or _fits(other, one, right, approximately):
-            return True
+def _holds(left: str, right: str, approximately: bool, percent: Fraction) -> bool:
+    """Whether two sides are equal, or one is the other rounded or cut off, for a meaning of the percent sign."""
+    left_value, right_value = calculate(left, percent), calculate(right, percent)
+    if left_value == right_value:
+        return True
+    for written, value, exact in ((left, left_value, right_value), (right, right_value, left_value)):
+        numbers = _NUMBER.findall(written)
+        is_percent = written.endswith("%")
+        if len(numbers) == 1 and (approximately or is_percent or "." in written):
+            unit = Fraction(1, 10 ** len(numbers[0].partition(".")[2])) * (percent if is_percent else 1)
+            is_cut_off = 0 <= abs(exact) - abs(value) < unit and exact * value >= 0
+            if abs(exact - value) <= unit / 2 or is_cut_off:
+                return True
     return False
 
 
-def _fits(written: Value, exact: Value, tokens: list[str], approximately: bool) -> bool:
-    """Whether one side equals the other, or is it rounded or cut off to the digits written."""
-    if written.number is None or exact.number is None:
-        return False
-    if written.number == exact.number:
-        return True
-    may_round = approximately or tokens[-1] == "%" or any("." in token for token in tokens)
-    if written.unit is None or not may_round:
-        return False
-    shown, true = Fraction(written.number), Fraction(exact.number)
-    is_rounded = abs(true - shown) <= written.unit / 2
-    is_cut_off = 0 <= abs(true) - abs(shown) < written.unit and true * shown >= 0
-    return is_rounded or is_cut_off
+_IMPLICIT_PRODUCT = re.compile(r"([\d)%])\s*\(")
+# Two signs in a row, a power of a power, a percentage of percent.
+_AMBIGUOUS = re.compile(r"(?:^|[-+*/^(])\s*[-+]\s*[-+]|\^[^-+*/(]*\^|%\s*%")
+_OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+@lru_cache(1024)  # most annotations repeat an equation of the text
+def calculate(expression: str, percent: Fraction) -> Fraction:
+    """Calculate an expression of `+ - * / ^`, parentheses, `2(3 + 4)`, and percent signs.
+
+    Args:
+        expression: Numbers may be written `1,000` and `.5`.
+        percent: What a percent sign multiplies by.
+
+    Raises:
+        SyntaxError: The text is not one expression.
+        OverflowError: A number becomes too long.
+        ZeroDivisionError: The expression divides by zero.
+
+    Example:
+        >>> calculate("10 / (4 - 1) + 50%", percent=Fraction(1, 100))
+        Fraction(23, 6)
+    """
+    if _AMBIGUOUS.search(expression):
+        raise SyntaxError
+    source = _IMPLICIT_PRODUCT.sub(r"\1*(", expression)
+    source = _NUMBER.sub(lambda number: number[0].replace(",", "").lstrip("0") or "0", source)
+    # Python's grammar does the rest. A percent sign becomes an attribute, because nothing binds more tightly.
+    source = source.replace("^", "**").replace("%", " .percent ")
+
+    def value_of(node: ast.expr) -> Fraction:
+        match node:
+            case ast.Constant(value=int(integer)):
+                value = Fraction(integer)
+            case ast.Constant():  # the digits as written: a float is not exact
+                value = Fraction(source[node.col_offset : node.end_col_offset])
+            case ast.Attribute(value=number):
+                value = value_of(number) * percent
+            case ast.UnaryOp(op=sign, operand=number):
+                value = -value_of(number) if isinstance(sign, ast.USub) else value_of(number)
+            case ast.BinOp(op=ast.Pow(), left=base, right=power):
+                exponent = value_of(power)
+                if exponent.denominator != 1 or not 0 <= exponent <= MAX_EXPONENT:
+                    raise OverflowError
+                value = value_of(base) ** exponent.numerator
+            case ast.BinOp(op=operation, left=left, right=right) if type(operation) in _OPERATIONS:
+                value = _OPERATIONS[type(operation)](value_of(left), value_of(right))
+            case _:
+                raise SyntaxError
+        if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
+            raise OverflowError
+        return value
+
+    return value_of(ast.parse(source, mode="eval").body)
