@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -31,7 +31,7 @@ _MOST_CHARACTERS = 30_000_000
 """How many characters of rows a page holds at most, so that a browser opens it."""
 
 _MOST_COLUMNS = 6
-"""How many charts stand side by side at most."""
+"""How many charts are side by side at most."""
 
 # Characters that could end a script element or a line of a script.
 _UNSAFE = re.compile("[<>&\u2028\u2029]")
@@ -39,6 +39,13 @@ _UNSAFE = re.compile("[<>&\u2028\u2029]")
 
 class SamplesPage:
     """Writes `report.html` as the rows of a run pass; it holds none of them in memory.
+
+    Args:
+        path: Where the page goes, in a folder that exists.
+        title: Its heading.
+        facts: What to show about the run (model, engine, temperature, seed, ...), as label and value.
+        scorers: The scorers of the run, in the order to show them.
+        max_rows: Only so many of the first rows are shown; the figures count all.
 
     Example:
         >>> with SamplesPage(path, title="gsm8k", facts=[("model", "SmolLM2")], scorers=scorers) as page:
@@ -57,14 +64,6 @@ class SamplesPage:
         scorers: Sequence[Scorer],
         max_rows: int = 500,
     ) -> None:
-        """
-        Args:
-            path: Where the page goes; its folder exists.
-            title: Its heading.
-            facts: What to say of the run (model, engine, temperature, seed, ...), as label and value.
-            scorers: The scorers of the run, in the order to show them.
-            max_rows: How many rows it shows, the first; the figures count all.
-        """
         self._path = path
         self._title = title
         self._facts = facts
@@ -85,11 +84,7 @@ class SamplesPage:
         self._spool.close()
 
     def add(self, row: Row) -> None:
-        """Show a row, or only count it where the page is full.
-
-        Args:
-            row: The row, selection done.
-        """
+        """Show a row after selection, or only count it where the page is full."""
         self._rows += 1
         if self._shown == self._max_rows or self._shown < self._rows - 1:  # once full, it stays full
             return
@@ -101,14 +96,14 @@ class SamplesPage:
         self._characters += len(line)
 
     def finish(self, summary: Summary) -> None:
-        """Write the page; it appears whole or not at all.
-
-        Args:
-            summary: The figures of the run.
-        """
+        """Write the page; it appears whole or not at all."""
+        self._spool.seek(0)
         script = _source("page.js")
         charts = charts_of(summary, self._scorers)
-        page = _template().stream(
+        template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+            _source("page.html.jinja")
+        )
+        page = template.stream(
             title=self._title,
             facts=self._facts,
             shown=self._shown,
@@ -119,7 +114,7 @@ class SamplesPage:
             tallies=tallies_of(summary),
             scorers=Markup(_escaped([scorer.name for scorer in self._scorers])),
             judged=summary.right_share is not None,
-            rows=self._lines(),
+            rows=map(Markup, self._spool),
             style=Markup(_source("page.css")),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -132,20 +127,11 @@ class SamplesPage:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _lines(self) -> Iterator[Markup]:
-        self._spool.seek(0)
-        for line in self._spool:
-            yield Markup(line)
-
 
 def _columns(charts: int) -> int:
-    """How many charts stand side by side, so that no row has many fewer than another."""
+    """How many charts are side by side, so that no line of charts has many fewer than another."""
     rows = math.ceil(charts / _MOST_COLUMNS) or 1
     return math.ceil(charts / rows) or 1
-
-
-def _template() -> Any:
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_source("page.html.jinja"))
 
 
 def _source(name: str) -> str:
@@ -187,7 +173,7 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
 
 
 def _content(message: dict[str, Any]) -> str:
-    """A message's text, and as JSON what else it has (tool calls, parts that are no text)."""
+    """A message's text, and as JSON what else it has (tool calls, parts that are not text)."""
     content = message.get("content")
     rest = {key: value for key, value in message.items() if key not in ("role", "content") and value is not None}
     if content is not None and not isinstance(content, str):
@@ -197,6 +183,6 @@ def _content(message: dict[str, Any]) -> str:
 
 
 def _clipped(text: str) -> str | list[str | int]:
-    """A text; of a very long one its head, how many characters are not shown, and its tail."""
+    """The text; of a very long one its head, how many characters are not shown, and its tail."""
     left_out = len(text) - _HEAD - _TAIL
     return text if left_out <= 0 else [text[:_HEAD], left_out, text[-_TAIL:]]
