@@ -1,52 +1,55 @@
-"""`swiftplug list-plugins`: what can be named in a config, and whether it works."""
+"""`swiftplug list-plugins`: which plugins a config can name, and whether they work."""
 
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from swiftplug.cli.run_options import flag
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry import KINDS, Check, FoundPlugin, Registry
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-_WIDE = 120  # columns of a terminal from which everything about a plugin stands on one line
+_WIDE = 100  # columns of a terminal from which the distribution has a column of its own
 _STYLES = {"fits": "green", "broken": "bold red", "needs an extra": "yellow"}
 
 Listed = tuple[FoundPlugin, Check | None]
 
 
 def list_plugins(
-    kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Only one kind, such as loss.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a list of JSON objects.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", metavar="", help="Import each and check that it fits its contract.")
-    ] = False,
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="KIND", help="List only plugins of this kind, such as loss.")
+    ] = None,
+    as_json: Annotated[bool, flag("--json", "Print a list of JSON objects.", None)] = False,
+    check: Annotated[bool, flag("--check", "Import each plugin and check that it fits its kind.", None)] = False,
+    verbose: Annotated[bool, flag("--verbose", "Show where each plugin is defined, too.", None)] = False,
     files: Annotated[
-        list[str] | None, typer.Option("--plugin", metavar="FILE.py", help="Also what a file has.")
+        list[str] | None,
+        typer.Option("--plugin", metavar="FILE.py", help="Python file whose plugins to list too. Repeat for several."),
     ] = None,
 ) -> None:
-    """List the plugins that are installed, without importing them."""
+    """List the installed plugins, without importing them."""
     if kind is not None and kind not in KINDS:
         raise UserError(f"--kind: there is no kind {kind!r}{nearest(kind, KINDS)}")
-    with redirect_stdout(sys.stderr):  # what a plugin prints while it is imported is no part of the list
+    with redirect_stdout(sys.stderr):  # what a plugin prints while it is imported does not belong to the list
         registry = Registry.discover(files=files or [])
         listed = [(it, registry.check(it) if check else None) for it in registry.found(kind)]
     if as_json:
         print(json.dumps([_as_object(it) for it in listed], indent=2, ensure_ascii=False))
     elif sys.stdout.isatty() or "COLUMNS" in os.environ:
-        _print_tables(listed)
+        _print_tables(listed, verbose)
     else:
-        _print_lines(listed)
+        _print_lines(listed, verbose)
     refused = {it.distribution for it in registry.refused(kind)}
     if refused:
-        print(f"Not listed, for SWIFTPLUG_PLUGINS does not allow them: {', '.join(sorted(refused))}", file=sys.stderr)
+        print(f"Not listed, as SWIFTPLUG_PLUGINS does not allow them: {', '.join(sorted(refused))}", file=sys.stderr)
     if any(result and result.status == "broken" for _, result in listed):
         raise typer.Exit(1)
 
@@ -64,54 +67,49 @@ def _as_object(listed: Listed) -> dict[str, str | None]:
     } | (result._asdict() if result else {})
 
 
-def _brought_by(found: FoundPlugin) -> str:
+def _distribution(found: FoundPlugin) -> str:
     return f"{found.distribution} {found.version}".rstrip()
 
 
-def _print_lines(listed: Sequence[Listed]) -> None:
-    """One line a plugin, however long, for `grep` and its like."""
-    rows = [["KIND", "NAME", "DISTRIBUTION", "OBJECT", "SUMMARY" if not listed or listed[0][1] is None else "CHECK"]]
+def _print_lines(listed: Sequence[Listed], verbose: bool) -> None:
+    """One line per plugin, however long, for `grep` and the like."""
+    with_check = bool(listed and listed[0][1])
+    rows = [["KIND", "NAME", "DISTRIBUTION", *(["OBJECT"] if verbose else []), "CHECK" if with_check else "SUMMARY"]]
     for found, result in listed:
         last = f"{result.status}  {result.cause}" if result else found.summary or ""
-        rows.append([found.kind, found.name, _brought_by(found), found.value, last])
+        rows.append([found.kind, found.name, _distribution(found), *([found.value] if verbose else []), last])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _print_tables(listed: Sequence[Listed]) -> None:
-    """A table a kind, all with the same columns: one row a plugin where it fits, else name and, beside it, the rest."""
+def _print_tables(listed: Sequence[Listed], verbose: bool) -> None:
+    """One table per kind, with the same columns: name, summary and, in its own column or after it, distribution."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
     wide = console.width >= _WIDE
-    name_width = _width((it.name for it, _ in listed), console.width // 4)
+    name_width = min(max((len(it.name) for it, _ in listed), default=0), console.width // 4)
     for kind, plugins in groupby(listed, key=lambda it: it[0].kind):
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False, expand=True)
         table.add_column(width=name_width, overflow="fold")
+        table.add_column(ratio=1, overflow="fold")
         if wide:
-            table.add_column(width=_width((_brought_by(it) for it, _ in listed), console.width // 5), overflow="fold")
-            table.add_column(width=_width((it.value for it, _ in listed), console.width * 2 // 5), overflow="fold")
-        table.add_column(overflow="fold")
+            table.add_column(width=max(len(_distribution(it)) for it, _ in listed), overflow="fold")
         for found, result in plugins:
-            name, remark = Text(found.name, "bold"), _remark(found, result)
-            brought_by, value = Text(_brought_by(found)), Text(found.value, "dim")
-            if wide:
-                table.add_row(name, brought_by, value, remark)
-            else:
-                fits = name_width + len(brought_by) + len(value) + 4 <= console.width
-                place = [Text("  ").join([brought_by, value])] if fits else [brought_by, value]
-                table.add_row(name, Text("\n").join([*([remark] if remark else []), *place]))
+            text = _description(found, result)
+            if not wide:
+                text.append(f" ({found.distribution})", "dim")
+            if verbose:
+                text.append(f"\n{found.value}", "dim")
+            table.add_row(Text(found.name, "bold"), text, *([Text(_distribution(found), "dim")] if wide else []))
         console.print(Text.assemble((kind, "bold cyan"), f" ({KINDS[kind].option})"), table, "", sep="\n")
 
 
-def _width(cells: Iterable[str], limit: int) -> int:
-    return min(max(map(len, cells)), limit)
-
-
-def _remark(found: FoundPlugin, result: Check | None) -> "Text":
+def _description(found: FoundPlugin, result: Check | None) -> "Text":
+    """What a plugin does or, if it was checked, what came of that."""
     from rich.text import Text
 
     if result is None:

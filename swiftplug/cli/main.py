@@ -1,4 +1,4 @@
-"""The `swiftplug` command: its subcommands, and what becomes of their errors."""
+"""The `swiftplug` command: its subcommands, and how their errors are printed."""
 
 import errno
 import os
@@ -8,9 +8,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from swiftplug import __version__
-from swiftplug.cli.launch import is_first
 from swiftplug.cli.list_plugins import list_plugins
 from swiftplug.cli.preview import preview
+from swiftplug.cli.process import is_first
 from swiftplug.cli.sample import sample
 from swiftplug.cli.train import train
 from swiftplug.errors import UserError
@@ -34,10 +34,11 @@ def _print_version(wanted: bool) -> None:
 def _swiftplug(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", metavar="", help="Print the version.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option("--version", metavar="", help="Show the version.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Fine-tune language models and sample from them; every part is a plugin that pip installs.
+    """Fine-tune language models and sample from them. Every part is a plugin that pip can install.
 
     Example: swiftplug train        (the embedded quickstart, about a minute)
     """
@@ -48,27 +49,27 @@ def _swiftplug(
 def main() -> NoReturn:
     """Run the command line and exit: 0, 2 for bad input, 130 when interrupted, 1 for anything else.
 
-    Whatever goes wrong is told in one line on stderr; `--debug` lets the traceback through.
+    An error is one line on stderr; `--debug` shows the traceback.
     """
     try:
         code = app(prog_name="swiftplug", standalone_mode=False) or 0
     except Exception as error:
         if "--debug" in sys.argv and not isinstance(error, typer.TyperException):
             raise
-        code = _tell(error)
+        code = _print_and_get_code(error)
     if code == _INTERRUPTED and is_first():
         _print_error("interrupted")
     sys.exit(code)
 
 
-def _tell(error: Exception) -> int:
-    """Print an error as one line, and say what the exit code is."""
+def _print_and_get_code(error: Exception) -> int:
+    """Print an error as one line; the exit code for it."""
     if isinstance(error, typer.TyperException):
         message = error.format_message()
         _print_error(message[:1].lower() + message[1:])
         return error.exit_code
     if isinstance(error, UserError):
-        if is_first():  # the other processes of a run found the same
+        if is_first():  # the other processes of the run have the same error
             _print_error(str(error))
         return 2
     if _disk_is_full(error):

@@ -1,125 +1,105 @@
-"""The options that say what a run is; `train` and `preview` take the same ones, declared here once."""
+"""The options of a run: one for each key of its config that declares one, besides CONFIG, `--set` and `--debug`."""
 
-import functools
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, NamedTuple
 
 from typer import Argument, Option
 
-from swiftplug.cli.options import DATA, PLUGINS, RUN, Dataset, Debug, OutputDir, PluginFiles, Tools
+from swiftplug.config.keys import Key, keys_of
+from swiftplug.config.schema import PANELS, RUN, RunConfig
+from swiftplug.plugin.registry import PluginChoice
+
+
+def flag(name: str, help: str, panel: str | None = RUN) -> Any:
+    """An option that takes no value."""
+    return Option(name, metavar="", help=help, rich_help_panel=panel)
+
+
+DryRun = Annotated[bool, flag("--dry-run", "Check everything up to the model and print the plan.")]
 
 
 class RunRequest(NamedTuple):
-    """What the command line says of a run, before it is merged with the config.
+    """What the command line asks for, before it is merged with the config file.
 
     Attributes:
         path: The YAML file, or None.
-        options: Values of the options that stand for a config key, by that key; None and [] where not given.
+        options: The values of options by config key; None and [] where not given.
         sets: The `KEY=VALUE` of each `--set`.
         debug: Whether errors show their traceback.
+        keys: The keys of the config.
     """
 
     path: str | None
     options: dict[str, Any]
     sets: list[str]
     debug: bool
+    keys: Mapping[str, Key]
 
     def arguments(self) -> list[str]:
-        """The command line that says the same."""
-        from swiftplug.config.keys import keys_of
-        from swiftplug.config.schema import TrainConfig
-
-        values = {key: value if isinstance(value, list) else [value] for key, value in self.options.items() if value}
+        """A command line that asks for the same."""
+        given = [(self.keys[name].flag, value) for name, value in self.options.items() if value not in (None, [])]
+        values = [(flag, item) for flag, value in given for item in (value if isinstance(value, list) else [value])]
         return [
             *([self.path] if self.path else []),
-            *(f"{keys_of(TrainConfig)[key].flag}={value}" for key, given in values.items() for value in given),
-            *(f"--set={override}" for override in self.sets),
+            *(flag if item is True else f"{flag}={item}" for flag, item in values),
+            *(f"--set={setting}" for setting in self.sets),
             *(["--debug"] if self.debug else []),
         ]
 
 
-def _read_run_options(
-    config: Annotated[
-        str | None,
-        Argument(metavar="CONFIG", help="A YAML file. Without it, a model and a dataset: the quickstart."),
-    ] = None,
-    task: Annotated[
-        str | None, Option(metavar="TASK", help="pt (all text) or sft (answers).", rich_help_panel=DATA)
-    ] = None,
-    model: Annotated[
-        str | None, Option(metavar="NAME", help="Folder, hub id or model plugin.", rich_help_panel=DATA)
-    ] = None,
-    dataset: Dataset = None,
-    eval_dataset: Annotated[
-        list[str] | None, Option(metavar="NAME", help="Likewise, to evaluate on.", rich_help_panel=DATA)
-    ] = None,
-    template: Annotated[
-        str | None,
-        Option(metavar="FILE.jinja", help="A chat template in place of the tokenizer's.", rich_help_panel=DATA),
-    ] = None,
-    loss: Annotated[str | None, Option(metavar="NAME", help="The loss.", rich_help_panel=PLUGINS)] = None,
-    loss_scale: Annotated[
-        str | None,
-        Option(metavar="NAME", help="The weight of each token; + combines them.", rich_help_panel=PLUGINS),
-    ] = None,
-    metric: Annotated[
-        list[str] | None, Option(metavar="NAME", help="A metric at evaluation. Repeat.", rich_help_panel=PLUGINS)
-    ] = None,
-    optimizer: Annotated[
-        str | None, Option(metavar="NAME", help="The optimizer and its scheduler.", rich_help_panel=PLUGINS)
-    ] = None,
-    tools: Tools = None,
-    tuner: Annotated[
-        str | None, Option(metavar="NAME", help="Which parameters train, and how.", rich_help_panel=PLUGINS)
-    ] = None,
-    callback: Annotated[
-        list[str] | None, Option(metavar="NAME", help="What acts during training. Repeat.", rich_help_panel=PLUGINS)
-    ] = None,
-    plugin: PluginFiles = None,
-    output_dir: OutputDir = None,
-    sets: Annotated[
-        list[str] | None,
-        Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any key of the config, such as training.learning_rate=1e-4, tuner.r=8 or "
-            "metrics.nlg.max_new_tokens=64. Repeat.",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    debug: Debug = False,
-) -> RunRequest:
-    options = {
-        "task": task,
-        "model": model,
-        "dataset": dataset,
-        "eval_dataset": eval_dataset,
-        "output_dir": output_dir,
-        "tuner": tuner,
-        "optimizer": optimizer,
-        "loss": loss,
-        "loss_scale": loss_scale,
-        "tools": tools,
-        "metrics": metric,
-        "callbacks": callback,
-        "plugins.files": plugin,
-        "data.template": template,
-    }
-    return RunRequest(config, options, sets or [], debug)
+def takes_run_options(
+    config: type[RunConfig], set_examples: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a config as well as its own; it gets them as one argument, a `RunRequest`."""
+    keys = keys_of(config)
+    names = {key.name.replace(".", "_"): key for key in keys.values() if key.panel}
+    by_panel = sorted(names.items(), key=lambda item: PANELS.index(item[1].panel))
+    config_file = Argument(metavar="CONFIG", help="YAML file. Without it, a model and a dataset, the quickstart runs.")
+    settings = Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help=f"Set any key of the config, such as {set_examples}. Repeat for several.",
+        rich_help_panel=RUN,
+    )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = [
+            _parameter("path", str | None, config_file, None),
+            *(_parameter(name, _typer_type(key), _typer_option(key), None) for name, key in by_panel),
+            *list(signature(command).parameters.values())[1:],
+            _parameter("sets", list[str] | None, settings, None),
+            _parameter("debug", bool, flag("--debug", "Show tracebacks and the warnings of libraries."), False),
+        ]
+
+        @wraps(command)
+        def parsed(path: str | None, sets: list[str] | None, debug: bool, **values: Any) -> None:
+            options = {key.name: values.pop(name) for name, key in names.items()}
+            command(RunRequest(path, options, sets or [], debug, keys), **values)
+
+        vars(parsed)["__signature__"] = Signature(parameters)
+        parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return parsed
+
+    return decorate
 
 
-def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a run, before its own; it gets them as its first argument, a `RunRequest`."""
-    shared = inspect.signature(_read_run_options).parameters
-    own = list(inspect.signature(command).parameters.values())[1:]
+def _parameter(name: str, value_type: Any, declaration: Any, default: Any) -> Parameter:
+    annotation = Annotated[value_type, declaration]
+    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
-    @functools.wraps(command)
-    def parsed(**values: Any) -> None:
-        request = _read_run_options(**{name: values.pop(name) for name in shared})
-        command(request, **values)
 
-    parameters = [*shared.values(), *own]
-    vars(parsed)["__signature__"] = inspect.Signature(parameters)
-    parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return parsed
+def _typer_type(key: Key) -> Any:
+    """The type of an option; None, its default, means that it is not given."""
+    if key.is_list:
+        return list[str] | None
+    return (key.type if key.type in (bool, int, float) else str) | None
+
+
+def _typer_option(key: Key) -> Any:
+    metavar = key.metavar or "|".join(key.choices) or {bool: "", int: "N", float: "X"}.get(key.type, "NAME")
+    default = key.default.name.rpartition(":")[2] if isinstance(key.default, PluginChoice) else key.default
+    has_default = default not in (None, [], "default") and default is not False
+    shown = f" [dim]\\[default: {default}][/dim]" if has_default else ""
+    return Option(key.flag, metavar=metavar, help=f"{key.help}{shown}", rich_help_panel=key.panel)

@@ -127,12 +127,11 @@ class _Given(Generic[C]):
 
 def _check_candidates_file(config: SampleConfig) -> None:
     """Existing candidates and an engine that generates new ones exclude each other."""
-    generates = config.engine.name not in ("none", "swiftplug:none")
-    if not generates and config.candidates_file is None:
+    if not config.generates and config.candidates_file is None:
         raise UserError(
             f"{config.where('engine')}: none generates nothing; name existing candidates with --candidates-file"
         )
-    if generates and config.candidates_file is not None:
+    if config.generates and config.candidates_file is not None:
         raise UserError(
             f"{config.where('candidates_file')}: existing candidates are scored with --engine none, and the engine is "
             f"{config.engine.name!r}"

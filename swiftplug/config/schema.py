@@ -248,6 +248,11 @@ class SampleConfig(RunConfig):
             raise ValueError(f"found {value!r}, expected I/N with I from 0 to N-1, such as 0/3")
         return value
 
+    @property
+    def generates(self) -> bool:
+        """Whether the run generates candidates, and does not only score existing ones."""
+        return self.engine.name not in ("none", "swiftplug:none")
+
     def shard_rows(self, total: int) -> range:
         """The positions of the rows of this shard; the shards of a dataset differ by one row at most."""
         index, count = map(int, (self.shard or "0/1").split("/"))

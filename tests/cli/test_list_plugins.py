@@ -76,7 +76,7 @@ def test_one_kind(run: Any, sites: list[Path]) -> None:
     assert done.stderr.strip() == "error: --kind: there is no kind 'optimiser'; did you mean 'optimizer'?"
 
 
-def test_check_tells_broken_from_needy(run: Any, sites: list[Path]) -> None:
+def test_check_distinguishes_broken_from_needy(run: Any, sites: list[Path]) -> None:
     done = run("--check", "--json", "--kind", "orm", sites=sites)
     assert done.returncode == 1
     listed = rows(done)
@@ -123,14 +123,23 @@ def test_the_table_keeps_within_the_terminal_and_loses_nothing(run: Any, sites: 
     assert headings == list(dict.fromkeys(row["kind"] for row in listed))
     if width == 160:
         line = next(line for line in done.stdout.splitlines() if line.startswith("good "))
-        assert line.rstrip().split(maxsplit=4) == ["good", "acme", "1.2", "acme.good:f", "Does good."]
+        assert line.split() == ["good", "Does", "good.", "acme", "1.2"]
+    if width >= 80:
+        assert "acme" in letters and "swiftplug-plugins-example" in letters
+    assert "acme.good:f" not in letters
+    verbose = run("--verbose", sites=sites, COLUMNS=str(width))
+    assert max(map(len, verbose.stdout.splitlines())) <= width
+    assert "acme.good:f" in "".join(verbose.stdout.split())
 
 
 def test_piped_it_is_one_line_a_plugin(run: Any, sites: list[Path]) -> None:
     done = run(sites=sites)
     header, *lines = done.stdout.splitlines()
-    assert header.split() == ["KIND", "NAME", "DISTRIBUTION", "OBJECT", "SUMMARY"]
+    assert header.split() == ["KIND", "NAME", "DISTRIBUTION", "SUMMARY"]
     assert len(lines) == len(json.loads(run("--json", sites=sites).stdout))
+    assert ["loss", "good", "acme", "1.2", "Does good."] in [line.split(maxsplit=4) for line in lines]
+    header, *lines = run("--verbose", sites=sites).stdout.splitlines()
+    assert header.split() == ["KIND", "NAME", "DISTRIBUTION", "OBJECT", "SUMMARY"]
     assert ["loss", "good", "acme", "1.2", "acme.good:f", "Does good."] in [line.split(maxsplit=5) for line in lines]
 
 

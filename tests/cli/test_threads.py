@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from swiftplug.cli.threads import wait_without_spinning
+from swiftplug.cli.process import wait_without_spinning
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from swiftplug.cli.run_options import RunRequest, takes_run_options
 from swiftplug.config.load import load_train_config, to_yaml
+from swiftplug.config.schema import TrainConfig
 
 # A training room that writes down how it was called, or fails as it is told to, so that no test waits for torch.
 ROOM = """
@@ -55,7 +56,7 @@ def parsed(*arguments: str) -> dict[str, Any]:
     app = typer.Typer()
 
     @app.command()
-    @takes_run_options
+    @takes_run_options(TrainConfig, "seed=1")
     def show(request: RunRequest) -> None:
         print(to_yaml(load_train_config(request.path, request.options, request.sets).config))
 
@@ -95,16 +96,16 @@ class TestOptions:
         config = parsed(str(path), "--loss", "dft", "--metric", "nlg")
         assert (config["loss"], config["metrics"]) == ("dft", ["nlg"])
 
-    def test_a_request_can_be_said_again(self) -> None:
-        said = ["c.yaml", "--task=pt", "--dataset=a", "--dataset=b", "--metric=m", "--plugin=p.py", "--set=a.b=[1, 2]"]
+    def test_a_request_can_be_written_as_a_command_line_again(self) -> None:
+        given = ["c.yaml", "--dataset=a", "--dataset=b", "--plugin=p.py", "--task=pt", "--metric=m", "--set=a.b=[1, 2]"]
         app = typer.Typer()
 
         @app.command()
-        @takes_run_options
+        @takes_run_options(TrainConfig, "seed=1")
         def show(request: RunRequest) -> None:
-            assert request.arguments() == [*said, "--debug"]
+            assert request.arguments() == [*given, "--debug"]
 
-        assert CliRunner().invoke(app, [*said, "--debug"]).exit_code == 0
+        assert CliRunner().invoke(app, [*given, "--debug"]).exit_code == 0
 
     def test_flags_reach_the_training_room(self, tmp_path: Path) -> None:
         plain = yaml.safe_load(train(*INPUT, cwd=tmp_path).stdout)
@@ -184,7 +185,7 @@ class TestErrors:
 
 class TestProcesses:
     def test_exit_code_and_output_are_those_of_the_command(self, tmp_path: Path) -> None:
-        code = "from swiftplug.cli.launch import run_in_processes\nraise SystemExit(run_in_processes(2, {}))"
+        code = "from swiftplug.cli.process import run_in_processes\nraise SystemExit(run_in_processes(2, {}))"
 
         def run(*arguments: str) -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-c", code.format(list(arguments))]
@@ -214,7 +215,7 @@ libc = ctypes.CDLL(None)
 libc.mallinfo2.restype = Info
 libc.malloc.restype = ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]
-from swiftplug.cli.allocator import keep_freed_memory
+from swiftplug.cli.process import keep_freed_memory
 before = libc.mallinfo2().hblks
 done = keep_freed_memory()
 block = libc.malloc(1 << 28)
