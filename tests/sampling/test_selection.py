@@ -203,7 +203,8 @@ def test_scoring_what_exists_imports_nothing_heavy(questions: Callable[..., Path
         "import sys\n"
         "from swiftplug.cli.main import app\n"
         f"app({arguments!r}, standalone_mode=False)\n"
-        "print('imported:', [it for it in ('torch', 'transformers', 'datasets', 'pandas') if it in sys.modules])\n"
+        "heavy = ('torch', 'transformers', 'datasets', 'pandas', 'numpy')\n"
+        "print('imported:', [it for it in heavy if it in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

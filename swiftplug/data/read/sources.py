@@ -9,8 +9,6 @@ from itertools import compress, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from swiftplug.data.read.conversation import RawRow, RowOrigin
 from swiftplug.data.read.files import READERS, without_nulls
 from swiftplug.errors import UserError, nearest
@@ -19,6 +17,7 @@ from swiftplug.plugin.registry.causes import cause_of
 from swiftplug.plugin.registry.choice import PluginChoice
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -180,7 +179,9 @@ def hold_out(source: Source, val_size: float | int, seed: int) -> tuple[Source, 
     """
 
     @cache
-    def held() -> np.ndarray:
+    def held() -> "np.ndarray":
+        import numpy as np  # takes a while, and a sampling run holds nothing out
+
         rows = sum(1 for _ in source.read())
         count = round(val_size * rows) if isinstance(val_size, float) else val_size
         if not 0 < count < rows:
