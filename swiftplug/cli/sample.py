@@ -25,10 +25,10 @@ def sample(
     Example: swiftplug sample --model runs/my-run --dataset test.jsonl --orm math --num-return-sequences 8
     """
     from swiftplug.config.load import load_sample_config
-    from swiftplug.sampling.plugins import check_sample_names
+    from swiftplug.runs.plugins import check_plugin_names
 
     config, quickstart = load_sample_config(request.path, request.options, request.sets, resume=resume)
-    check_sample_names(config)
+    check_plugin_names(config)
     model = config.model.name if config.model else ""
     if quickstart:
         typer.echo(f"No model, dataset or config given: sampling from the quickstart run {model}.")

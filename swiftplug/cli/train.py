@@ -29,10 +29,10 @@ def train(
     Example: swiftplug train --model HuggingFaceTB/SmolLM2-135M-Instruct --dataset train.jsonl --tuner lora
     """
     from swiftplug.config.load import load_train_config
-    from swiftplug.training.plugins import check_names
+    from swiftplug.runs.plugins import check_plugin_names
 
     config, quickstart = load_train_config(request.path, request.options, request.sets, resume=resume)
-    check_names(config)
+    check_plugin_names(config)
     if nproc > 1:
         flags = {"--resume": resume, "--allow-changed-plugins": allow_changed_plugins, "--dry-run": dry_run}
         given = [flag for flag, is_given in flags.items() if is_given]

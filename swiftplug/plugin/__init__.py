@@ -1,6 +1,7 @@
 """The public API for plugin authors: the contracts, the decorators, and the parts of a model by name."""
 
 from swiftplug.errors import UserError, nearest
+from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
 from swiftplug.plugin.loss import IGNORED_LABEL, TokenLoss
 from swiftplug.plugin.loss_scale import ContextType, LossScale
@@ -48,6 +49,7 @@ __all__ = [
     "LossScale",
     "ModelKeys",
     "Prompt",
+    "RunArguments",
     "Sampling",
     "TokenLoss",
     "ToolTurns",

@@ -95,7 +95,7 @@ class Engine:
         """Load the model, or find the server; called once, when all else has been checked.
 
         Args:
-            args: The run's arguments: every field of the config, by attribute; see `swiftplug.sampling.arguments`.
+            args: The run's arguments: see `swiftplug.plugin.RunArguments`.
             sampling: How candidates are drawn.
 
         Raises:

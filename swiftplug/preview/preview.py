@@ -12,7 +12,7 @@ from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
 from swiftplug.preview.output import to_html, to_json, to_text
 from swiftplug.preview.rows import PreviewRow, preview_rows
-from swiftplug.training.setup import open_run
+from swiftplug.training.setup import set_up
 
 
 def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "json"], color: bool) -> str:
@@ -31,11 +31,11 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
     Raises:
         UserError: Something is wrong with the config or the data.
     """
-    opened = open_run(config)
+    opened = set_up(config)
     plugins, options = opened.plugins, config.data
     source = concatenate([open_source(choice, plugins.registry, "dataset") for choice in config.dataset])
-    loss_scale = combine([plugin.bound for plugin in plugins.loss_scales])
-    encoder = RowEncoder(opened.source.tokenizer, plugins.tools.bound, loss_scale, config.task, options)
+    loss_scale = combine([plugin.bound for plugin in plugins.of("loss_scale")])
+    encoder = RowEncoder(opened.tokenizer, plugins.one("tools").bound, loss_scale, config.task, options)
     shown: list[PreviewRow] = []
     for row, origin in islice(source.read(), rows):
         try:
@@ -46,4 +46,4 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
         raise UserError(f"{source.name}: the dataset is empty")
     if format == "json":
         return to_json(shown)
-    return to_html(shown, opened.notes) if format == "html" else to_text(shown, opened.notes, color)
+    return to_html(shown, opened.args.notes) if format == "html" else to_text(shown, opened.args.notes, color)

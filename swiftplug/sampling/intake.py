@@ -9,7 +9,7 @@ from swiftplug.config.schema import SampleConfig
 from swiftplug.data.read.sources import Source, open_source
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin
-from swiftplug.runs.manifest import first_difference
+from swiftplug.runs.folder import first_difference
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.ledger import NO_REFERENCE, USABLE, Ledger
 from swiftplug.sampling.plugins import SamplePlugins

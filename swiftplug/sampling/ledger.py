@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftplug.errors import UserError
-from swiftplug.runs.disk import is_disk_full
+from swiftplug.runs.errors import is_disk_full
 from swiftplug.sampling.rows import Candidate, Row, prompt_key, to_json
 
 NO_CANDIDATES = "NOT EXISTS (SELECT 1 FROM candidates WHERE candidates.position = rows.position)"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from swiftplug.config.schema import SampleConfig
+from swiftplug.runs.folder import atomic_path
 from swiftplug.sampling.ledger import Ledger
 from swiftplug.sampling.page.page import SamplesPage
 from swiftplug.sampling.rows import Candidate, Row, to_json
@@ -87,10 +88,5 @@ def _conversation(row: Row, candidate: Candidate, index: dict[str, int]) -> dict
 @contextmanager
 def _written_whole(path: Path) -> Iterator[TextIO]:
     """A file that gets its name once all of it is there."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        yield file

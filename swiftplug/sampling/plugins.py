@@ -1,40 +1,30 @@
-"""All plugins of a sampling run, resolved and checked before anything slow."""
+"""The plugins of a sampling run, and its scorers with their weights."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
-from swiftplug.config.schema import SampleConfig, ScorerChoice
+from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Engine
-from swiftplug.plugin.registry import LoadedPlugin, Registry
-from swiftplug.plugin.registry.choice import PluginChoice
-from swiftplug.runs.model_plugin import find_model_plugin
+from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.runs.plugins import RunPlugins, resolve_plugins
 from swiftplug.sampling.scoring import Scorer
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_REWARD_MODEL = "swiftplug:reward_model"
 
 
 @dataclass(frozen=True)
-class SamplePlugins:
+class SamplePlugins(RunPlugins):
     """The plugins that a sampling run uses.
 
     Attributes:
-        registry: What they were found in.
-        engine: What samples.
-        tools: How tools are written.
         scorers: The ORMs and then the PRMs, as the config names them.
-        model: The model plugin, or None for a folder, a hub id or a server's model.
     """
 
-    registry: Registry
-    engine: LoadedPlugin
-    tools: LoadedPlugin
-    scorers: list[Scorer]
-    model: LoadedPlugin | None
+    scorers: Sequence[Scorer] = ()
+
+    @property
+    def engine(self) -> LoadedPlugin:
+        """What samples."""
+        return self.one("engine")
 
     @property
     def sampler(self) -> Engine:
@@ -42,28 +32,10 @@ class SamplePlugins:
         bound: Engine = self.engine.bound
         return bound
 
-    def all(self) -> list[LoadedPlugin]:
-        """Every plugin of the run."""
-        model = [self.model] if self.model else []
-        return [*model, self.engine, self.tools, *(scorer.plugin for scorer in self.scorers)]
-
-
-class _Named(NamedTuple):
-    kind: str
-    choice: PluginChoice
-    where: str
-
-
-def check_sample_names(config: SampleConfig) -> None:
-    """Refuse an unknown plugin at once: this imports no plugin, and neither torch nor Transformers.
-
-    Raises:
-        UserError: No plugin has a name that the config gives, or more than one has.
-    """
-    registry = Registry.discover(files=config.plugins.files, allow=config.plugins.allow)
-    for kind, choice, where in _named(config, registry):
-        if not registry.has(kind, choice.name):
-            registry.resolve(kind, PluginChoice(name=choice.name), where)
+    @property
+    def tools(self) -> LoadedPlugin:
+        """How tools are written."""
+        return self.one("tools")
 
 
 def resolve_sample_plugins(config: SampleConfig) -> SamplePlugins:
@@ -73,37 +45,12 @@ def resolve_sample_plugins(config: SampleConfig) -> SamplePlugins:
         UserError: One is unknown, ambiguous, broken, of the wrong form, or given options that it does not take; or two
             scorers have one name.
     """
-    registry = Registry.discover(files=config.plugins.files, allow=config.plugins.allow)
-    model = find_model_plugin(config, config.model, registry)
-    resolved = [
-        (kind, choice, registry.resolve(kind, choice, where)) for kind, choice, where in _named(config, registry)
-    ]
-    one = {kind: plugin for kind, _, plugin in resolved}
-    written = [*config.orm, *config.prm]
-    scorers = [
-        Scorer(it.name, kind, it.weight, plugin) for it, (kind, _, plugin) in zip(written, resolved[2:], strict=True)
-    ]
+    plugins = resolve_plugins(config)
+    used = zip([*config.orm, *config.prm], [*plugins.of("orm"), *plugins.of("prm")], strict=True)
+    scorers = [Scorer(choice.name, plugin.found.kind, choice.weight, plugin) for choice, plugin in used]
     _check_scorers(scorers)
     _check_thresholds(config, scorers)
-    return SamplePlugins(registry, one["engine"], one["tools"], scorers, model)
-
-
-def _named(config: SampleConfig, registry: Registry) -> Iterator[_Named]:
-    """What a config names that must be a plugin, and where it does: the engine, the tools format, every scorer."""
-    yield _Named("engine", config.engine, config.where("engine"))
-    yield _Named("tools", config.tools, config.where("tools"))
-    for kind in ("orm", "prm"):
-        for index, choice in enumerate(getattr(config, kind)):
-            yield _Named(kind, _as_plugin(kind, choice, registry), config.where(kind, index))
-
-
-def _as_plugin(kind: str, choice: ScorerChoice, registry: Registry) -> PluginChoice:
-    """A scorer that is no plugin but a checkpoint, by folder or hub id, is the model that a built-in runs."""
-    name = choice.name
-    is_folder = Path(name).expanduser().is_dir()
-    if registry.has(kind, name) or not (is_folder or (_HUB_ID.fullmatch(name) and not Path(name).exists())):
-        return PluginChoice(name=name, options=choice.options)
-    return PluginChoice(name=_REWARD_MODEL, options={"model": name, **choice.options})
+    return SamplePlugins(plugins.registry, plugins.by_kind, scorers)
 
 
 def _check_scorers(scorers: list[Scorer]) -> None:

@@ -6,7 +6,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from swiftplug.runs.say import duration, say
+from swiftplug.runs.console import format_duration, print_line
 
 _EVERY = 30.0  # seconds between lines where there is no terminal
 
@@ -46,10 +46,9 @@ class SampleProgress:
         now = time.monotonic()
         seconds = max(now - self._started, 1e-9)
         left = (self._rows - self._done) * seconds / self._done if self._done else 0.0
-        rate = (
-            f"{self._done:,}/{self._rows:,} rows, {self._candidates / seconds:,.1f} candidates/s, {duration(left)} left"
-        )
+        pace = f"{self._candidates / seconds:,.1f} candidates/s, {format_duration(left)} left"
+        rate = f"{self._done:,}/{self._rows:,} rows, {pace}"
         self._bar.update(self._task, completed=self._done, rate=rate)
         if not self._console.is_terminal and now - self._told > _EVERY and self._done < self._rows:
             self._told = now
-            say(self._console, f"{self._what}: {rate}")
+            print_line(self._console, f"{self._what}: {rate}")

@@ -19,24 +19,24 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from swiftplug.config.load import to_yaml
 from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Sampling
-from swiftplug.runs.blame import blaming
-from swiftplug.runs.disk import explained_disk
-from swiftplug.runs.manifest import write_run_files
-from swiftplug.runs.say import say
-from swiftplug.sampling.arguments import SampleArguments
-from swiftplug.sampling.folder import LEDGER, check_sample_dir, clear, is_begun
+from swiftplug.runs.arguments import Arguments
+from swiftplug.runs.console import print_line
+from swiftplug.runs.errors import naming_full_disk, naming_plugins
+from swiftplug.runs.folder import CONFIG, MANIFEST, check_output_folder, write_run_files
 from swiftplug.sampling.intake import check_unchanged, fill
-from swiftplug.sampling.ledger import Ledger
+from swiftplug.sampling.ledger import Ledger, LedgerInUseError
 from swiftplug.sampling.loop import SampleLoop
-from swiftplug.sampling.outputs import write_outputs
-from swiftplug.sampling.plan import facts_of, print_end, print_intake, print_plan
+from swiftplug.sampling.outputs import CANDIDATES, PAGE, SAMPLES, write_outputs
+from swiftplug.sampling.plan import facts_of, print_dry_run, print_end, print_intake
 from swiftplug.sampling.plugins import SamplePlugins, resolve_sample_plugins
 from swiftplug.sampling.progress import SampleProgress
 from swiftplug.sampling.statistics import Summary
+
+LEDGER = "ledger.sqlite"
+_RESULTS = (LEDGER, f"{LEDGER}-journal", CANDIDATES, SAMPLES, PAGE, MANIFEST, CONFIG)
 
 
 class SampleResult(NamedTuple):
@@ -75,23 +75,22 @@ def sample(
     console = Console()
     started = time.monotonic()
     run_dir = Path(str(config.output_dir)).expanduser()
-    inputs = [*filter(None, [config.candidates_file]), *(choice.name for choice in config.dataset)]
-    check = partial(check_sample_dir, run_dir, inputs, overwrite=overwrite)
+    check = partial(_check_folder, run_dir, config, overwrite=overwrite)
     check(resume=resume)
     plugins = resolve_sample_plugins(config)
     sampling = _sampling(config)
-    with blaming(plugins.all()), explained_disk(run_dir):
+    with naming_plugins(plugins.all()), naming_full_disk(run_dir):
         if dry_run:
             with tempfile.TemporaryDirectory() as folder, _new_ledger(Path(folder), config, plugins, console) as ledger:
-                print_plan(console, config, plugins, ledger)
+                print_dry_run(console, config, plugins, ledger)
             return None
         with _ledger(run_dir, config, plugins, console, resume) as ledger:
             loop = SampleLoop(config, plugins, ledger, sampling)
             try:
                 if loop.unanswered:
                     if name := _model_name(config):
-                        say(console, f"loading {name}")
-                    plugins.sampler.open(SampleArguments(config, plugins.registry, plugins.model), sampling)
+                        print_line(console, f"loading {name}")
+                    plugins.sampler.open(Arguments(config, plugins), sampling)
                 if ledger.path != run_dir / LEDGER:
                     check(resume=False)  # another process may have begun a run there by now
                     _begin(run_dir, ledger, config, plugins)
@@ -106,10 +105,29 @@ def sample(
             facts = facts_of(config, plugins)
             title = _model_name(config) or str(config.candidates_file or config.output_dir)
             summary = write_outputs(run_dir, ledger, config, plugins.scorers, title, facts)
-            write_run_files(run_dir, to_yaml(config), config.seed, plugins.all(), {"results": asdict(summary)})
+            write_run_files(run_dir, config, plugins.all(), asdict(summary))
             failed = ledger.count("failure != ''", config.shard_rows(ledger.count_rows()))
             print_end(console, run_dir, summary, failed, time.monotonic() - started)
     return SampleResult(run_dir, summary)
+
+
+def _check_folder(folder: Path, config: SampleConfig, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that the run must not write into, or whose files it reads and would remove."""
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other: continue the run, or start it over")
+    check_output_folder(folder, LEDGER, resume=resume, overwrite=overwrite)
+    if not overwrite or not (folder / LEDGER).is_file():
+        return
+    try:
+        Ledger(folder / LEDGER).close()
+    except LedgerInUseError:
+        raise
+    except UserError:
+        pass  # a damaged one may go
+    for name in [*filter(None, [config.candidates_file]), *(choice.name for choice in config.dataset)]:
+        path = Path(name.partition("#")[0]).expanduser()
+        if path.name in _RESULTS and path.parent.resolve() == folder.resolve():
+            raise UserError(f"output_dir: --overwrite would remove {path}, which this run reads; name another folder")
 
 
 def _sampling(config: SampleConfig) -> Sampling:
@@ -128,11 +146,11 @@ def _ledger(
     run_dir: Path, config: SampleConfig, plugins: SamplePlugins, console: Console, resume: bool
 ) -> Iterator[Ledger]:
     """The ledger of a run that goes on, or a new one beside what the folder holds."""
-    if resume and is_begun(run_dir):
+    if resume and (run_dir / LEDGER).is_file():
         ledger = Ledger(run_dir / LEDGER)
         try:
             for note in check_unchanged(ledger, config, plugins):
-                say(console, note)
+                print_line(console, note)
             ledger.forget_failures()
             yield ledger
         finally:
@@ -171,9 +189,10 @@ def _new_ledger(folder: Path, config: SampleConfig, plugins: SamplePlugins, cons
 
 def _begin(run_dir: Path, ledger: Ledger, config: SampleConfig, plugins: SamplePlugins) -> None:
     """Put a new run in the place of what the folder held."""
-    clear(run_dir)
+    for name in reversed(_RESULTS):  # the ledger last, so that what is left half-removed still counts as a run
+        (run_dir / name).unlink(missing_ok=True)
     ledger.rename(run_dir / LEDGER)
-    write_run_files(run_dir, to_yaml(config), config.seed, plugins.all())
+    write_run_files(run_dir, config, plugins.all())
 
 
 def _model_name(config: SampleConfig) -> str:

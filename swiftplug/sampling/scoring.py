@@ -13,7 +13,7 @@ from typing import Any
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.rewards import ORM, InferRequest, Unscored
-from swiftplug.runs.blame import blaming
+from swiftplug.runs.errors import naming_plugins
 from swiftplug.sampling.rows import Candidate, Row
 
 DIGITS = 6
@@ -97,7 +97,7 @@ class Scorer:
                 "what was sampled is kept: continue with --resume"
             )
         if errors:
-            with blaming([self.plugin]):
+            with naming_plugins([self.plugin]):
                 raise errors[0]
         return outcome[0]
 

@@ -1,4 +1,4 @@
-"""The arguments of a run: a config's `training:` section as `TrainingArguments`, and what plugins see as `args`."""
+"""The `training:` section of a config, checked and made into `TrainingArguments`."""
 
 import dataclasses
 from typing import Any, get_type_hints
@@ -59,27 +59,6 @@ DECIDED_ELSEWHERE = {
 }
 
 AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-
-
-class RunArguments:
-    """What plugins get as `args`: every field of the config, and by attribute every one of `TrainingArguments`.
-
-    Attributes:
-        config: The whole config.
-        training_args: The `TrainingArguments` of the run.
-        num_training_steps: The optimizer steps of the whole run; known when the optimizer is made, 0 before.
-    """
-
-    def __init__(self, config: TrainConfig, training_args: TrainingArguments) -> None:
-        self.config = config
-        self.training_args = training_args
-        self.num_training_steps = 0
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        source = self.config if name in type(self.config).model_fields else self.training_args
-        return getattr(source, name)
 
 
 def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> TrainingArguments:

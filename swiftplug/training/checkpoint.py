@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from swiftplug.errors import UserError
-from swiftplug.runs.disk import disk_full_message, is_disk_full
+from swiftplug.runs.errors import disk_full_message, is_disk_full
 
 PREFIX = "checkpoint-"
 STAGING = ".saving-"

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from swiftplug.runs.folder import atomic_path
+
 # What an evaluation logs besides its loss and metrics.
 NO_METRIC = {
     "eval_loss",
@@ -33,9 +35,8 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     _plot(axes[1], history, {"learning_rate": "learning rate"}, "learning rate")
     if metrics:
         _plot(axes[2], history, {name: name.removeprefix("eval_") for name in metrics}, "metrics")
-    partial = path.with_name(f".{path.name}.partial")
-    FigureCanvasAgg(figure).print_png(partial)
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        FigureCanvasAgg(figure).print_png(partial)
 
 
 def _plot(axes: Axes, history: Sequence[dict[str, Any]], series: dict[str, str], title: str) -> None:

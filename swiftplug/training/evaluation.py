@@ -1,6 +1,6 @@
 """Metrics at evaluation: several at once, on predicted tokens or on generated answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +30,7 @@ class Metrics:
         of_texts: Those that read generated answers.
     """
 
-    def __init__(self, plugins: list[LoadedPlugin]) -> None:
+    def __init__(self, plugins: Sequence[LoadedPlugin]) -> None:
         bound: list[BoundMetric] = [plugin.bound for plugin in plugins]
         self.of_tokens = [metric for metric in bound if not metric.generate]
         self.of_texts = [metric for metric in bound if metric.generate]

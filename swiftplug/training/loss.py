@@ -11,7 +11,7 @@ from swiftplug.errors import UserError
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.training.head import KnownHead, find_known_head, run_headless, token_loss_sum
-from swiftplug.training.plugins import LossContract
+from swiftplug.training.loss_contract import LossContract
 
 
 class LossResult(NamedTuple):

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import torch
 
 from swiftplug.errors import UserError
+from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.registry import LoadedPlugin
-from swiftplug.training.arguments import RunArguments
 
 
 class MadeOptimizer(NamedTuple):

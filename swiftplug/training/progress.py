@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from swiftplug.runs.say import duration
+from swiftplug.runs.console import format_duration
 
 # Bookkeeping of Trainer's that a person does not watch.
 UNTOLD = {
@@ -109,7 +109,7 @@ class ProgressLine(TrainerCallback):
         if steps:
             left = seconds / steps * (state.max_steps - state.global_step)
             tokens = (state.num_input_tokens_seen - self.first_tokens) / seconds
-            parts += [f"{steps / seconds:.2f} steps/s", f"{tokens:,.0f} tokens/s", f"{duration(left)} left"]
+            parts += [f"{steps / seconds:.2f} steps/s", f"{tokens:,.0f} tokens/s", f"{format_duration(left)} left"]
         return "  ".join(parts)
 
 

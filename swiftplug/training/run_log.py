@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from swiftplug.runs.manifest import write_atomically
-from swiftplug.training.folder import LOG
+from swiftplug.runs.folder import write_atomically
+
+LOG = "log.jsonl"
 
 
 class RunLog(TrainerCallback):

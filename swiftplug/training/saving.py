@@ -8,10 +8,10 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
-from swiftplug.runs.marker import MARKER, Marker, write_marker
+from swiftplug.runs.folder import MARKER, Marker
+from swiftplug.runs.plugins import RunPlugins
 from swiftplug.training.callback_state import restore_states, states_of
 from swiftplug.training.checkpoint import PREFIX, STAGING, keep_only, rotate, staged, staged_into
-from swiftplug.training.plugins import RunPlugins
 
 
 class SavingTrainer(Trainer):
@@ -36,9 +36,11 @@ class SavingTrainer(Trainer):
         folder = Path(output_dir or self.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        self.plugins.tuner.bound.save_pretrained(model, str(folder), state_dict=state_dict, safe_serialization=True)
+        self.plugins.one("tuner").bound.save_pretrained(
+            model, str(folder), state_dict=state_dict, safe_serialization=True
+        )
         self.tokenizer.save_pretrained(folder)
-        write_marker(folder, self.marker)
+        self.marker.write(folder)
 
     def save_final(self) -> None:
         """Write the trained weights to the root of the run's folder, all of them or none."""

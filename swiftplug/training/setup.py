@@ -1,116 +1,133 @@
-"""What training and preview share: plugins, arguments, tokenizer and data; everything before the model."""
+"""What comes before the model of a training run: plugins, arguments, tokenizer, data, and the plan of it all."""
 
+import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
-
+from swiftplug.config.load import to_yaml
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.data.tokens import check_offsets
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry.choice import PluginChoice
-from swiftplug.plugin.tokenizer import set_chat_template
-from swiftplug.runs.blame import blaming
-from swiftplug.runs.model import ModelRequest, ModelSource, open_model
-from swiftplug.training.arguments import RunArguments, training_arguments
-from swiftplug.training.plugins import RunPlugins, resolve_plugins
-from swiftplug.training.precision import half_type
+from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.runs.arguments import Arguments
+from swiftplug.runs.console import plugin_fact
+from swiftplug.runs.errors import naming_plugins
+from swiftplug.runs.folder import CONFIG, MANIFEST, first_difference
+from swiftplug.runs.plugins import RunPlugins, resolve_plugins
+from swiftplug.training.arguments import training_arguments
+from swiftplug.training.checkpoint import checkpoints, clear_leftovers
 
 
 @dataclass(frozen=True)
 class RunSetup:
-    """A run before its model is loaded; everything in it has been checked.
+    """A training run before its data is read; everything in it has been checked.
 
     Attributes:
         config: The run's config.
         plugins: Its plugins.
-        args: Its arguments, as plugins see them.
-        source: Its tokenizer, and how its base model is loaded.
-        data: Its encoded datasets.
-        notes: What the user should know of the tokenizer.
+        args: Its arguments, as plugins get them.
+        tokenizer: Its tokenizer, with the chat template.
     """
 
     config: TrainConfig
     plugins: RunPlugins
-    args: RunArguments
-    source: ModelSource
-    data: PreparedData
-    notes: list[str]
+    args: Arguments
+    tokenizer: Any
 
 
-@dataclass(frozen=True)
-class OpenedRun:
-    """A run before its data is read; a preview needs no more.
-
-    Attributes:
-        plugins: Its plugins.
-        args: Its arguments, as plugins see them.
-        source: Its tokenizer, with its chat template, and how its base model is loaded.
-        notes: What the user should know of the tokenizer.
-    """
-
-    plugins: RunPlugins
-    args: RunArguments
-    source: ModelSource
-    notes: list[str]
-
-
-def open_run(config: TrainConfig) -> OpenedRun:
-    """Resolve the plugins, check the arguments, and load the tokenizer.
+def set_up(config: TrainConfig) -> RunSetup:
+    """Resolve the plugins, check the arguments, and load the tokenizer; a preview needs no more.
 
     Raises:
         UserError: Something is wrong with the input.
     """
     plugins = resolve_plugins(config)
     has_eval = bool(config.eval_dataset) or config.data.val_size > 0
-    if plugins.metrics and not has_eval:
+    if plugins.of("metric") and not has_eval:
         raise UserError("metrics: need eval_dataset or data.val_size")
-    args = RunArguments(config, training_arguments(config, str(config.output_dir), has_eval))
-    with blaming(plugins.all()):
-        source = open_model(_request(config, plugins, args))
-    check_offsets(source.tokenizer)
-    notes = set_chat_template(source.tokenizer, config.data.template)
-    return OpenedRun(plugins, args, source, notes)
+    args = Arguments(config, plugins, training_arguments(config, str(config.output_dir), has_eval))
+    with naming_plugins(plugins.all()):
+        tokenizer = args.load_tokenizer()
+    check_offsets(tokenizer)
+    return RunSetup(config, plugins, args, tokenizer)
 
 
-def set_up(config: TrainConfig) -> RunSetup:
-    """Resolve the plugins, check the arguments, and read and encode the data.
+def read_data(setup: RunSetup) -> PreparedData:
+    """Read and encode the data of a run.
 
     Raises:
-        UserError: Something is wrong with the input.
+        UserError: A dataset cannot be read, no row of it can be used, or its weights do not fit the loss.
     """
-    opened = open_run(config)
-    plugins, source = opened.plugins, opened.source
-    with blaming(plugins.all()):
-        data = prepare_data(
+    config, plugins = setup.config, setup.plugins
+    with naming_plugins(plugins.all()):
+        return prepare_data(
             dataset=config.dataset,
             eval_dataset=config.eval_dataset,
             registry=plugins.registry,
-            tokenizer=source.tokenizer,
-            tools=plugins.tools,
-            loss_scales=plugins.loss_scales,
+            tokenizer=setup.tokenizer,
+            tools=plugins.one("tools"),
+            loss_scales=plugins.of("loss_scale"),
             task=config.task,
             options=config.data,
             seed=config.seed,
-            generation=any(metric.bound.generate for metric in plugins.metrics),
+            generation=any(metric.bound.generate for metric in plugins.of("metric")),
         )
-    return RunSetup(config, plugins, opened.args, source, data, opened.notes)
 
 
-def _request(config: TrainConfig, plugins: RunPlugins, args: RunArguments) -> ModelRequest:
-    half = half_type(args)
+def plan_facts(setup: RunSetup, data: PreparedData) -> Iterator[tuple[str, str]]:
+    """What a run would do, as labelled facts: its plugins with their options, batches, steps, and where it writes."""
+    config, arguments = setup.config, setup.args.training_args
+    yield "task", config.task
+    yield "model", str(config.model and config.model.name)
+    yield from map(plugin_fact, setup.plugins.all())
+    sizes = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps, arguments.world_size
+    yield "batch", f"{sizes[0]} x {sizes[1]} accumulated x {sizes[2]} processes = {math.prod(sizes)}"
+    yield "steps", _steps(setup, data)
+    yield "precision", "bf16 autocast" if arguments.bf16 else "fp16 autocast" if arguments.fp16 else "float32"
+    yield "run folder", str(config.output_dir)
 
-    def arguments(choice: PluginChoice, seed: int) -> RunArguments:
-        return RunArguments(config.model_copy(update={"model": choice, "seed": seed}), args.training_args)
 
-    return ModelRequest(
-        name=str(config.model and config.model.name),
-        plugin=plugins.model,
-        registry=plugins.registry,
-        options=config.model_options,
-        seed=config.seed,
-        arguments=arguments,
-        # In mixed precision the checkpoint's own type is kept until the tuner has said what trains.
-        dtype=torch.float32 if half == torch.float32 else "auto",
-        compute_dtype=half,
-    )
+def _steps(setup: RunSetup, data: PreparedData) -> str:
+    """The optimizer steps that a run will take, as Trainer counts them, and how they come about."""
+    arguments = setup.args.training_args
+    rounded = math.floor if arguments.dataloader_drop_last else math.ceil
+    batches = rounded(rounded(len(data.train) / arguments.per_device_train_batch_size) / arguments.world_size)
+    per_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+    if arguments.max_steps > 0:
+        return f"{arguments.max_steps} (max_steps; {per_epoch} per epoch)"
+    total = math.ceil(arguments.num_train_epochs * per_epoch)
+    return f"{total} ({per_epoch} per epoch x {arguments.num_train_epochs:g} epochs)"
+
+
+def find_checkpoint(folder: Path, setup: RunSetup, allow_changed_plugins: bool) -> Path | None:
+    """The newest complete checkpoint of the run to resume; None to start from the beginning.
+
+    Raises:
+        UserError: What is to be resumed is another run than this one, or a plugin of it has changed.
+    """
+    if not (folder / CONFIG).exists():
+        return None
+    before, now = (folder / CONFIG).read_text(encoding="utf-8"), to_yaml(setup.config)
+    if before != now:
+        raise UserError(f"--resume: {folder / CONFIG} is another run's: {first_difference(before, now)}")
+    if not allow_changed_plugins and (folder / MANIFEST).exists():
+        _check_plugins_unchanged(folder, setup.plugins.all())
+    clear_leftovers(folder)
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def _check_plugins_unchanged(folder: Path, plugins: list[LoadedPlugin]) -> None:
+    recorded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["plugins"]
+    before = {(record["kind"], record["name"]): record["source_sha256"] for record in recorded}
+    for plugin in plugins:
+        kind, name = plugin.found.kind, plugin.found.qualified_name
+        if before.get((kind, name), plugin.source_hash) != plugin.source_hash:
+            raise UserError(
+                f"--resume: the {kind} plugin {name!r} ({plugin.source_file}) has changed since this run began; put it "
+                "back, or continue with it as it is by --allow-changed-plugins"
+            )

@@ -20,12 +20,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from swiftplug.data.batching import EpochSampler
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.loss import IGNORED_LABEL
-from swiftplug.runs.marker import Marker
-from swiftplug.training.arguments import RunArguments
+from swiftplug.runs.arguments import Arguments
+from swiftplug.runs.folder import Marker
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer
 from swiftplug.training.optimizer import make_optimizer
-from swiftplug.training.plugins import RunPlugins
 from swiftplug.training.saving import SavingTrainer
 
 
@@ -35,7 +34,6 @@ class PlugTrainer(SavingTrainer):
     Args:
         model: The model as the tuner prepared it.
         run_args: The run's arguments.
-        plugins: The run's plugins.
         marker: What is written beside all weights.
         tokenizer: Saved beside them, and the source of the padding token.
         reload_best: Loads the weights of a checkpoint onto a fresh base model.
@@ -46,8 +44,7 @@ class PlugTrainer(SavingTrainer):
         self,
         *,
         model: torch.nn.Module,
-        run_args: RunArguments,
-        plugins: RunPlugins,
+        run_args: Arguments,
         marker: Marker,
         tokenizer: Any,
         reload_best: Callable[[str], torch.nn.Module],
@@ -55,10 +52,10 @@ class PlugTrainer(SavingTrainer):
     ) -> None:
         self.run_args = run_args
         self.tokenizer = tokenizer
-        self.plugins = plugins
+        self.plugins = run_args.plugins
         self.marker = marker
         self.reload_best = reload_best
-        self.metrics = Metrics(plugins.metrics)
+        self.metrics = Metrics(self.plugins.of("metric"))
         self.run_dir = Path(run_args.training_args.output_dir or ".")
         self._last_step_of_epoch = -1
         super().__init__(
@@ -74,7 +71,7 @@ class PlugTrainer(SavingTrainer):
         self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, reporters))
         self.loss_is_scaled_for_ga = True
         self._flops_per_token = _flops_per_token(model)
-        self.loss_computer = LossComputer(plugins.loss, model, self.accelerator, self.args)
+        self.loss_computer = LossComputer(self.plugins.one("loss"), model, self.accelerator, self.args)
 
     # Data
 
@@ -130,7 +127,7 @@ class PlugTrainer(SavingTrainer):
         """Ask the optimizer plugin for an optimizer and scheduler; what it leaves out is the base class's own."""
         if self.optimizer is None:
             whole: Any = self.model if model is None else model
-            made = make_optimizer(self.plugins.optimizer, self.run_args, whole, self.train_dataset)
+            made = make_optimizer(self.plugins.one("optimizer"), self.run_args, whole, self.train_dataset)
             self.optimizer, self.lr_scheduler = made
         return super().create_optimizer(model)
 
@@ -243,7 +240,7 @@ class PlugTrainer(SavingTrainer):
         self.model = self.model_wrapped = self.reload_best(str(self.state.best_model_checkpoint))
         self._move_model_to_device(self.model, self.args.device)
         self.callback_handler.model = self.model
-        self.loss_computer = LossComputer(self.plugins.loss, self.model, self.accelerator, self.args)
+        self.loss_computer = LossComputer(self.plugins.one("loss"), self.model, self.accelerator, self.args)
 
 
 def _flops_per_token(model: Any) -> int:

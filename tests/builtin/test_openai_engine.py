@@ -18,7 +18,8 @@ from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Prompt, Sampling
 from swiftplug.plugin.registry import Registry
 from swiftplug.plugin.registry.choice import PluginChoice
-from swiftplug.sampling.arguments import SampleArguments
+from swiftplug.runs.arguments import Arguments
+from swiftplug.runs.plugins import RunPlugins
 
 KEY = "sk-secret-0123456789"
 
@@ -40,7 +41,7 @@ def opened():
             options["base_url"] = server.base_url
         engine = registry.resolve("engine", PluginChoice(name="openai", options=options), "--engine").bound
         drawn = {"max_new_tokens": 32, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 42} | (sampling or {})
-        args = SampleArguments(SampleConfig.model_validate({"model": "judge-7b", **(config or {})}), registry, None)
+        args = Arguments(SampleConfig.model_validate({"model": "judge-7b", **(config or {})}), RunPlugins(registry))
         engine.open(args, Sampling(num_return_sequences=n, **drawn))
         engines.append(engine)
         return engine

@@ -26,7 +26,8 @@ from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Prompt, Sampling
 from swiftplug.plugin.registry import Registry
 from swiftplug.plugin.registry.choice import PluginChoice
-from swiftplug.sampling.arguments import SampleArguments
+from swiftplug.runs.arguments import Arguments
+from swiftplug.runs.plugins import RunPlugins
 
 REGISTRY = Registry.discover()
 END = 2  # of the tiny models
@@ -46,7 +47,7 @@ def answer(how: Sampling, prompts: list[Prompt], *, batch_size: int = 64, **conf
     """What the engine, found by its name, makes of prompts handed to it as a run does."""
     choice = PluginChoice(name="transformers", options={"batch_size": batch_size})
     engine = REGISTRY.resolve("engine", choice, "--engine").bound
-    arguments = SampleArguments(SampleConfig.model_validate({"dtype": "float32", **config}), REGISTRY, None)
+    arguments = Arguments(SampleConfig.model_validate({"dtype": "float32", **config}), RunPlugins(REGISTRY))
     engine.open(arguments, how)
     size = engine.prompts_at_once(how)
     batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]

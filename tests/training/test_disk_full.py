@@ -50,4 +50,4 @@ def test_a_full_disk_costs_only_what_was_being_written(small_disk: Path, tiny_mo
     subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
     resumed = train(folder, tiny_model_dir, chat_file, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert f"going on from {saved[-1]}" in resumed.stdout
+    assert f"resuming from {saved[-1]}" in resumed.stdout

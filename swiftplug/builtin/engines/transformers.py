@@ -12,8 +12,6 @@ from swiftplug.builtin.engines.fast_parts import pack_linears
 from swiftplug.builtin.hardware import pick_device, pick_dtype
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
-from swiftplug.plugin.tokenizer import set_chat_template
-from swiftplug.runs.model import load_adapter, open_base_model, open_model
 
 
 class TransformersEngine(Engine):
@@ -46,17 +44,11 @@ class TransformersEngine(Engine):
         self._sampling = sampling
         device = pick_device()
         dtype = pick_dtype(args.dtype, device)
-        request = args.model_request(dtype, dtype)
-        source = open_model(request) if args.model is not None else open_base_model(args.adapter, request)
-        model: Any = source.make()
-        if args.adapter is not None:
-            model = load_adapter(model, args.adapter, args.registry)
-        self._tokenizer = source.tokenizer
-        set_chat_template(self._tokenizer, args.data.template)
+        self._tokenizer = args.load_tokenizer()
+        model: Any = args.load_model(dtype)
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         if not getattr(inner, "is_quantized", False):
             model.to(device)  # quantized weights are where they were quantized
-        model.eval()
         pack_linears(model, self.batch_size)
         self._decoder = decoder = Decoder(model, _end_ids(self._tokenizer, inner))
         context = getattr(inner.config.get_text_config(), "max_position_embeddings", None)

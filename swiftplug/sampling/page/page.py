@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
+from swiftplug.runs.folder import atomic_path
 from swiftplug.sampling.page.figures import charts_of, figures_of, tallies_of
 from swiftplug.sampling.rows import Candidate, Row
 from swiftplug.sampling.scoring import Scorer
@@ -119,13 +120,11 @@ class SamplesPage:
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        try:
-            with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-                file.writelines(page)
-            partial.replace(self._path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with (
+            atomic_path(self._path) as partial,
+            partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+        ):
+            file.writelines(page)
 
 
 def _columns(charts: int) -> int:

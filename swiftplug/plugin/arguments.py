@@ -1,0 +1,80 @@
+"""What plugins get as `args`: the run's config and, of a training run, its `TrainingArguments`, by attribute."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+class RunArguments:
+    """The arguments of a run, as callbacks, optimizers, tuners, models and engines get them.
+
+    Every key of the config is an attribute (`args.seed`, `args.output_dir`, `args.model.name`), and in a training run
+    so is every field of `transformers.TrainingArguments` (`args.learning_rate`).
+
+    Attributes:
+        config: The whole config, as `config.yaml` in the run's folder has it.
+        training_args: The `TrainingArguments` of a training run; None of a sampling run.
+        num_training_steps: The optimizer steps of the whole run; known when the optimizer is made, 0 before.
+
+    Example:
+        >>> class MyEngine(Engine):
+        ...     def open(self, args, sampling):
+        ...         self.tokenizer = args.load_tokenizer()
+        ...         self.model = args.load_model(dtype=torch.bfloat16).to("cuda")
+    """
+
+    config: Any
+    training_args: Any = None
+    num_training_steps: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        # `config` and `training_args` are missing only while a copy of the object is being made.
+        if name.startswith("__") or name in ("config", "training_args"):
+            raise AttributeError(name)
+        source = self.config if name in type(self.config).model_fields or not self.training_args else self.training_args
+        return getattr(source, name)
+
+    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Load the tokenizer of the run's model; the same object at every call.
+
+        Returns:
+            The tokenizer, with a padding token and with the run's chat template.
+
+        Raises:
+            UserError: The run names no model, or the model has no usable tokenizer.
+        """
+        raise NotImplementedError
+
+    def load_model(self, dtype: "torch.dtype | None" = None) -> "torch.nn.Module":
+        """Load the model that the run names: a folder, a hub id, a model plugin's, or what another run left.
+
+        An adapter is loaded through the tuner that trained it, and merged into the weights where it can be.
+
+        Args:
+            dtype: The type of the weights; None keeps the type that they were saved in.
+
+        Returns:
+            A fresh model in evaluation mode, on the CPU, or where its quantization put it.
+
+        Raises:
+            UserError: The run names no model, or it cannot be loaded.
+        """
+        raise NotImplementedError
+
+    def export_model(self, folder: str | Path) -> str:
+        """Give the run's model as something that plain Transformers, or another library, loads by name.
+
+        Args:
+            folder: An empty folder for the weights and the tokenizer; used only where the model is not a checkpoint
+                already, but has an adapter or is built by a plugin.
+
+        Returns:
+            The folder or hub id of the model.
+
+        Raises:
+            UserError: The run names no model, or its adapter cannot be merged.
+        """
+        raise NotImplementedError

@@ -1,0 +1,41 @@
+"""How a run writes to the terminal."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from swiftplug.plugin.registry import LoadedPlugin
+
+
+def print_line(console: Console, line: str, style: str = "") -> None:
+    """Print a line as it is: not wrapped, and nothing in it read as markup."""
+    console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
+
+
+def print_plan(console: Console, facts: Iterable[tuple[str, str]], nothing_done: str) -> None:
+    """Print what a dry run found out, one labelled fact per row, and that nothing was done."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in facts:
+        table.add_row(label, value)
+    console.print(table, highlight=False, markup=False)
+    print_line(console, f"dry run: {nothing_done}", "bold")
+
+
+def plugin_fact(plugin: LoadedPlugin, **more: object) -> tuple[str, str]:
+    """A plugin as a labelled fact: its kind, and its name, distribution and options."""
+    found = plugin.found
+    options = ", ".join(f"{name}={value!r}" for name, value in {**plugin.options, **more}.items())
+    distribution = f"{found.distribution} {found.version}".rstrip()
+    return found.kind.replace("_", " "), f"{found.name}  ({distribution})  {options}".rstrip()
+
+
+def format_duration(seconds: float) -> str:
+    """A number of seconds for people: `47s`, `3m05s`, `2h07m`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

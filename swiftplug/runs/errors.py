@@ -1,0 +1,66 @@
+"""Errors that a run turns into one clear line: those of third-party plugins, and a full disk."""
+
+import errno
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from swiftplug.errors import UserError
+from swiftplug.plugin.registry import LoadedPlugin
+
+# safetensors and torch's archive writer raise errors of their own, which only their text tells from others.
+_DISK_FULL_TEXTS = ("No space left", "disk is full", "inline_container.cc", "PytorchStreamWriter failed")
+
+
+@contextmanager
+def naming_plugins(plugins: Iterable[LoadedPlugin]) -> Iterator[None]:
+    """Turn an exception that arose in a third-party plugin's file into a UserError that names the plugin.
+
+    What arises in a built-in is a bug of ours, and passes as it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        third_party = {
+            Path(plugin.source_file).resolve(): plugin.found
+            for plugin in plugins
+            if plugin.source_file and plugin.found.distribution != "swiftplug"
+        }
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            file = Path(frame.filename).resolve()
+            if file in third_party:
+                place = f"{file.name}:{frame.lineno}"
+                raise UserError(f"{third_party[file]} raised {type(error).__name__}: {error} ({place})") from error
+        raise
+
+
+@contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Turn the error of a full disk into a UserError that names the run's folder and how to continue."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise UserError(disk_full_message(folder)) from error
+        raise
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that of a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(text in str(error) for text in _DISK_FULL_TEXTS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def disk_full_message(place: Path) -> str:
+    """The line for a disk that filled while a run was writing."""
+    return f"{place}: the disk is full; free some space and continue with --resume (what was saved before is unharmed)"

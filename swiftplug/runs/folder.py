@@ -1,0 +1,161 @@
+"""The folder of a run: whether it may be written into, and the files that every run leaves in it."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swiftplug import __version__
+from swiftplug.config.load import to_yaml
+from swiftplug.config.schema import RunConfig
+from swiftplug.errors import UserError
+from swiftplug.plugin.registry import LoadedPlugin
+
+CONFIG = "config.yaml"
+MANIFEST = "run.json"
+MARKER = "swiftplug.json"
+
+
+def check_output_folder(folder: Path, begun: str, *, resume: bool, overwrite: bool | None = None) -> None:
+    """Refuse a folder that a run must not write into; nothing is made or changed.
+
+    Args:
+        folder: The run's folder.
+        begun: The file that shows that a run of this sort has begun there.
+        resume: Whether to continue the run in it.
+        overwrite: Whether to start the run in it over; None where a run cannot.
+
+    Raises:
+        UserError: It is no folder, or it holds other files, or a run that is neither resumed nor overwritten.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir: {folder} is a file; expected a folder")
+    held = {path.name for path in folder.iterdir() if not path.name.endswith(".partial")} if folder.is_dir() else set()
+    if held and begun not in held:
+        what = "a run of another sort" if CONFIG in held else "other files"
+        raise UserError(f"output_dir: {folder} holds {what}; name another folder")
+    if held and not resume and not overwrite:
+        start_over = "" if overwrite is None else ", or start over with --overwrite"
+        raise UserError(
+            f"output_dir: {folder} holds another run; name another folder, continue that run with --resume{start_over}"
+        )
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when the block ends well and vanishes when it does not."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that nobody ever sees half of it."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_run_files(
+    folder: Path,
+    config: RunConfig,
+    plugins: Iterable[LoadedPlugin],
+    results: dict[str, Any] | None = None,
+) -> None:
+    """Write `config.yaml` and `run.json`: with them a run can be made again, and its parts be told from others."""
+    write_atomically(folder / CONFIG, to_yaml(config))
+    manifest = {
+        "command": sys.argv[1:],
+        "seed": config.seed,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {"swiftplug": __version__, **_versions()},
+        "plugins": [_plugin_record(plugin) for plugin in plugins],
+        **({} if results is None else {"results": results}),
+    }
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def first_difference(before: str, now: str) -> str:
+    """Where two configs differ, for the message that refuses to continue another run."""
+    pairs = zip((before + "\n(end)").splitlines(), (now + "\n(end)").splitlines(), strict=False)
+    old, new = next((old, new) for old, new in pairs if old != new)
+    return f"it has {old.strip()!r} where this one has {new.strip()!r}"
+
+
+class Marker(NamedTuple):
+    """`swiftplug.json`: how the weights that lie beside it are loaded.
+
+    Attributes:
+        base_model: The base model as the config named it: a folder, hub id or model plugin, with its options.
+        model_options: The config's `model_options`.
+        seed: The run's seed, from which a model plugin may have drawn its weights.
+        tuner: The qualified name of the tuner plugin, with its options. A file that it came from is not named: what is
+            downloaded must not decide which code runs here.
+    """
+
+    base_model: dict[str, Any]
+    model_options: dict[str, Any]
+    seed: int
+    tuner: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write it into a folder, as the last file of a save: its presence shows that all is there."""
+        text = json.dumps(self._asdict(), indent=2, ensure_ascii=False) + "\n"
+        (folder / MARKER).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Marker | None":
+        """Read the one of a folder; None where there is none.
+
+        Raises:
+            UserError: The file is there, but not as a run writes it.
+        """
+        path = Path(folder).expanduser() / MARKER
+        if not path.is_file():
+            return None
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: not as a run writes it: {error}") from error
+
+
+def _plugin_record(plugin: LoadedPlugin) -> dict[str, Any]:
+    found = plugin.found
+    return {
+        "kind": found.kind,
+        "name": found.qualified_name,
+        "version": found.version,
+        "source_sha256": plugin.source_hash,
+        "options": json.loads(json.dumps(plugin.options, default=str)),
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _git_commit() -> str | None:
+    """The commit of the current folder, with `+` behind it where files have changed since; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, env=environment, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+" if changed else commit

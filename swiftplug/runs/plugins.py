@@ -1,0 +1,147 @@
+"""All plugins of a run, found, imported and checked before anything slow."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from swiftplug.config.schema import RunConfig
+from swiftplug.errors import UserError
+from swiftplug.plugin.registry import KINDS, LoadedPlugin, PluginChoice, Registry
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REWARD_MODEL = "swiftplug:reward_model"
+
+
+@dataclass(frozen=True)
+class RunPlugins:
+    """The plugins that a run uses.
+
+    Attributes:
+        registry: Where they were found.
+        by_kind: For each kind that the run has, its plugins, in the order of the config.
+    """
+
+    registry: Registry
+    by_kind: Mapping[str, Sequence[LoadedPlugin]] = field(default_factory=dict)
+
+    def one(self, kind: str) -> LoadedPlugin:
+        """The plugin of a kind of which a run has exactly one."""
+        (plugin,) = self.by_kind[kind]
+        return plugin
+
+    def of(self, kind: str) -> Sequence[LoadedPlugin]:
+        """The plugins of a kind."""
+        return self.by_kind.get(kind, ())
+
+    @property
+    def model(self) -> LoadedPlugin | None:
+        """The plugin that the config's model names; None for a folder or hub id."""
+        return next(iter(self.of("model")), None)
+
+    def all(self) -> list[LoadedPlugin]:
+        """Every plugin of the run."""
+        return [plugin for plugins in self.by_kind.values() for plugin in plugins]
+
+
+class _Named(NamedTuple):
+    """What one place of a config names; several where loss scales are combined by `+`."""
+
+    kind: str
+    choices: list[PluginChoice]
+    where: str
+
+
+def check_plugin_names(config: RunConfig) -> None:
+    """Refuse an unknown plugin at once: this imports no plugin, and neither torch nor Transformers.
+
+    Raises:
+        UserError: No plugin has a name that the config gives.
+    """
+    registry = _discover(config)
+    for named in _named(config, registry):
+        for choice in named.choices:
+            if not registry.has(named.kind, choice.name):
+                registry.resolve(named.kind, PluginChoice(name=choice.name), named.where)
+
+
+def resolve_plugins(config: RunConfig) -> RunPlugins:
+    """Find, import and check every plugin that a config names; datasets are resolved when they are read.
+
+    Raises:
+        UserError: One is unknown, ambiguous, broken, of the wrong form, or given options that it does not take.
+    """
+    registry = _discover(config)
+    by_kind: dict[str, list[LoadedPlugin]] = {}
+    for key in type(config).model_fields:
+        if kind := _kind_of(key):
+            # A file's `extra_callbacks` act in a training run without being named.
+            by_kind[kind] = list(registry.active_callbacks) if kind == "callback" else []
+    for kind, choices, where in _named(config, registry):
+        if len(choices) == 1:
+            by_kind[kind].append(registry.resolve(kind, choices[0], where))
+        else:
+            by_kind[kind] += _resolve_combined(registry, choices, where)
+    return RunPlugins(registry, by_kind)
+
+
+def _discover(config: RunConfig) -> Registry:
+    return Registry.discover(files=config.plugins.files, allow=config.plugins.allow)
+
+
+def _kind_of(key: str) -> str | None:
+    """The kind of plugin that a key of the config names; None for other keys, and for those of datasets."""
+    return next((kind.name for kind in KINDS.values() if kind.key == key and key != "dataset"), None)
+
+
+def _named(config: RunConfig, registry: Registry) -> Iterator[_Named]:
+    """What a config names that must be a plugin, and where it does."""
+    for key in type(config).model_fields:
+        kind, value = _kind_of(key), getattr(config, key)
+        if kind is None or value is None:
+            continue
+        if isinstance(value, list):
+            for index, choice in enumerate(value):
+                yield _Named(kind, [_scorer(kind, choice, registry)], config.where(key, index))
+        elif kind == "loss_scale":
+            choices = [PluginChoice(name=name, options=value.options) for name in value.name.split("+")]
+            yield _Named(kind, choices, config.where(key))
+        elif kind != "model" or registry.has("model", value.name):
+            yield _Named(kind, [value], config.where(key))
+        elif value.options:
+            raise UserError(f"{config.where('model')}: {value.name!r} is no plugin; only a plugin takes options")
+
+
+def _scorer(kind: str, choice: PluginChoice, registry: Registry) -> PluginChoice:
+    """A choice of a list; a scorer that is no plugin but a checkpoint, by folder or hub id, is run by a built-in."""
+    name = choice.name
+    is_checkpoint = Path(name).expanduser().is_dir() or (_HUB_ID.fullmatch(name) and not Path(name).exists())
+    if kind in ("orm", "prm") and is_checkpoint and not registry.has(kind, name):
+        return PluginChoice(name=_REWARD_MODEL, options={"model": name, **choice.options})
+    return PluginChoice(name=name, options=choice.options)
+
+
+def _resolve_combined(registry: Registry, choices: Sequence[PluginChoice], where: str) -> list[LoadedPlugin]:
+    """The loss scales that a name such as `last_round+keywords` combines; options go to the one that takes them.
+
+    Raises:
+        UserError: One is unknown, or of several not exactly one takes the options.
+    """
+    if not choices[0].options:
+        return [registry.resolve("loss_scale", choice, where) for choice in choices]
+    takers, refusals = {}, []
+    for index, choice in enumerate(choices):
+        try:
+            takers[index] = registry.resolve("loss_scale", choice, where)
+        except UserError as refusal:
+            refusals.append(refusal)
+    if not takers:
+        raise refusals[-1]
+    if len(takers) > 1:
+        names = "+".join(choice.name for choice in choices)
+        raise UserError(f"{where}: more than one of {names!r} takes these options; give them to one alone")
+    return [
+        takers.get(index) or registry.resolve("loss_scale", PluginChoice(name=choice.name), where)
+        for index, choice in enumerate(choices)
+    ]
