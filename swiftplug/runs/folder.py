@@ -36,7 +36,7 @@ def check_output_folder(folder: Path, begun: str, *, resume: bool, overwrite: bo
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file; expected a folder")
-    held = {path.name for path in folder.iterdir() if not path.name.endswith(".partial")} if folder.is_dir() else set()
+    held = {path.name for path in folder.iterdir() if ".partial" not in path.name} if folder.is_dir() else set()
     if held and begun not in held:
         what = "a run of another sort" if CONFIG in held else "other files"
         raise UserError(f"output_dir: {folder} holds {what}; name another folder")

@@ -24,7 +24,7 @@ from swiftplug.plugin.registry import PluginChoice
 from swiftplug.runs.console import format_duration, print_line, print_plan
 from swiftplug.runs.errors import naming_full_disk, naming_plugins
 from swiftplug.runs.folder import CONFIG, Marker, check_output_folder, write_run_files
-from swiftplug.runs.model import absolute_name
+from swiftplug.runs.model import absolute_name, autocast_dtype
 from swiftplug.training.curves import draw_curves
 from swiftplug.training.loss_contract import LossContract
 from swiftplug.training.packing import check_packing
@@ -129,7 +129,7 @@ def _model_to_train(setup: RunSetup, checkpoint: Path | None) -> torch.nn.Module
     """The base model, wrapped by the tuner anew or as a checkpoint has it."""
     set_seed(setup.config.seed)
     # In mixed precision the checkpoint's own type is kept until the tuner has decided what trains.
-    half = setup.args.autocast_dtype
+    half = autocast_dtype(setup.args.training_args)
     base = setup.args.load_model(torch.float32 if half == torch.float32 else None)
     tuner = setup.plugins.one("tuner")
     if checkpoint is None:

@@ -38,7 +38,7 @@ def test_a_full_disk_costs_only_what_was_being_written(small_disk: Path, tiny_mo
     assert broken.returncode == 2
     (line,) = broken.stderr.splitlines()
     assert line.startswith("error: ")
-    assert "the disk is full; free some space and go on with --resume" in line
+    assert "the disk is full; free some space and continue with --resume" in line
     saved = sorted(folder.glob("checkpoint-*"))
     assert saved
     for checkpoint in saved:
