@@ -5,8 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swiftplug.config.sample_schema import SampleConfig
-from swiftplug.config.schema import TrainConfig
+from swiftplug.config.schema import RunConfig
 from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.tokenizer import set_chat_template
@@ -29,7 +28,7 @@ class Arguments(RunArguments):
 
     def __init__(
         self,
-        config: TrainConfig | SampleConfig,
+        config: RunConfig,
         plugins: RunPlugins,
         training_args: "TrainingArguments | None" = None,
     ) -> None:
@@ -47,7 +46,7 @@ class Arguments(RunArguments):
     def export_model(self, folder: str | Path) -> str:
         return self._model.export(folder, self.load_tokenizer())
 
-    def with_model(self, config: TrainConfig | SampleConfig, plugins: Sequence[LoadedPlugin]) -> "Arguments":
+    def with_model(self, config: RunConfig, plugins: Sequence[LoadedPlugin]) -> "Arguments":
         """The same arguments for another model: of another config, and of these model plugins (one, or none)."""
         by_kind = {**self.plugins.by_kind, "model": plugins}
         return Arguments(config, RunPlugins(self.plugins.registry, by_kind), self.training_args)
