@@ -44,7 +44,7 @@ def preview(
     config = load_train_config(request.path, request.options, request.sets).config
     prepare_process(debug=request.debug, num_proc=config.data.num_proc)
     from swiftplug.preview.preview import preview as render
-    from swiftplug.runs.manifest import write_atomically
+    from swiftplug.runs.folder import write_atomically
 
     text = render(config, rows=rows, format=format.value, color=output is None and sys.stdout.isatty())
     if output is None:
