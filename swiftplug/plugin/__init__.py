@@ -1,10 +1,9 @@
-"""The public API for plugin authors: the contracts, the decorators, and the parts of a model by name."""
+"""The public API for plugin authors: contracts and base classes, decorators, and the parts of a model by name."""
 
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
-from swiftplug.plugin.loss import IGNORED_LABEL, TokenLoss
-from swiftplug.plugin.loss_scale import ContextType, LossScale
+from swiftplug.plugin.loss import IGNORED_LABEL, ContextType, LossScale, TokenLoss
 from swiftplug.plugin.model_arch import MODEL_ARCH_MAPPING, ModelKeys, find_all_linears
 from swiftplug.plugin.register import (
     LOSS_MAPPING,

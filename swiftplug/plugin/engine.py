@@ -1,4 +1,4 @@
-"""The contract of engines: what turns prompts into candidates."""
+"""The contract of engines: they turn prompts into candidates."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -8,9 +8,9 @@ class Prompt(NamedTuple):
     """A question to answer, several times.
 
     Attributes:
-        id: Of its row; with the run's seed and a candidate's index it decides what is drawn for that candidate.
-        messages: The conversation up to the question, as the chat template is to read it: a tools format has already
-            written its tools into it.
+        id: The id of its row. With the seed of the run and the index of a candidate it decides what is drawn.
+        messages: The conversation up to the question, ready for the chat template. A tools format has already written
+            its tools into it.
         tools: The tools that are left to the chat template, or None.
     """
 
@@ -20,12 +20,12 @@ class Prompt(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """One candidate's text.
+    """The text of one candidate.
 
     Attributes:
-        text: The answer; reasoning that a server tells apart stands before it, in a `<think>` block.
-        finish_reason: Why it ended: `stop` (the model ended its turn), `length` (`max_new_tokens`), or what a server
-            says.
+        text: The answer. Reasoning that a server returns separately is put in front of it, in a `<think>` block.
+        finish_reason: Why it ended: `stop` (the model ended its turn), `length` (it reached `max_new_tokens`), or the
+            reason that a server gives.
     """
 
     text: str
@@ -33,12 +33,12 @@ class Completion(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """What became of a prompt.
+    """The candidates of one prompt, or the reason why there are none.
 
     Attributes:
-        id: The prompt's.
-        completions: Its candidates, in the order of their index; empty where it failed.
-        failure: Why there are none, in one line; empty where it worked.
+        id: The id of the prompt.
+        completions: Its candidates, ordered by index; empty if it failed.
+        failure: Why there are none, in one line; empty if there are.
     """
 
     id: str
@@ -50,12 +50,13 @@ class Sampling(NamedTuple):
     """How candidates are drawn.
 
     Attributes:
-        num_return_sequences: Candidates a prompt.
-        max_new_tokens: Tokens after which one is cut off.
-        temperature: 0 is greedy.
-        top_p: Draw from the fewest tokens whose probabilities sum to this (Holtzman et al., arXiv 1904.09751); 1: off.
-        top_k: Draw from so many of the likeliest tokens; 0 for all.
-        seed: The run's.
+        num_return_sequences: Number of candidates per prompt.
+        max_new_tokens: Maximum length of a candidate, in tokens.
+        temperature: Sampling temperature; 0 means greedy decoding.
+        top_p: Nucleus sampling (Holtzman et al., arXiv 1904.09751): draw from the smallest set of tokens whose
+            probabilities sum to at least this; 1 turns it off.
+        top_k: Draw from this many of the most likely tokens; 0 means from all.
+        seed: The seed of the run.
     """
 
     num_return_sequences: int
@@ -66,52 +67,67 @@ class Sampling(NamedTuple):
     seed: int
 
     def seed_of(self, prompt_id: str, index: int) -> int:
-        """The seed of one candidate: the same whatever else is sampled beside it, before it or on another machine.
+        """The seed of one candidate. It does not depend on what else is sampled, in which order, or on which machine.
+
+        Args:
+            prompt_id: `Prompt.id`.
+            index: The index of the candidate among those of its prompt, from 0.
 
         Returns:
-            A number below 2**63.
+            An integer from 0 to 2**63 - 1.
         """
-        import hashlib  # listing plugins should not wait for it
+        import hashlib  # only here: it would slow down `list-plugins`
 
         digest = hashlib.sha256(f"{self.seed}/{prompt_id}/{index}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
 
 class Engine:
-    """Turns prompts into candidates. The parameters of `__init__` are the options of the plugin.
+    """Base class of engines. The parameters of `__init__` are the options of the plugin.
 
-    An engine whose results depend on what is sampled together says so in `together`: then a run hands it always the
-    same prompts at once, whatever was killed in between and however a dataset was cut into shards.
+    Example:
+        >>> class Echo(Engine):
+        ...     def open(self, args, sampling):
+        ...         self.count = sampling.num_return_sequences
+        ...
+        ...     def generate(self, prompts):
+        ...         for prompt in prompts:
+        ...             yield Answered(prompt.id, [Completion(prompt.messages[-1]["content"], "stop")] * self.count)
     """
 
+    # Whether the candidates of a prompt may depend, if only by rounding, on the other prompts of the same call. If so,
+    # `generate` always gets the same prompts together, whatever was interrupted and however the dataset was split.
     together: bool = False
-    """Whether what a prompt gets may depend, if only by rounding, on the prompts beside it."""
 
     def prompts_at_once(self, sampling: Sampling) -> int:
-        """How many prompts `generate` is to be given at once; what was answered is on disk after each such batch."""
+        """The maximum number of prompts per call of `generate`. Candidates are on disk after each call.
+
+        Args:
+            sampling: How candidates are drawn.
+        """
         return 256
 
     def open(self, args: Any, sampling: Sampling) -> None:
-        """Load the model, or find the server; called once, when all else has been checked.
+        """Load the model, or connect to the server. Called once, after everything else has been checked.
 
         Args:
-            args: The run's arguments: see `swiftplug.plugin.RunArguments`.
+            args: The run's arguments, with which it can load the run's model; see `swiftplug.plugin.RunArguments`.
             sampling: How candidates are drawn.
 
         Raises:
-            UserError: There is no such model, or no such server.
+            UserError: If there is no such model or server.
         """
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Answered]:
         """Answer prompts.
 
         Args:
-            prompts: At most `prompts_at_once`.
+            prompts: At most `prompts_at_once` of them.
 
         Yields:
-            What became of each, in any order, as soon as it is known.
+            The result of each prompt, in any order, as soon as it is there.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of what `open` took."""
+        """Release what `open` took."""

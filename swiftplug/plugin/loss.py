@@ -1,20 +1,21 @@
-"""Losses that are a sum over tokens, the sort that needs logits at labelled positions only."""
+"""The contracts of losses and loss scales: the loss of a token, and its weight."""
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 IGNORED_LABEL = -100
-"""The label of a position that has nothing to predict, as PyTorch's cross entropy and Transformers have it."""
+"""The label of a position without a target, as in PyTorch's cross entropy and in Transformers."""
 
 
 class TokenLoss:
-    """A loss that is a function of one position's logits and its target; subclass it and write `token_loss`.
+    """Base class of losses that are a sum over tokens: subclass it and define `token_loss`.
 
-    It meets the contract of a loss on whole logits, like any function would. Being a function of single positions, it
-    is also computed in chunks, on labelled positions only, so that the logits of a whole batch never exist at once:
-    training does so wherever it knows the form of the model's head. The options are the parameters of `__init__`.
+    An instance is a loss like any other. But because each position counts on its own, training can also compute it in
+    chunks and at labelled positions only, so that the logits of a whole batch never exist at once. It does so wherever
+    it knows the form of the model's head. The parameters of `__init__` are the options of the plugin.
 
     Example:
         >>> class CrossEntropy(TokenLoss):
@@ -41,13 +42,13 @@ class TokenLoss:
         loss_scale: "torch.Tensor | None" = None,
         num_items_in_batch: "torch.Tensor | int | None" = None,
     ) -> "torch.Tensor":
-        """The weighted sum of the token losses over the number of trained tokens.
+        """The weighted sum of the token losses, divided by the number of trained tokens.
 
         Args:
-            outputs: The model's output, with `logits` of `(B, T, V)`.
-            labels: `(B, T)` token ids, not shifted, -100 where there is nothing to predict.
-            loss_scale: `(B, T)` weights, or None for 1 everywhere.
-            num_items_in_batch: The trained tokens of the whole accumulation step; None counts those of this batch.
+            outputs: The model's output, with `logits` of shape `(B, T, V)`.
+            labels: `(B, T)` token ids, not shifted; -100 where there is no target.
+            loss_scale: `(B, T)` weights; None means 1 everywhere.
+            num_items_in_batch: Number of trained tokens in the whole accumulation step; None: in this batch.
 
         Returns:
             A scalar.
@@ -58,3 +59,43 @@ class TokenLoss:
         if loss_scale is not None:
             losses = losses * loss_scale[:, 1:][trained]
         return losses.sum() / (trained.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+
+class ContextType(StrEnum):
+    """The type of a segment of the rendered conversation."""
+
+    SYSTEM = "system"
+    QUERY = "query"
+    RESPONSE = "response"
+    SUFFIX = "suffix"
+    OTHER = "other"
+
+
+class LossScale:
+    """Weights responses with 1 and everything else with 0. Subclass it and override `get_loss_scale` for other weights.
+
+    A weight of 0 leaves a token out of the loss, 1 is plain, and any other float multiplies the loss of the token.
+    The parameters of `__init__` are the options of the plugin.
+
+    Example:
+        >>> class Half(LossScale):
+        ...     def get_loss_scale(self, context, context_type, is_last_round, **kwargs):
+        ...         return [context], [0.5 if context_type == ContextType.RESPONSE else 0.0]
+    """
+
+    def get_loss_scale(
+        self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
+    ) -> tuple[list[str], list[float]]:
+        """Split a segment into parts and give each a weight.
+
+        Args:
+            context: The text of the segment, as the chat template rendered it.
+            context_type: The type of the segment. It is never `SUFFIX` (the end-of-turn token): a suffix gets the
+                weight of the last part of its response.
+            is_last_round: Whether the segment belongs to the last round of the conversation.
+            **kwargs: `query`, the text of the query of this round.
+
+        Returns:
+            The parts, which joined are exactly `context`, and one weight per part, each >= 0.
+        """
+        return [context], [float(context_type is ContextType.RESPONSE)]

@@ -1,8 +1,9 @@
-"""The parts of a model by name, found from its modules, so that any decoder model has them."""
+"""The parts of a model by name. They are found from its modules, so that this works for any decoder model."""
 
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,21 +12,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelKeys:
-    """Dotted paths of the parts of an architecture, with `{}` for the index of a layer; None for a part it lacks.
+    """Dotted paths of an architecture's parts, with `{}` for the index of a layer; None for a part that it lacks.
 
     Attributes:
-        arch_name: The key of `MODEL_ARCH_MAPPING`.
-        embedding: The token embeddings, `model.embed_tokens`.
-        module_list: The list of layers, `model.layers`.
-        lm_head: The output head, `lm_head`.
-        attention: The attention of a layer, `model.layers.{}.self_attn`.
-        q_proj: Its query projection.
-        k_proj: Its key projection.
-        v_proj: Its value projection.
-        qkv_proj: The three in one, where they are one module.
-        o_proj: Its output projection.
-        mlp: The feed-forward part of a layer, `model.layers.{}.mlp`.
-        down_proj: The projection that ends it.
+        arch_name: The key in `MODEL_ARCH_MAPPING`.
+        embedding: The token embeddings, such as `model.embed_tokens`.
+        module_list: The list of layers, such as `model.layers`.
+        lm_head: The output head, such as `lm_head`.
+        attention: The attention of a layer, such as `model.layers.{}.self_attn`.
+        q_proj: The query projection of the attention.
+        k_proj: The key projection of the attention.
+        v_proj: The value projection of the attention.
+        qkv_proj: The query, key and value projections, if they are one module.
+        o_proj: The output projection of the attention.
+        mlp: The feed-forward part of a layer, such as `model.layers.{}.mlp`.
+        down_proj: The last projection of the feed-forward part.
     """
 
     arch_name: str | None = None
@@ -42,19 +43,8 @@ class ModelKeys:
     down_proj: str | None = None
 
 
-@dataclass(frozen=True)
-class ModelMeta:
-    """What a loaded model knows about itself.
-
-    Attributes:
-        model_arch: Its key in `MODEL_ARCH_MAPPING`.
-    """
-
-    model_arch: str
-
-
+# The parts of every architecture that was loaded in this process, by model type (`llama`, `gpt2`...).
 MODEL_ARCH_MAPPING: dict[str, ModelKeys] = {}
-"""The parts of every architecture that was loaded in this process, by its model type (`llama`, `gpt2`...)."""
 
 _ATTENTION = re.compile("attn|attention", re.IGNORECASE)
 _FEED_FORWARD = re.compile("mlp|ffn|feed_?forward|moe|expert", re.IGNORECASE)
@@ -68,29 +58,29 @@ _INPUTS = {
 
 
 def attach_model_meta(model: Any) -> None:
-    """Give a freshly loaded model its `model_meta`, and its architecture a place in `MODEL_ARCH_MAPPING`.
+    """Set `model.model_meta.model_arch`, and add the architecture to `MODEL_ARCH_MAPPING` if it is new.
 
     Args:
-        model: A Transformers model, not wrapped by a tuner yet.
+        model: A Transformers model that no tuner has wrapped yet.
     """
     arch = model.config.model_type
     if arch not in MODEL_ARCH_MAPPING:
         MODEL_ARCH_MAPPING[arch] = find_model_keys(model)
-    model.model_meta = ModelMeta(arch)
+    model.model_meta = SimpleNamespace(model_arch=arch)
 
 
 def find_model_keys(model: Any) -> ModelKeys:
-    """The parts of a model, from its modules.
+    """Find the parts of a model from its modules.
 
-    The layers are the outermost module list with the most parameters. In a layer, attention and feed-forward part are
-    told by the names and classes of its children. Where layers differ (hybrid models), the first with the most parts
-    stands for all.
+    The layers are the module list with the most parameters. In a layer, the attention and the feed-forward part are
+    recognized by the names and classes of its children. If layers differ (hybrid models), the first of those with the
+    most parts represents all.
 
     Args:
-        model: A Transformers model, not wrapped by a tuner.
+        model: A Transformers model that no tuner has wrapped.
 
     Returns:
-        The paths; those that the model has no module for are None.
+        The paths; None for parts that the model does not have.
     """
     layers_name, layers = _layers(model)
     parts = max((_parts_of_layer(layer) for layer in layers), key=len, default={})
@@ -118,7 +108,7 @@ def _parts_of_layer(layer: "nn.Module") -> dict[str, str]:
         parts["attention"] = attention
         for linear in _linear_names(layer.get_submodule(attention)):
             leaf = linear.rpartition(".")[2]
-            # What is no input projection comes last in the end: the output projection.
+            # A linear layer that is no input projection is the output projection; the last one counts.
             key = next((key for key, pattern in _INPUTS.items() if pattern.fullmatch(leaf)), "o_proj")
             parts[key] = f"{attention}.{linear}"
     mlp = _first_child(layer, _FEED_FORWARD)
@@ -128,7 +118,7 @@ def _parts_of_layer(layer: "nn.Module") -> dict[str, str]:
             if not _GATE.search(linear):
                 parts["down_proj"] = f"{mlp}.{linear}"
     else:
-        # Some layers (OPT's) hold the two matrices of the feed-forward part themselves.
+        # Some layers (those of OPT) hold the two matrices of the feed-forward part directly.
         own = [name for name in _linear_names(layer) if "." not in name]
         if own:
             parts["mlp"] = parts["down_proj"] = own[-1]
@@ -136,7 +126,7 @@ def _parts_of_layer(layer: "nn.Module") -> dict[str, str]:
 
 
 def _first_child(layer: "nn.Module", pattern: re.Pattern[str]) -> str | None:
-    """The first child with a matrix in it whose name, or else whose class, matches."""
+    """The first child with matrices whose name, or else whose class name, matches."""
     children = [
         (name, module) for name, module in layer.named_children() if any(p.dim() > 1 for p in module.parameters())
     ]
@@ -150,14 +140,14 @@ def _name_of(model: "nn.Module", part: "nn.Module | None") -> str | None:
 
 
 def find_all_linears(model: Any) -> list[str]:
-    """The linear layers to tune: all of them, quantized ones and GPT-2's `Conv1D` too, without the output head.
+    """The names of all linear layers except the output head, including quantized ones and GPT-2's `Conv1D`.
 
     Args:
-        model: A Transformers model, not wrapped by a tuner.
+        model: A Transformers model that no tuner has wrapped.
 
     Returns:
-        Sorted names for PEFT's `target_modules`, which match these layers and no other module: the last part of a
-        layer's path, as a rule; whole paths for those that share it with something else.
+        Sorted names for PEFT's `target_modules`, which match these layers and no other module: usually the last part of
+        a layer's path, and the whole path where another module has the same last part.
 
     Example:
         >>> find_all_linears(llama)
@@ -175,7 +165,7 @@ def _linear_names(model: "nn.Module") -> Iterator[str]:
     from transformers.pytorch_utils import Conv1D
 
     for name, module in model.named_modules():
-        # Quantized layers come from many libraries, with no base class in common but with this word in their names.
+        # Quantized layers come from many libraries. They have no common base class, but this word in their names.
         quantized = "Linear" in type(module).__name__ and not any(module.children())
         if isinstance(module, Linear | Conv1D) or quantized:
             yield name

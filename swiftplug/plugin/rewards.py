@@ -7,13 +7,13 @@ from typing import Any
 
 @dataclass
 class InferRequest:
-    """A conversation to be scored; its last message is the assistant's answer.
+    """A conversation to be scored. Its last message is the assistant's answer.
 
-    The other columns are attributes too: `request.tools` is `request.columns["tools"]`.
+    The other columns of the row are attributes too: `request.tools` is `request.columns["tools"]`.
 
     Attributes:
-        messages: `{"role": ..., "content": ...}` dictionaries.
-        columns: The other columns of the dataset's row (tools, ground truth, ...).
+        messages: Dictionaries `{"role": ..., "content": ...}`.
+        columns: The other columns of the row (tools, ground truth, ...).
     """
 
     messages: list[dict[str, Any]]
@@ -28,28 +28,33 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class Unscored:
-    """What a scorer returns in place of a reward that it could not get, from a server say.
+    """Takes the place of a reward that could not be had, for example because a server failed.
 
-    The reason is recorded with the candidate; nothing is guessed.
+    The reason is recorded with the candidate.
 
     Attributes:
-        reason: Why, in one line.
+        reason: Why there is no reward, in one line.
     """
 
     reason: str
 
 
 class ORM:
-    """An outcome reward model: scores finished answers. `__call__` may also be `async`.
+    """Base class of outcome reward models, which score finished answers. `__call__` may also be `async`.
 
-    The parameters of `__init__` are the options of the plugin; `weight` is taken already, for the scorer's weight.
+    The parameters of `__init__` are the options of the plugin, except `weight`: that is the weight of the scorer.
+
+    Example:
+        >>> class SameText(ORM):
+        ...     def __call__(self, infer_requests, ground_truths, **kwargs):
+        ...         answers = [request.messages[-1]["content"] for request in infer_requests]
+        ...         return [float(answer == truth) for answer, truth in zip(answers, ground_truths)]
     """
 
+    # Whether it compares answers with references. If so, a run without any reference refuses it.
     needs_reference: bool = True
-    """Whether it compares answers with references; a run without any refuses it then."""
-
+    # The score from which an answer counts as right; None if the scores only rank answers.
     right_from: float | None = 0.5
-    """The score from which an answer counts as right; None for one that ranks answers and does not judge them."""
 
     def __call__(
         self, infer_requests: list[InferRequest], ground_truths: list[Any], **kwargs: Any
@@ -57,26 +62,32 @@ class ORM:
         """Score the last message of each request.
 
         Args:
-            infer_requests: The conversations, answer last.
-            ground_truths: The reference of each, in the same order.
-            **kwargs: Whatever later versions add.
+            infer_requests: The conversations, with the answer as the last message.
+            ground_truths: The reference of each request, in the same order.
+            **kwargs: Arguments that later versions may add.
 
         Returns:
-            One reward a request; an `Unscored` where there is none.
+            One reward per request, or an `Unscored`.
         """
         raise NotImplementedError
 
     def answer_of(self, text: str) -> str | None:
-        """The final answer that a text gives, by which a majority is counted; None where it gives none.
+        """Extract the final answer from a text. The majority vote counts these answers.
 
         Args:
-            text: A candidate.
+            text: The text of a candidate.
+
+        Returns:
+            The final answer; None if there is none.
         """
         return text.strip() or None
 
 
 class PRM:
-    """A process reward model: scores the steps of an answer. `__call__` may also be `async`."""
+    """Base class of process reward models, which score the steps of an answer. `__call__` may also be `async`.
+
+    The parameters of `__init__` are the options of the plugin, except `weight`: that is the weight of the scorer.
+    """
 
     def __call__(
         self, infer_requests: list[InferRequest], **kwargs: Any
@@ -84,10 +95,10 @@ class PRM:
         """Score the last message of each request.
 
         Args:
-            infer_requests: The conversations, answer last.
-            **kwargs: `ground_truths`, the reference of each request.
+            infer_requests: The conversations, with the answer as the last message.
+            **kwargs: `ground_truths`, the reference of each request; later versions may add more.
 
         Returns:
-            For each request one reward, or one reward a step; an `Unscored` where there is none.
+            For each request one reward, or a list with one reward per step, or an `Unscored`.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The contract of tuners: which parameters train, and how they are saved and loaded."""
+"""The contract of tuners: which parameters are trained, and how they are saved and loaded."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,17 +7,25 @@ if TYPE_CHECKING:
 
 
 class Tuner:
-    """Wraps a model for training and knows how to save and load what it trains.
+    """Base class of tuners: prepares a model for training, and saves and loads what is trained.
 
-    The options of a tuner are the keyword-only parameters of its `prepare_model`.
+    The options of the plugin are the keyword-only parameters of `prepare_model`.
+
+    Example:
+        >>> class LastLayer(Tuner):
+        ...     @staticmethod
+        ...     def prepare_model(args, model, *, layer: str = "lm_head"):
+        ...         for name, parameter in model.named_parameters():
+        ...             parameter.requires_grad_(name.startswith(layer))
+        ...         return model
     """
 
     @staticmethod
     def prepare_model(args: Any, model: "torch.nn.Module") -> "torch.nn.Module":
-        """Wrap or change a freshly loaded base model for training.
+        """Wrap or change a newly loaded base model for training.
 
         Args:
-            args: The run's arguments: every field of the config and of `TrainingArguments`, by attribute.
+            args: The run's arguments; see `swiftplug.plugin.RunArguments`.
             model: The base model.
 
         Returns:
@@ -33,27 +41,27 @@ class Tuner:
         safe_serialization: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Write what the tuner trained into a folder; called at every checkpoint and at the end.
+        """Write what was trained into a folder. Called at every checkpoint and at the end.
 
         Args:
             model: The model that `prepare_model` or `from_pretrained` returned.
             save_directory: An existing folder.
-            state_dict: The weights to write, where they had to be gathered from several processes.
+            state_dict: The weights to write, if they had to be gathered from several processes.
             safe_serialization: Whether to write safetensors.
-            **kwargs: Whatever later versions add.
+            **kwargs: Arguments that later versions may add.
         """
         raise NotImplementedError
 
     @staticmethod
     def from_pretrained(model: "torch.nn.Module", model_id: str, **kwargs: Any) -> "torch.nn.Module":
-        """Put what `save_pretrained` wrote onto a freshly loaded base model; called at every resume and at sampling.
+        """Apply what `save_pretrained` wrote to a newly loaded base model. Called at every resume and for sampling.
 
         Args:
             model: The base model.
             model_id: The folder that `save_pretrained` wrote.
-            **kwargs: `is_trainable=True` when training goes on.
+            **kwargs: `is_trainable=True` if training goes on.
 
         Returns:
-            The model, wrapped as `prepare_model` would have.
+            The model, wrapped as `prepare_model` would wrap it.
         """
         raise NotImplementedError

@@ -10,8 +10,7 @@ import yaml
 from swiftplug.builtin.loss_scales.keywords import Keywords, WeightTable
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry, fields_of
 
 TABLES = ["react", "alpha_umi", "agentflan", "hermes", "qwen", "ignore_empty_think", "ignore_think_prefix"]
 RESPONSE = ContextType.RESPONSE
@@ -205,7 +204,7 @@ class TestKeywords:
             patterns: {'\d+': 4}
             default: 0
         """
-        choice = PluginChoice.from_yaml(yaml.safe_load(written))
+        choice = PluginChoice.model_validate(fields_of(yaml.safe_load(written)))
         loss_scale = Registry.discover().resolve("loss_scale", choice, "train.yaml: loss_scale").bound
         parts = [("学习", 1), ("好", 0.5), ("数学", 2), ("是", 0.5), ("重要", 2), ("的", 0.1), ("吗", 0)]
         parts += [("Answer:", 2), ("是", 0.5), (" ", 3), ("18", 4), ("。", 3)]

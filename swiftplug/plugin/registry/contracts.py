@@ -53,8 +53,7 @@ CONTRACTS: dict[str, dict[str, Call]] = {
         "close": Call(),
     },
 }
-_TOKEN_LOSS = {"token_loss": Call(("logits", "targets"))}
-_PAIR = {"compute": Call(("eval_prediction",)), "preprocess": Call(("logits", "labels"))}
+# The methods of our base classes that a plugin has to define.
 _NOT_IMPLEMENTED = [
     *(ORM.__call__, PRM.__call__, TokenLoss.token_loss, Engine.generate),
     *(Tuner.prepare_model, Tuner.save_pretrained, Tuner.from_pretrained),
@@ -86,10 +85,10 @@ def check_contract(kind: str, plugin: Any) -> None:
         case "engine" if not issubclass(cls, Engine):
             raise ContractError(f"is {_describe(plugin)}, expected a subclass of swiftplug.plugin.Engine")
         case "loss" if plugin is cls and issubclass(cls, TokenLoss):
-            contract = _TOKEN_LOSS
+            contract = {"token_loss": Call(("logits", "targets"))}
         case "metric" if not judges_texts(plugin):
             contract = {}
-            if not is_metric_factory(plugin):
+            if not _makes_metric(plugin):
                 check_metric_pair(plugin)
         case "model" if isinstance(plugin, str):
             contract = {}
@@ -111,9 +110,10 @@ def check_metric_pair(pair: Any) -> None:
             f"is {_describe(pair)}, expected a pair (compute, preprocess or None), or a function of keyword-only "
             "options that returns one, or a class with `generate = True`"
         )
-    for function, (name, call) in zip(pair, _PAIR.items(), strict=True):
-        if function is not None or name == "compute":
-            _check_call(function, call, name)
+    compute, preprocess = pair
+    _check_call(compute, Call(("eval_prediction",)), "compute")
+    if preprocess is not None:
+        _check_call(preprocess, Call(("logits", "labels")), "preprocess")
 
 
 def is_function(plugin: Any) -> bool:
@@ -121,17 +121,17 @@ def is_function(plugin: Any) -> bool:
     return inspect.isroutine(plugin) or isinstance(plugin, partial)
 
 
-def is_metric_factory(plugin: Any) -> bool:
-    """Whether a metric is a function that has no positional parameters and returns the pair."""
+def judges_texts(metric: Any) -> bool:
+    """Whether a metric compares generated answers with references, instead of logits with labels."""
+    return getattr(metric, "generate", False) is True
+
+
+def _makes_metric(plugin: Any) -> bool:
+    """Whether a plugin is a function that takes only options, and so returns the pair of a metric."""
     return is_function(plugin) and all(
         parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD)
         for parameter in inspect.signature(plugin).parameters.values()
     )
-
-
-def judges_texts(metric: Any) -> bool:
-    """Whether a metric compares generated answers with references, instead of logits with labels."""
-    return getattr(metric, "generate", False) is True
 
 
 def _check_method(kind: str, plugin: Any, name: str, call: Call) -> None:
@@ -148,8 +148,7 @@ def _check_method(kind: str, plugin: Any, name: str, call: Call) -> None:
 
 
 def _check_call(function: Any, call: Call, name: str = "", *, takes_options: bool = False) -> None:
-    """Check that a function can be called as its contract says; with `takes_options`, keyword-only parameters may be
-    left for the options."""
+    """Check that a function can be called like this; `takes_options` allows other keyword-only parameters."""
     if not callable(function):
         raise ContractError(
             f"{f'has a {name} that is' if name else 'is'} {_describe(function)}, expected a callable {call}"

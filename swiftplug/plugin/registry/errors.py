@@ -8,11 +8,11 @@ _OUR_FOLDER = Path(__file__).parent
 
 
 class ContractError(Exception):
-    """A plugin that does not fit the contract of its kind. The message continues a sentence: "this plugin ..."."""
+    """A plugin that does not fit its contract, or the options given to it. The message continues "this plugin ..."."""
 
 
 class MissingExtraError(Exception):
-    """A plugin whose extra is not installed. The message continues a sentence: "this plugin ..."."""
+    """A plugin whose extra is not installed. The message continues "this plugin ..."."""
 
 
 def describe_error(error: BaseException) -> str:

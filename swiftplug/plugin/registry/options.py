@@ -6,25 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PydanticUserError,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.registry.contracts import (
-    CONTRACTS,
-    Call,
-    check_metric_pair,
-    is_function,
-    is_metric_factory,
-    judges_texts,
-)
+from swiftplug.plugin.registry.contracts import CONTRACTS, Call, check_metric_pair, is_function, judges_texts
 from swiftplug.plugin.registry.errors import ContractError
 
 
@@ -34,25 +19,16 @@ class PluginChoice(BaseModel):
     Attributes:
         name: `NAME` or `DISTRIBUTION:NAME`.
         options: Its options; they are checked when the plugin is resolved.
+
+    Example:
+        >>> PluginChoice(name="focal", options={"gamma": 2}).to_yaml()
+        {'name': 'focal', 'gamma': 2}
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
     options: dict[str, Any] = {}
-
-    @classmethod
-    def from_yaml(cls, value: Any) -> "PluginChoice":
-        """The choice that a config writes.
-
-        Raises:
-            pydantic.ValidationError: If it is neither a name nor a mapping with one.
-
-        Example:
-            >>> PluginChoice.from_yaml({"name": "focal", "gamma": 2}).options
-            {'gamma': 2}
-        """
-        return cls.model_validate(fields_of(value))
 
     def to_yaml(self) -> str | dict[str, Any]:
         """The choice as a config writes it: only the name if there are no options."""
@@ -95,7 +71,7 @@ class BoundMetric(NamedTuple):
 
 @dataclass(frozen=True)
 class BoundTuner:
-    """A tuner with its options, which `prepare_model` gets; see `swiftplug.plugin.Tuner`."""
+    """A tuner whose `prepare_model` gets the options. The methods are those of `swiftplug.plugin.Tuner`."""
 
     tuner: Any
     options: dict[str, Any]
@@ -130,12 +106,10 @@ class DeclaredOptions(NamedTuple):
 
 
 def declared_options(kind: str, plugin: Any) -> DeclaredOptions:
-    """The options of a plugin: of a class the parameters of `__init__`, of a function its keyword-only parameters, of
-    a tuner those of `prepare_model`. An instance takes none.
+    """The options of a plugin that fits its contract.
 
-    Args:
-        kind: A key of `KINDS`.
-        plugin: An object that fits the kind's contract.
+    Those of a class are the parameters of `__init__`, those of a function its keyword-only parameters, those of a tuner
+    the keyword-only parameters of `prepare_model`. An instance takes none.
     """
     constructed = inspect.isclass(plugin) and kind != "tuner"
     if kind == "tuner":
@@ -231,18 +205,12 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
 def bind(kind: str, name: str, plugin: Any, options: dict[str, Any]) -> Any:
     """Apply checked options to a plugin.
 
-    Args:
-        kind: A key of `KINDS`.
-        name: The plugin's name.
-        plugin: An object that fits the kind's contract.
-        options: Options that it takes.
-
     Returns:
         For a callback a function `(args) -> TrainerCallback`, for a metric a `BoundMetric`, for a tuner a `BoundTuner`,
         else the function or the instance to call.
 
     Raises:
-        ContractError: If the function of a metric does not return a pair.
+        ContractError: If a function that makes a metric does not return a pair.
     """
     if kind == "tuner":
         return BoundTuner(plugin, options)
@@ -257,7 +225,7 @@ def bind(kind: str, name: str, plugin: Any, options: dict[str, Any]) -> Any:
     if kind == "metric" and judges_texts(plugin):
         return BoundMetric(name, bound, None, True, getattr(bound, "max_new_tokens", 256))
     if kind == "metric":
-        pair = bound() if is_metric_factory(plugin) else bound
+        pair = bound() if is_function(plugin) else bound
         check_metric_pair(pair)
         return BoundMetric(name, *pair)
     return bound
