@@ -268,7 +268,7 @@ class TestKeywords:
             ({}, "nothing to look for; expected 'words' or 'patterns'"),
             ({"words": {}}, "nothing to look for"),
             ({"words": {"": 1.0}}, "words has an empty word"),
-            ({"patterns": {"(好": 1.0}}, r"patterns has '\(好', which is not a regular expression: missing \)"),
+            ({"patterns": {"(好": 1.0}}, r"pattern '\(好' is not a regular expression: missing \)"),
             ({"words": {"好": float("nan")}}, "words.好 is nan, expected a finite weight"),
             ({"patterns": {"好+": (1.0, float("inf"))}}, r"patterns.好\+ is inf, expected a finite weight"),
             ({"words": {"好": 1.0}, "default": float("inf")}, "default is inf, expected a finite weight"),

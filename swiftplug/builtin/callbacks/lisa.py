@@ -13,7 +13,7 @@ from swiftplug.plugin import MODEL_ARCH_MAPPING, UserError
 
 
 class Lisa(TrainerCallback):
-    """LISA (arXiv 2403.17919): trains a few random decoder layers at a time, and everything else all the time.
+    """LISA (arXiv 2403.17919): trains a few random decoder layers at a time, all other parameters always.
 
     The layers depend only on the seed and the step, so a resumed run draws the same ones. A layer that is not trained
     keeps its optimizer state and gets neither gradient nor weight decay.

@@ -3,9 +3,9 @@
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
+from swiftplug.builtin.patterns import compile_pattern
 from swiftplug.plugin import ContextType, LossScale, UserError
 
 Weight = float | tuple[float, float]
@@ -16,14 +16,6 @@ class _Rule(NamedTuple):
     regex: re.Pattern[str]
     weight: float
     following: float | None
-
-
-class _Match(NamedTuple):
-    """Where a rule matches; sorts as matches take precedence."""
-
-    start: int
-    negative_end: int
-    rule: int
 
 
 class WeightTable:
@@ -69,13 +61,13 @@ class WeightTable:
         parts: list[str] = []
         weights: list[float] = []
         position, weight_between = 0, self._default
-        for start, end, rule in self._matches(text):
-            if position < start:
-                parts.append(text[position:start])
+        for match, rule in self._matches(text):
+            if position < match.start():
+                parts.append(text[position : match.start()])
                 weights.append(weight_between)
-            parts.append(text[start:end])
+            parts.append(match[0])
             weights.append(rule.weight)
-            position = end
+            position = match.end()
             if rule.following is not None:
                 weight_between = rule.following
         if position < len(text) or not text:
@@ -83,25 +75,24 @@ class WeightTable:
             weights.append(weight_between)
         return parts, weights
 
-    def _matches(self, text: str) -> Iterator[tuple[int, int, _Rule]]:
+    def _matches(self, text: str) -> Iterator[tuple[re.Match[str], _Rule]]:
         """The matches that count, in order and without overlap."""
-        # Each rule has its next match in the heap and searches again only once that is passed: one scan per rule.
-        heap = [match for rule in range(len(self._rules)) if (match := self._next_match(rule, text, 0))]
-        heapify(heap)
-        position = 0
-        while heap:
-            start, negative_end, rule = heappop(heap)
-            if start >= position:
-                position = -negative_end
-                yield start, position, self._rules[rule]
-            if match := self._next_match(rule, text, position):
-                heappush(heap, match)
+        # Each rule searches again only when its next match is passed: one scan of the text per rule.
+        upcoming = [(match, rule) for rule in self._rules if (match := _search(rule.regex, text, 0))]
+        while upcoming:
+            first, first_rule = min(upcoming, key=lambda it: (it[0].start(), -it[0].end()))
+            yield first, first_rule
+            end = first.end()
+            upcoming = [
+                (later, rule)
+                for match, rule in upcoming
+                if (later := match if match.start() >= end else _search(rule.regex, text, end))
+            ]
 
-    def _next_match(self, rule: int, text: str, position: int) -> _Match | None:
-        for match in self._rules[rule].regex.finditer(text, position):
-            if match.group():
-                return _Match(match.start(), -match.end(), rule)
-        return None
+
+def _search(regex: re.Pattern[str], text: str, position: int) -> re.Match[str] | None:
+    """The next match that is not empty."""
+    return next((match for match in regex.finditer(text, position) if match[0]), None)
 
 
 class TableLossScale(LossScale):
@@ -154,12 +145,7 @@ class Keywords(TableLossScale):
         if "" in words:
             raise UserError("keywords: words has an empty word; expected at least one character")
         for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(
-                    f"keywords: patterns has {pattern!r}, which is not a regular expression: {error}"
-                ) from None
+            compile_pattern(pattern, "keywords: pattern")
         for key, table in (("words", words), ("patterns", patterns)):
             for word, weight in table.items():
                 _check_finite(f"{key}.{word}", weight if isinstance(weight, Iterable) else (weight,))

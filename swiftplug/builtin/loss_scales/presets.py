@@ -7,11 +7,11 @@ from swiftplug.plugin import ContextType, LossScale
 
 
 class Default(LossScale):
-    """Trains every response: responses weigh 1, everything else 0."""
+    """Trains all responses: they weigh 1, everything else 0."""
 
 
 class LastRound(LossScale):
-    """Trains the last response only: it weighs 1, everything else 0."""
+    """Trains only the response of the last round: it weighs 1, everything else 0."""
 
     def get_loss_scale(
         self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
@@ -21,7 +21,7 @@ class LastRound(LossScale):
 
 
 class All(LossScale):
-    """Trains everything, prompts too: every token weighs 1."""
+    """Trains all tokens, also those of prompts: everything weighs 1."""
 
     def get_loss_scale(
         self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any

@@ -1,6 +1,6 @@
 """A model that needs no download: a tiny Llama and its byte-level tokenizer."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -25,13 +25,6 @@ CHAT_TEMPLATE = (
 )
 
 
-class TinyModel(NamedTuple):
-    """A model and its tokenizer, as a model plugin returns them."""
-
-    model: LlamaForCausalLM
-    tokenizer: PreTrainedTokenizerFast
-
-
 def tiny(
     args: Any,
     *,
@@ -40,7 +33,7 @@ def tiny(
     num_layers: int = 3,
     num_heads: int = 4,
     max_length: int = 1024,
-) -> TinyModel:
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A new Llama of about a million random parameters, with a byte-level tokenizer; trains on a CPU in a minute.
 
     Args:
@@ -74,7 +67,7 @@ def tiny(
     )
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)
-        return TinyModel(LlamaForCausalLM(config), tokenizer)
+        return LlamaForCausalLM(config), tokenizer
 
 
 def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:

@@ -41,7 +41,7 @@ def galore(
     """
     projected = hidden_matrices(model)
     if target_modules is not None:
-        names = matching_names(projected, target_modules, plugin="optimizer galore", noun="matrix")
+        names = matching_names(projected, target_modules, where="optimizer galore", noun="matrix")
         projected = {name: matrix for name, matrix in projected.items() if name in names}
     if not projected:
         raise UserError("optimizer galore: no matrix inside the network is trained")

@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 
 from swiftplug.builtin.orms.gsm8k import GSM8K
 from swiftplug.builtin.orms.matching import Math
+from swiftplug.builtin.patterns import compile_pattern
 from swiftplug.plugin import ORM, InferRequest, Unscored, UserError
 
 THINK_THEN_ANSWER = r"<think>(?:(?!</?think>).)+</think>\s*(?!\s)(?:(?!</?think>).)+"
@@ -49,10 +50,7 @@ class Format(TextORM):
         Raises:
             UserError: `pattern` is not a regular expression.
         """
-        try:
-            self.pattern = re.compile(pattern, re.DOTALL)
-        except re.error as error:
-            raise UserError(f"format: pattern {pattern!r} is not a regular expression: {error}") from error
+        self.pattern = compile_pattern(pattern, "format: pattern", re.DOTALL)
 
     def score(self, answer: str) -> float:
         """1.0 for a match, else 0.0."""

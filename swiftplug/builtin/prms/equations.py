@@ -23,7 +23,7 @@ _STRETCH = re.compile(r"((?:[\d+\-*/^()%=≈]|\.(?=\d))(?:[\d+\-*/^()%=≈ \t]|\
 _RELATION = re.compile(r"(=+|≈)")
 _PUNCTUATION = re.compile(r"[^\w\s'’+\-*/^()%=≈.,]|\.(?!\d)|(?<!\d),|,(?!\d{3})")
 _NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+")
-_OPERATORS = ("+", "-", "*", "/", "^")
+_TURNED_AROUND = str.maketrans("()", ")(")
 _PERCENTS = (Fraction(1, 100), Fraction(1))  # what a percent sign may mean
 
 _WORDS = r"(?:[^\W\d]|[\s'’])+"
@@ -78,9 +78,10 @@ def _check_chain(stretch: str, before: str, behind: str) -> Iterator[bool]:
     first, *others = _RELATION.split(stretch)
     sides, relations = [first, *others[1::2]], others[::2]
     sides = [side if len(side) < MAX_CHARS else "" for side in sides]
-    sides[0] = "" if _is_first_side_joined(stretch, before) else _drop_open_parenthesis(sides[0])
+    sides[0] = "" if _is_first_side_joined(stretch, before) else _drop_unclosed(sides[0])
     space = stretch[len(stretch.rstrip()) :]
-    sides[-1] = "" if _JOINS_LAST_SIDE.match(space + behind) else _drop_closing_parenthesis(sides[-1])
+    last = _mirrored(_drop_unclosed(_mirrored(sides[-1])))
+    sides[-1] = "" if _JOINS_LAST_SIDE.match(space + behind) else last
     if any(len(_NUMBER.findall(side)) > 1 for side in sides):
         for (left, right), relation in zip(pairwise(map(str.strip, sides)), relations, strict=True):
             if left and right:
@@ -103,24 +104,19 @@ def _is_first_side_joined(stretch: str, before: str) -> bool:
     return bool(has_words and (is_argument or is_mixed_number or _JOINS_FIRST_SIDE.search(before)))
 
 
-def _drop_open_parenthesis(side: str) -> str:
+def _drop_unclosed(side: str) -> str:
     """A first side without the text before a parenthesis around the whole equation: `7 (3 + 4 = 7)`."""
     side = side.lstrip(") ")
     while side.count("(") > side.count(")"):
         before, _, side = side.partition("(")
-        if before.rstrip().endswith(_OPERATORS):  # not such a parenthesis, but one that was never closed
+        if before.rstrip().endswith(("+", "-", "*", "/", "^")):  # not such a parenthesis, but one never closed
             return ""
     return side
 
 
-def _drop_closing_parenthesis(side: str) -> str:
-    """A last side without the text behind such a parenthesis."""
-    side = side.rstrip("( ")
-    while side.count(")") > side.count("("):
-        side, _, behind = side.rpartition(")")
-        if behind.lstrip().startswith(_OPERATORS):
-            return ""
-    return side
+def _mirrored(text: str) -> str:
+    """A text from right to left, with parentheses turned around."""
+    return text[::-1].translate(_TURNED_AROUND)
 
 
 def _holds(left: str, right: str, approximately: bool, percent: Fraction) -> bool:

@@ -1,14 +1,13 @@
 """Tuners that train the model's own weights, all or some of them, and save a whole Transformers model."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from swiftplug.builtin.patterns import matching_names
+from swiftplug.builtin.patterns import compile_pattern, matching_names
 from swiftplug.plugin import Tuner, UserError
 
 _FREEZE_FILE = "freeze.json"
@@ -81,21 +80,12 @@ class Freeze(Full):
                 "tuner freeze: give `train` or `freeze`, lists of regular expressions; to train all, use full"
             )
         for pattern in [*(train or []), *(freeze or [])]:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(f"tuner freeze: {pattern!r} is not a regular expression: {error}") from error
+            compile_pattern(pattern, "tuner freeze:")
 
     @staticmethod
-    def save_pretrained(
-        model: torch.nn.Module,
-        save_directory: str,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        safe_serialization: bool = True,
-        **kwargs: Any,
-    ) -> None:
+    def save_pretrained(model: torch.nn.Module, save_directory: str, *args: Any, **kwargs: Any) -> None:
         """Write the whole model, and the rules in `freeze.json`; see `Tuner.save_pretrained`."""
-        Full.save_pretrained(model, save_directory, state_dict, safe_serialization, **kwargs)
+        Full.save_pretrained(model, save_directory, *args, **kwargs)
         rules = json.dumps(vars(model)[_FREEZE_RULES], indent=2, ensure_ascii=False)
         (Path(save_directory) / _FREEZE_FILE).write_text(rules, encoding="utf-8")
 
@@ -115,7 +105,7 @@ def _apply_rules(model: torch.nn.Module, train: list[str] | None, freeze: list[s
     parameters = dict(model.named_parameters(remove_duplicate=False))
 
     def find(patterns: list[str]) -> set[torch.nn.Parameter]:
-        names = matching_names(parameters, patterns, plugin="tuner freeze", noun="parameter")
+        names = matching_names(parameters, patterns, where="tuner freeze", noun="parameter")
         return {parameters[name] for name in names}
 
     frozen = find(freeze)

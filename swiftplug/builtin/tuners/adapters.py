@@ -5,18 +5,12 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
+import peft
 import torch
-from peft import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    IA3Config,
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    prepare_model_for_kbit_training,
-)
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel
 from pydantic import Field, PositiveInt
 
+from swiftplug.builtin.patterns import matching_names
 from swiftplug.plugin import Tuner, UserError, nearest
 
 # Fields that record where an adapter came from; PEFT fills them in itself.
@@ -182,7 +176,7 @@ class Peft(Adapter):
 
 def _config_class(peft_type: str, fields: Iterable[str]) -> type[PeftConfig]:
     """The config class of a PEFT method, checked to have the given fields."""
-    known = {name.value: config for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    known = {name.value: config for name, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     config_class = known.get(peft_type.upper())
     if config_class is None:
         raise UserError(f"tuner peft: PEFT has no type {peft_type!r}{nearest(peft_type.upper(), known)}")
@@ -211,7 +205,7 @@ def _wrap(tuner: str, model: torch.nn.Module, config_class: type[PeftConfig], **
         _check_modules(model, getattr(config, option, None), f"tuner {tuner}: {option}")
     _prepare_quantized(model)
     try:
-        return get_peft_model(model, config)
+        return peft.get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"tuner {tuner}: {_one_line(error)}") from error
 
@@ -224,7 +218,7 @@ def _prepare_quantized(model: torch.nn.Module) -> None:
     """Freeze a quantized model and convert its norms to float32, as QLoRA does (arXiv 2305.14314)."""
     if getattr(model, "quantization_method", None) is not None:
         # The trainer switches gradient checkpointing on, for every kind of model.
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def _check_modules(model: torch.nn.Module, wanted: str | Iterable[str] | None, where: str) -> None:
@@ -232,15 +226,10 @@ def _check_modules(model: torch.nn.Module, wanted: str | Iterable[str] | None, w
     if wanted is None or wanted == "all-linear":
         return
     names = [name for name, _ in model.named_modules()]
-    last_parts = {last for name in names if (last := name.rpartition(".")[2]) and not last.isdigit()}
     if isinstance(wanted, str):
-        try:
-            matched = any(re.fullmatch(wanted, name) for name in names)
-        except re.error as error:
-            raise UserError(f"{where}: {wanted!r} is not a regular expression: {error}") from error
-        if not matched:
-            raise UserError(f"{where}: no module matches {wanted!r}{nearest(wanted, last_parts)}")
+        matching_names(names, [wanted], where=where, noun="module", match=re.Pattern.fullmatch)
         return
     for item in wanted:
         if not any(name == item or name.endswith(f".{item}") for name in names):
+            last_parts = {name.rpartition(".")[2] for name in names}
             raise UserError(f"{where}: the model has no module {item!r}{nearest(item, last_parts)}")
