@@ -1,4 +1,4 @@
-"""Examples become batches: in which order an epoch takes them, and the tensors they are laid into."""
+"""Examples become batches: in which order an epoch takes them, and their tensors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -41,7 +41,7 @@ class EpochSampler(Sampler[int]):
         group_by_length: bool = True,
         num_processes: int = 1,
     ) -> None:
-        self.lengths = np.asarray(lengths[:])  # a column of a dataset is read whole, not one by one
+        self.lengths = np.asarray(lengths[:])  # reads a column of a dataset at once
         self.batch_size = batch_size
         self.seed = seed
         self.group_by_length = group_by_length
@@ -80,7 +80,7 @@ class Collator:
     """Pads examples on the right, to the longest of the batch and no further.
 
     Packed examples (with `position_ids`) are laid end to end in one row instead: their position ids restart at each
-    example, which together with the absence of an attention mask tells the model to keep them apart.
+    example, by which, without an attention mask, the model keeps them apart.
 
     Args:
         pad_token_id: What fills `input_ids`.

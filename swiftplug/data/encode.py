@@ -4,7 +4,7 @@
 counted with its reason, never lost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Any, Literal, NamedTuple
@@ -19,8 +19,8 @@ from swiftplug.data.chat.segments import TEMPLATE_TEXT, Rendered, Segment
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError
 from swiftplug.data.read.report import SplitReport
 from swiftplug.data.read.rows import to_conversation
-from swiftplug.data.tokens import check_offsets, tokenize
-from swiftplug.data.weights import WeightedSpan, lay_weights, token_weights
+from swiftplug.data.tokens import Tokens, check_offsets, tokenize
+from swiftplug.data.weights import lay_weights, token_weights
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.loss_scale import ContextType, LossScale
@@ -107,13 +107,7 @@ class RowEncoder:
                 conversations.append(to_conversation(row, origin, self.task, self.options.columns))
             except RowError as error:
                 report.drop(origin, error)
-        ends = accumulate(_count_characters(conversation) for conversation in conversations)
-        batches = groupby(zip(ends, conversations, strict=True), key=lambda item: item[0] // CHARACTERS)
-        examples = [
-            example
-            for _, batch in batches
-            for example in self.encode([conversation for _, conversation in batch], report)
-        ]
+        examples = self.encode(conversations, report)
         table = pa.RecordBatch.from_pylist(examples, schema=self.schema)
         _count_tokens(table, report)
         return EncodedRows(table, report)
@@ -121,32 +115,32 @@ class RowEncoder:
     def encode(self, conversations: Sequence[Conversation], report: SplitReport) -> list[Example]:
         """Encode conversations, and count in `report` what is left out, cut or shortened."""
         examples = []
-        for conversation, row in zip(conversations, self.weigh(conversations), strict=True):
-            try:
-                if isinstance(row, RowError):
-                    raise row
-                examples += self._examples(conversation, row, report)
-            except RowError as error:
-                report.drop(conversation.origin, error)
+        for batch in _batches(conversations):
+            for conversation, row in zip(batch, self.weigh(batch), strict=True):
+                try:
+                    if isinstance(row, RowError):
+                        raise row
+                    examples += self._examples(conversation, row, report)
+                except RowError as error:
+                    report.drop(conversation.origin, error)
         return examples
 
     def weigh(self, conversations: Sequence[Conversation]) -> list[WeighedRow | RowError]:
-        """Render, tokenize and weigh conversations; in place of one that cannot be rendered stands its error.
+        """Render, tokenize and weigh chats, or plain texts; in place of a row that cannot be rendered is its error.
 
         Raises:
             UserError: The loss scale breaks its contract; the message names the row.
         """
-        rendered = self._render(conversations)
-        both = zip(conversations, rendered, strict=True)
-        usable = [(conversation, whole) for conversation, whole in both if not isinstance(whole, RowError)]
-        plain = [conversation.text is not None for conversation, _ in usable]
-        tokens = tokenize(self.tokenizer, [whole.text for _, whole in usable], plain)
-        spans = [self._lay_weights(conversation, whole) for conversation, whole in usable]
-        weights = token_weights(tokens.starts, tokens.ends, spans)
-        labels = np.where(weights == 0, np.int32(IGNORED_LABEL), tokens.input_ids)
-        columns = (tokens.input_ids, tokens.starts, weights, labels)
-        parts = zip(*(np.split(column, tokens.ends) for column in columns), strict=True)
-        return [whole if isinstance(whole, RowError) else WeighedRow(whole, *next(parts)) for whole in rendered]
+        texts = [conversation.text for conversation in conversations if conversation.text is not None]
+        rendered: list[Rendered | RowError] = [_render_text(text) for text in texts]
+        if not texts:
+            rendered = self.renderer.render_all(conversations, whole=self.task == "pt")
+        written = [each.text for each in rendered if not isinstance(each, RowError)]
+        tokens = iter(tokenize(self.tokenizer, written, plain=bool(texts)))
+        return [
+            each if isinstance(each, RowError) else self._weigh(conversation, each, next(tokens))
+            for conversation, each in zip(conversations, rendered, strict=True)
+        ]
 
     def cut(self, length: int) -> list[slice]:
         """The examples that a row of so many tokens becomes: itself, or what `too_long` makes of it."""
@@ -158,19 +152,14 @@ class RowEncoder:
         starts = range(0, length if self.too_long == "split" else 1, size)
         return [slice(start, min(start + size, length)) for start in starts]
 
-    def _render(self, conversations: Sequence[Conversation]) -> list[Rendered | RowError]:
-        chats = [conversation for conversation in conversations if conversation.text is None]
-        rendered_chats = iter(self.renderer.render_all(chats, whole=self.task == "pt"))
-        return [
-            next(rendered_chats) if conversation.text is None else _render_text(conversation.text)
-            for conversation in conversations
-        ]
-
-    def _lay_weights(self, conversation: Conversation, rendered: Rendered) -> list[WeightedSpan]:
+    def _weigh(self, conversation: Conversation, rendered: Rendered, tokens: Tokens) -> WeighedRow:
         try:
-            return lay_weights(rendered, self.loss_scale, conversation.messages)
+            spans = lay_weights(rendered, self.loss_scale, conversation.messages)
         except UserError as error:
             raise UserError(f"{conversation.origin}: {error}") from None
+        weights = token_weights(tokens.starts, spans)
+        labels = np.where(weights == 0, np.int32(IGNORED_LABEL), tokens.input_ids)
+        return WeighedRow(rendered, tokens.input_ids, tokens.starts, weights, labels)
 
     def _examples(self, conversation: Conversation, row: WeighedRow, report: SplitReport) -> list[Example]:
         """The examples of a row; a RowError where there is none."""
@@ -180,13 +169,9 @@ class RowEncoder:
         if not parts:
             report.shortest_too_long = min(length, report.shortest_too_long or length)
             raise RowError(TOO_LONG, lengths)
+        columns = {"input_ids": row.input_ids, "labels": row.labels, "loss_scale": row.weights}
         examples: list[Example] = [
-            {
-                "input_ids": row.input_ids[part],
-                "labels": row.labels[part],
-                "loss_scale": row.weights[part],
-                "length": part.stop - part.start,
-            }
+            {name: values[part] for name, values in columns.items()} | {"length": part.stop - part.start}
             for part in parts
             if (row.labels[part][1:] != IGNORED_LABEL).any()
         ]
@@ -219,8 +204,15 @@ def _render_text(text: str) -> Rendered:
     return Rendered(text, [response, end_of_text], [])
 
 
-def _count_characters(conversation: Conversation) -> int:
-    return len(conversation.text or "") + sum(len(message["content"]) for message in conversation.messages)
+def _batches(conversations: Sequence[Conversation]) -> Iterator[list[Conversation]]:
+    """Batches of about `CHARACTERS` characters, of chats alone or of plain texts alone."""
+    ends = accumulate(
+        len(conversation.text or "") + sum(len(message["content"]) for message in conversation.messages)
+        for conversation in conversations
+    )
+    rows = zip(conversations, ends, strict=True)
+    for _, batch in groupby(rows, key=lambda row: (row[0].text is None, row[1] // CHARACTERS)):
+        yield [conversation for conversation, _ in batch]
 
 
 def _count_tokens(examples: pa.RecordBatch, report: SplitReport) -> None:

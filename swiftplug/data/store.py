@@ -38,7 +38,7 @@ class StoredRows(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Where the entry lies; its name is its key."""
+        """The entry's folder, whose name is its key."""
         return Path(self.examples.cache_files[0]["filename"]).parent
 
 
@@ -104,8 +104,9 @@ class EncodedStore:
                 shutil.rmtree(part)
         entries = []
         for rows in self._writable.glob(f"*/{ROWS}"):
-            with suppress(FileNotFoundError):  # another process has just removed it
-                entries.append((rows, rows.stat()))
+            if rows.parent.suffix != ".part":
+                with suppress(FileNotFoundError):  # another process has just removed it
+                    entries.append((rows, rows.stat()))
         total = sum(stat.st_size for _, stat in entries)
         for rows, stat in sorted(entries, key=lambda entry: entry[1].st_mtime_ns):
             if total <= self.limit:
@@ -118,7 +119,7 @@ class EncodedStore:
 
 
 def _open(entry: Path) -> StoredRows | None:
-    """The entry, if it is there and whole; it is locked against removal until this process ends."""
+    """The entry, if it is there and complete; it is locked against removal until this process ends."""
     rows = entry / ROWS
     try:
         with ExitStack() as lock:
@@ -136,7 +137,7 @@ def _open(entry: Path) -> StoredRows | None:
 
 
 def _make(entry: Path, make: Callable[[SplitReport], Generator[pa.RecordBatch, None, None]]) -> StoredRows:
-    shutil.rmtree(entry, ignore_errors=True)  # it is torn, if it is there
+    shutil.rmtree(entry, ignore_errors=True)  # if it is there, it is damaged
     part = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".part", dir=entry.parent))
     report = SplitReport()
     try:

@@ -13,17 +13,10 @@ from swiftplug.errors import UserError
 
 
 class Tokens(NamedTuple):
-    """The tokens of several texts, one after another.
-
-    Attributes:
-        input_ids: `(N,)` int32 token ids of all texts.
-        starts: `(N,)` int64, the position of each token's first character in its text.
-        ends: Behind the last token of each text.
-    """
+    """The tokens of a text: `(N,)` int32 ids, and `(N,)` int64, where in the text each token's first character is."""
 
     input_ids: np.ndarray
     starts: np.ndarray
-    ends: list[int]
 
 
 def check_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -35,40 +28,34 @@ def check_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], plain: Sequence[bool]) -> Tokens:
-    """Tokenize texts, all of one sort at once.
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], plain: bool) -> list[Tokens]:
+    """Tokenize texts at once.
 
     Args:
         tokenizer: A fast tokenizer.
         texts: The texts.
-        plain: For each, whether it is plain text: it gets the tokenizer's special tokens and the end-of-text token.
-            A text that a chat template wrote has all its special tokens in it.
+        plain: Whether they are plain texts: these get the tokenizer's special tokens and the end-of-text token. A text
+            that a chat template wrote has all its special tokens in it.
     """
-    encodings: dict[int, Any] = {}
-    for special_tokens in (False, True):
-        places = [place for place, is_plain in enumerate(plain) if is_plain is special_tokens]
-        if places:
-            with _untrimmed_offsets(tokenizer):
-                encoded = tokenizer(
-                    [texts[place] for place in places],
-                    add_special_tokens=special_tokens,
-                    return_attention_mask=False,
-                    return_token_type_ids=False,
-                    verbose=False,  # no warning of rows longer than the model takes: `max_length` is applied later
-                )
-            encodings |= zip(places, encoded.encodings or [], strict=True)
-    input_ids: list[int] = []
-    starts: list[int] = []
-    ends = []
+    if not texts:
+        return []
+    with _untrimmed_offsets(tokenizer):
+        encoded = tokenizer(
+            list(texts),
+            add_special_tokens=plain,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # no warning of rows longer than the model takes: `max_length` is applied later
+        )
     eos = tokenizer.eos_token_id
-    for place, text in enumerate(texts):
-        input_ids += encodings[place].ids
-        starts += [start for start, _ in encodings[place].offsets]
-        if plain[place] and eos is not None and encodings[place].ids[-1:] != [eos]:
-            input_ids.append(eos)
+    tokens = []
+    for text, encoding in zip(texts, encoded.encodings or [], strict=True):
+        ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
+        if plain and eos is not None and ids[-1:] != [eos]:
+            ids.append(eos)
             starts.append(len(text))
-        ends.append(len(input_ids))
-    return Tokens(np.array(input_ids, dtype=np.int32), np.array(starts, dtype=np.int64), ends)
+        tokens.append(Tokens(np.array(ids, dtype=np.int32), np.array(starts, dtype=np.int64)))
+    return tokens
 
 
 @contextmanager

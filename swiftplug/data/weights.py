@@ -134,32 +134,18 @@ def _apply_message(cut: list[WeightedSpan], message: dict[str, Any]) -> list[Wei
     return [span._replace(weight=span.weight * factor) for span in cut]
 
 
-def token_weights(starts: np.ndarray, ends: Sequence[int], spans: Sequence[Sequence[WeightedSpan]]) -> np.ndarray:
-    """Carry weights from characters to the tokens of several texts: a token has the weight of its first character.
+def token_weights(starts: np.ndarray, spans: Sequence[WeightedSpan]) -> np.ndarray:
+    """Carry weights from characters to tokens: a token has the weight of its first character.
 
     Args:
-        starts: `(N,)` the position of each token's first character in its text; the tokens of one text after another.
-        ends: Behind the last token of each text.
-        spans: For each text the spans that cover it, in order.
+        starts: `(N,)` the position of each token's first character in the text.
+        spans: Spans that cover the text, in order.
 
     Returns:
         `(N,)` float32 weights.
     """
-    # The texts are laid one behind the other, so that one search finds the span of every token.
-    span_ends: list[int] = []
-    weights: list[float] = []
-    text_starts, last_spans = [], []
-    text_start = 0
-    for text_spans in spans:
-        filled = [span for span in text_spans if span.start < span.end] or [WeightedSpan(0, 1, 0.0)]
-        text_starts.append(text_start)
-        span_ends.extend(text_start + span.end for span in filled)
-        weights.extend(span.weight for span in filled)
-        last_spans.append(len(span_ends) - 1)
-        text_start = span_ends[-1]
-    counts = np.diff(np.array([0, *ends]))
-    positions = starts + np.repeat(np.array(text_starts, dtype=np.int64), counts)
-    places = np.searchsorted(np.array(span_ends, dtype=np.int64), positions, side="right")
+    filled = [span for span in spans if span.start < span.end] or [WeightedSpan(0, 1, 0.0)]
+    places = np.array([span.end for span in filled]).searchsorted(starts, side="right")
     # A token that stands for no character at the very end (starts there, ends there) has the last weight.
-    places = np.minimum(places, np.repeat(np.array(last_spans, dtype=np.int64), counts))
-    return np.array(weights, dtype=np.float32)[places]
+    weights = np.array([span.weight for span in filled], dtype=np.float32)
+    return weights[np.minimum(places, len(filled) - 1)]

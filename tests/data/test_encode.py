@@ -180,7 +180,7 @@ def test_a_tokenizer_without_offsets_is_refused(tokenizer: PreTrainedTokenizerFa
         _encode([_chat("q", "a")], Slow())  # type: ignore[arg-type]
 
 
-def test_a_tokenizer_without_a_chat_template_gets_chatml_and_says_so(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_tokenizer_without_a_chat_template_gets_chatml_with_a_note(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = None
     [note] = set_chat_template(tokenizer, None)
     assert note == "the tokenizer has no chat template: ChatML is used (another one: --template FILE.jinja)"
@@ -191,7 +191,7 @@ def test_a_tokenizer_without_a_chat_template_gets_chatml_and_says_so(tokenizer: 
     assert tokenizer.chat_template == own
 
 
-def test_markers_that_a_vocabulary_does_not_have_are_told(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_markers_that_a_vocabulary_does_not_have_are_reported(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = None
     tokenizer.get_vocab = lambda: {"<|im_end|>": 1}  # type: ignore[method-assign]
     [note] = set_chat_template(tokenizer, None)
@@ -207,26 +207,26 @@ def test_a_template_file_replaces_the_tokenizers(tokenizer: PreTrainedTokenizerF
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("{% for m in messages %}\n{{ m.role }\n{% endfor %}", "mine.jinja:2: not a Jinja template: unexpected '}'"),
         ("{% for m in messages %}", "mine.jinja:1: not a Jinja template: Unexpected end of template"),
         ("a\nb\n{{ 'x' | no_such_filter }}", "mine.jinja:3: not a Jinja template: No filter named 'no_such_filter'"),
     ],
 )
-def test_a_broken_template_file_is_told_with_its_line(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, text: str, told: str
+def test_a_broken_template_file_is_reported_with_its_line(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, text: str, expected: str
 ) -> None:
     before = tokenizer.chat_template
     (tmp_path / "mine.jinja").write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:
         set_chat_template(tokenizer, str(tmp_path / "mine.jinja"))
-    assert told in str(error.value)
+    assert expected in str(error.value)
     assert "\n" not in str(error.value)
     assert tokenizer.chat_template == before
 
 
-def test_a_missing_template_file_is_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_missing_template_file_is_reported(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jinja: .*No such file"):
         set_chat_template(tokenizer, str(tmp_path / "none.jinja"))
 

@@ -90,7 +90,7 @@ def test_examples_are_the_rows_in_order(prepare: Any, write_jsonl: Any, tokenize
     assert batch["input_ids"][0, : len(expected[0])].tolist() == expected[0]
 
 
-def test_what_becomes_of_every_row_is_told(prepare: Any, write_jsonl: Any) -> None:
+def test_what_becomes_of_every_row_is_reported(prepare: Any, write_jsonl: Any) -> None:
     rows = [
         chat("q", "a"),
         chat("q"),
@@ -117,6 +117,7 @@ def test_what_becomes_of_every_row_is_told(prepare: Any, write_jsonl: Any) -> No
     assert lines[0].startswith("train: 2 of 10 rows, ")
     assert lines[1].startswith(f"  5 rows left out: no answer: {path}:2 (the last message is 'user'")
     assert lines[1].endswith(", ...")
+    assert lines[-1] == f"encoded rows: {Path(data.train.cache_files[0]['filename']).parent}"
     assert all("\n" not in line for line in lines)
 
 

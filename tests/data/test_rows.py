@@ -1,4 +1,4 @@
-"""Every accepted format of rows comes to the same conversation, and what cannot be used says why."""
+"""Every accepted format of rows comes to the same conversation, and what cannot be used has a reason."""
 
 import copy
 import json

@@ -304,6 +304,17 @@ def test_an_entry_that_a_living_process_uses_is_kept(tmp_path: Path) -> None:
     assert _keys(folder) == {"used", "third"}, "what no process uses any more has gone"
 
 
+def test_an_entry_that_another_process_writes_is_kept(tmp_path: Path) -> None:
+    folder = str(tmp_path / "store")
+
+    def make(report: SplitReport) -> Generator[pa.RecordBatch, None, None]:
+        yield from _rows(1)(report)
+        _in_another_process(lambda: EncodedStore(folder, limit=0).get("another", _rows(4)) and None)
+        yield from _rows(2)(report)
+
+    assert EncodedStore(folder).get("key", make).examples["a"][:] == [1, 2]
+
+
 def test_entries_of_a_folder_that_cannot_be_written_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "store"
     EncodedStore(str(folder)).get("key", _rows(1, 2, 3))

@@ -1,4 +1,4 @@
-"""Weights: what a loss scale says of characters, what reaches the tokens, and what is refused."""
+"""Weights: how a loss scale weighs characters, what reaches the tokens, and what is refused."""
 
 import json
 import math
@@ -29,7 +29,7 @@ CORPUS = ["学习 数学 是 the answer is, well, 42.\n", " weights 🎉 of word
 
 
 class Parts(LossScale):
-    """Cuts responses as it is told."""
+    """Cuts responses into the given parts."""
 
     def __init__(self, parts: list[str], weights: list[float]) -> None:
         self.parts, self.weights = parts, weights
@@ -340,7 +340,7 @@ def test_random_combinations_against_products_by_character() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "told"),
+    ("scale", "expected"),
     [
         (Parts(["hel", "lo"], [1, 1]), "parts do not join to the response they were cut from: at character 5 found ''"),
         (Parts(["hello there!"], [1]), "found '!', expected ''"),
@@ -351,25 +351,26 @@ def test_random_combinations_against_products_by_character() -> None:
     ],
 )
 @pytest.mark.parametrize("combined", [False, True])
-def test_a_loss_scale_that_breaks_its_contract_is_told_with_the_row(
-    scale: LossScale, told: str, combined: bool
+def test_a_loss_scale_that_breaks_its_contract_is_reported_with_the_row(
+    scale: LossScale, expected: str, combined: bool
 ) -> None:
     scale = CombinedLossScale([LossScale(), scale]) if combined else scale
     with pytest.raises(UserError) as error:
         _encode(_conversation("hello there"), _byte_level(trim_offsets=False), scale)
     message = str(error.value)
     assert message.startswith("rows.jsonl:7: loss scale Parts: ")
-    assert told in message
+    assert expected in message
     assert "\n" not in message
 
 
 def test_token_weights_of_positions_by_hand() -> None:
     spans = [WeightedSpan(0, 2, 1.0), WeightedSpan(2, 2, 9.0), WeightedSpan(2, 5, 0.5)]
-    starts = np.array([0, 1, 2, 2, 4, 5, 0, 0, 3])
-    weights = token_weights(starts, [6, 7, 7, 9], [spans, [WeightedSpan(0, 0, 7.0)], [], [WeightedSpan(0, 4, 3.0)]])
-    assert weights.tolist() == [1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.0, 3.0, 3.0]
+    weights = token_weights(np.array([0, 1, 2, 2, 4, 5]), spans)
+    assert weights.tolist() == [1.0, 1.0, 0.5, 0.5, 0.5, 0.5]
     assert weights.dtype == np.float32
-    assert token_weights(np.zeros(0, dtype=np.int64), [], []).tolist() == []
+    assert token_weights(np.array([0]), [WeightedSpan(0, 0, 7.0)]).tolist() == [0.0]
+    assert token_weights(np.array([0, 3]), [WeightedSpan(0, 4, 3.0)]).tolist() == [3.0, 3.0]
+    assert token_weights(np.zeros(0, dtype=np.int64), []).tolist() == []
 
 
 def test_weights_do_not_change_the_ids(tmp_path: Path) -> None:

@@ -17,15 +17,7 @@ from swiftplug.data.read.messages import (
 
 LABELLED = ("a label in place of an answer", "sft trains answers; a label is for classification")
 
-SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-}
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # others are named as ours
 
 
 def to_conversation(
@@ -88,10 +80,6 @@ def _text_conversation(rest: dict[str, Any], origin: RowOrigin, task: str) -> Co
 # The parsers of formats. Each takes the columns it reads out of the row.
 
 
-def _parse_chat(rest: dict[str, Any]) -> Messages:
-    return parse_messages(rest.pop("messages"), "messages")
-
-
 def _parse_sharegpt(rest: dict[str, Any]) -> Messages:
     """`from` and `value`; turns that already have `role` and `content` are taken as they are."""
     turns = parse_json(rest.pop("conversations"), "conversations")
@@ -103,14 +91,10 @@ def _parse_sharegpt(rest: dict[str, Any]) -> Messages:
 def _parse_sharegpt_turn(turn: Any, where: str) -> Any:
     if not isinstance(turn, dict) or "from" not in turn:
         return turn
-    speaker = turn["from"]
     other = {key: value for key, value in turn.items() if key not in ("from", "value")}
-    if speaker == "function_call":
+    if turn["from"] == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": parse_tool_calls(turn.get("value"), where), **other}
-    role = SHAREGPT_ROLES.get(str(speaker))
-    if role is None:
-        known = ", ".join([*SHAREGPT_ROLES, "function_call"])
-        raise RowError("a message has an unknown role", f"{where} is from {speaker!r}; choose from: {known}")
+    role = SHAREGPT_ROLES.get(str(turn["from"]), turn["from"])
     return {"role": role, "content": turn.get("value"), **other}
 
 
@@ -134,7 +118,7 @@ def _parse_alpaca(rest: dict[str, Any]) -> Messages:
 
 
 FORMATS: tuple[tuple[set[str], Callable[[dict[str, Any]], Messages]], ...] = (
-    ({"messages"}, _parse_chat),
+    ({"messages"}, lambda rest: parse_messages(rest.pop("messages"), "messages")),
     ({"conversations"}, _parse_sharegpt),
     ({"prompt"}, _parse_prompt),
     ({"chosen", "rejected"}, _parse_prompt),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import compress, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swiftplug.data.read.conversation import RawRow, RowOrigin
 from swiftplug.data.read.files import READERS, without_nulls
@@ -18,7 +18,6 @@ from swiftplug.plugin.registry.choice import PluginChoice
 
 if TYPE_CHECKING:
     import numpy as np
-    from datasets import Dataset
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -41,7 +40,7 @@ class Source:
 def open_source(choice: PluginChoice, registry: Registry, where: str = "dataset") -> Source:
     """Find a dataset by its name.
 
-    Tried in this order: a dataset plugin; a file, or a folder laid out as a hub repository is; a hub id.
+    Tried in this order: a dataset plugin; a file, or a folder laid out like a hub repository; a hub id.
     `#N` at the end takes the first N rows, `:SUBSET/SPLIT` after a folder or a hub id one part of it (by default
     the split `train` of the only subset).
 
@@ -56,20 +55,14 @@ def open_source(choice: PluginChoice, registry: Registry, where: str = "dataset"
     Raises:
         UserError: There is no such dataset, or it cannot be read.
     """
-    name, limit = _split_limit(choice.name, where)
+    limit = re.fullmatch(r"(.+)#([^#/\\]*)", choice.name)
+    if limit is None or Path(choice.name).exists():
+        return _open(choice, registry, where)
+    name, count = limit.groups()
+    if not count.isdecimal() or int(count) == 0:
+        raise UserError(f"{where}: {choice.name!r}: expected a number of rows, 1 or more, after '#', found {count!r}")
     source = _open(choice.model_copy(update={"name": name}), registry, where)
-    if limit is None:
-        return source
-    return Source(choice.name, f"{source.fingerprint}#{limit}", lambda: islice(source.read(), limit))
-
-
-def _split_limit(name: str, where: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(.+)#([^#/\\]*)", name)
-    if match is None or Path(name).exists():
-        return name, None
-    if not match[2].isdecimal() or int(match[2]) == 0:
-        raise UserError(f"{where}: {name!r}: expected a number of rows, 1 or more, after '#', found {match[2]!r}")
-    return match[1], int(match[2])
+    return Source(choice.name, f"{source.fingerprint}#{count}", lambda: islice(source.read(), int(count)))
 
 
 def _open(choice: PluginChoice, registry: Registry, where: str) -> Source:
@@ -88,15 +81,14 @@ def _open(choice: PluginChoice, registry: Registry, where: str) -> Source:
         return _open_repository(name, str(folder), part, where)
     if HUB_ID.fullmatch(location) and path.suffix not in READERS:
         return _open_repository(name, location, part, where)
-    raise UserError(f"{where}: no such file, folder, hub id or dataset plugin: {name!r}{_near_name(path, registry)}")
+    raise UserError(f"{where}: no such file, folder, hub id or dataset plugin: {name!r}{_suggest_name(path, registry)}")
 
 
-def _near_name(path: Path, registry: Registry) -> str:
-    files = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+def _suggest_name(path: Path, registry: Registry) -> str:
     if not path.parent.is_dir():
         return f" (there is no folder {str(path.parent)!r})"
-    plugins = [found.name for found in registry.found("dataset")]
-    hint = nearest(path.name, [*files, *plugins])
+    names = [each.name for each in path.parent.iterdir()] + [found.name for found in registry.found("dataset")]
+    hint = nearest(path.name, names)
     return hint if "did you mean" in hint else ""
 
 
@@ -109,16 +101,16 @@ def _open_file(path: Path, where: str) -> Source:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{where}: cannot read {path}: {error.strerror}") from None
-    # The name is part of it: reports of the cache say where a row was.
+    # The name is part of it, because stored reports name the places of rows.
     return Source(str(path), f"{path}:{digest}", lambda: reader(path))
 
 
 def _open_repository(name: str, location: str, part: str, where: str) -> Source:
-    import datasets  # takes a second, which reading plain files should not
+    from datasets import load_dataset
 
     subset, _, split = part.partition("/")
     try:
-        loaded = datasets.load_dataset(location, name=subset or None, split=split or "train")
+        loaded = load_dataset(location, name=subset or None, split=split or "train")
     except Exception as error:  # whatever a file format, a network or the hub may raise: it is about this dataset
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where}: cannot load {name!r}: {cause}") from error
@@ -126,7 +118,7 @@ def _open_repository(name: str, location: str, part: str, where: str) -> Source:
 
 
 def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source:
-    from datasets import Dataset
+    from datasets import Dataset  # takes a second, which reading plain files should not
 
     plugin = registry.resolve("dataset", choice, where)
     try:
@@ -138,7 +130,7 @@ def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source
     return _open_dataset(choice.name, loaded)
 
 
-def _open_dataset(name: str, loaded: "Dataset") -> Source:
+def _open_dataset(name: str, loaded: Any) -> Source:
     def read() -> Iterator[RawRow]:
         for number, row in enumerate(loaded.with_format(None), 1):
             yield RawRow(without_nulls(row), RowOrigin(name, number))
