@@ -1,4 +1,4 @@
-"""The arithmetic problems: right in every step, told in the question, and never in both splits."""
+"""The arithmetic problems: every step is right, the question has all the numbers, and the splits do not overlap."""
 
 import re
 from fractions import Fraction
@@ -85,7 +85,7 @@ def test_no_two_problems_are_alike():
     assert len(set(questions)) == 3000
 
 
-def test_options_say_how_many_and_how_hard():
+def test_options_set_number_and_difficulty():
     rows = [parse(row)[0] for row in problems(size=300, min_steps=2, max_steps=4, max_number=7)]
     assert len(rows) == 300
     assert {len(steps) for steps in rows} == {2, 3, 4}

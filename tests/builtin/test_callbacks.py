@@ -104,7 +104,7 @@ def test_early_stop(
     assert steps_until_stop(base(), args, script, **options) == stops_at
 
 
-def test_early_stop_says_why(base: Callable[[], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_early_stop_logs_the_reason(base: Callable[[], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     args = training_args(tmp_path, max_steps=6, eval_strategy="steps", eval_steps=1)
     steps_until_stop(base(), args, [5, 6, 6, 6, 6, 6], patience=2)
     assert "eval_loss has not been better than 5 for 2 evaluations; stopping at step 3" in caplog.text
@@ -246,7 +246,7 @@ def test_lisa_leaves_frozen_what_the_tuner_froze(base: Callable[[], Any], tmp_pa
 
 def test_lisa_refuses_adapters_and_too_few_layers(base: Callable[[], Any], tmp_path: Path) -> None:
     tuner = REGISTRY.resolve("tuner", PluginChoice(name="lora"), "--tuner").bound
-    with pytest.raises(UserError, match="it goes with the tuner full"):
+    with pytest.raises(UserError, match="use the tuner full"):
         lisa_run(tuner.prepare_model(None, base()), tmp_path)
     with pytest.raises(UserError, match="n_layers is 3, but the model has 2 layers"):
         lisa_run(base(), tmp_path, options={"n_layers": 3})
@@ -309,7 +309,7 @@ def test_perf_log_times_training_alone(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for entry in logs:
         assert entry["tokens_per_second"] == 6
-        assert "mfu" not in entry  # nobody knows what this CPU can do
+        assert "mfu" not in entry  # the peak of a CPU is unknown
         assert 0.1 < entry["peak_memory_gib"] <= peak + 0.001
     assert not any("tokens_per_second" in entry for entry in history if "loss" not in entry)
 
@@ -337,7 +337,7 @@ def test_perf_log_utilization_with_an_adapter(
     assert [entry["mfu"] for entry in history if "loss" in entry] == [expected] * 3
 
 
-def test_perf_log_tells_other_callbacks(
+def test_perf_log_figures_reach_other_callbacks(
     base: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes after it, a reporter for one, sees the figures in the logs themselves."""

@@ -106,7 +106,7 @@ EXPECTED: dict[str, list[list[Part]]] = {
             (" ok", 1),
         ],
         [("<tool_call></tool_call> and <tool_call>", 1)],
-        # Something must stand between the marks, so here the match goes on to the next closing mark.
+        # There must be text between the tags, so here the match extends to the next closing tag.
         [("<tool_call></tool_call>x</tool_call>", 2)],
     ],
     "ignore_empty_think": [

@@ -33,7 +33,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     labels[1, 6:] = -100
     labels[2] = -100
     labels[3, 2:] = -100
-    labels[3, 0:2] = logits[3, 0].argmax()  # this row is right as a whole
+    labels[3, 0:2] = logits[3, 0].argmax()  # all of this row is right
     return logits, labels
 
 
@@ -164,7 +164,7 @@ def test_nlg_mixes_scripts() -> None:
     assert nlg.compute(["", ""], ["天", "sky"]) == {"rouge1": 0, "rouge2": 0, "rougeL": 0, "bleu4": 0}
 
 
-def test_nlg_says_how_much_to_generate() -> None:
+def test_nlg_declares_how_much_to_generate() -> None:
     assert metric("nlg").generate
     assert metric("nlg").max_new_tokens == 256
     assert metric("nlg", max_new_tokens=17).max_new_tokens == 17

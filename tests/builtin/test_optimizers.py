@@ -181,7 +181,7 @@ def test_lorap_is_adamw_with_two_learning_rates(lora: Callable[[], Any], tmp_pat
 
 
 def test_lorap_without_lora_is_refused(base: Callable[[], Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lorap: the model has no LoRA matrices to train; it goes with the tuner lora"):
+    with pytest.raises(UserError, match=r"lorap: the model has no LoRA matrices to train; use the tuner lora"):
         make("lorap", run_args(tmp_path), base())
 
 
@@ -215,7 +215,7 @@ def test_muon_first_step_by_its_paper(base: Callable[[], Any], tmp_path: Path, a
 
 
 def test_muon_leaves_all_but_hidden_matrices_to_adamw(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """With and without tied embeddings: what is no hidden matrix moves as under AdamW alone."""
+    """With and without tied embeddings: all but hidden matrices move as under AdamW alone."""
     for tied in (True, False):
         model, twin = (
             AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32, tie_word_embeddings=tied)

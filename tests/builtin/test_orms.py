@@ -233,13 +233,13 @@ def test_options_out_of_range_are_refused(scorer, name, options, message):
     assert "\n" not in str(error.value)
 
 
-def test_what_scorers_say_of_themselves(scorer):
-    said = {
+def test_which_scorers_need_references_and_judge(scorer):
+    declared = {
         name: (scorer("orm", name, **options).plugin.needs_reference, scorer("orm", name, **options).plugin.right_from)
         for kind, name, options in [*QUICK, ("orm", "math_verify", {})]
         if kind == "orm"
     }
-    assert said == {
+    assert declared == {
         "math": (True, 0.5),
         "math_verify": (True, 0.5),
         "gsm8k": (True, 0.5),
@@ -260,7 +260,7 @@ def test_without_a_reference_nothing_is_guessed(scorer, name, options):
 
 
 @pytest.mark.parametrize(("kind", "name", "options"), QUICK)
-def test_every_reward_stands_at_its_place(scorer, kind, name, options):
+def test_rewards_are_in_the_order_of_the_answers(scorer, kind, name, options):
     scores = scorer(kind, name, **options)
     answers = ["\\boxed{1}", "", "#### 2", "1 + 1 = 3", "<think>a</think>b", "Final Answer: 1", "no " * 200, "两个🍎"]
     references = ["1", "2", "3", "4", "5", "Final Answer: 1", "no", "两个🍎"]
@@ -292,8 +292,8 @@ ENDLESS = {
     "open boxes": "\\boxed{" * (LONG // 7),
     "braces": "{}" * (LONG // 2),
     "open parentheses": "1=(" + "(" * LONG,
-    "marks": "#### " * (LONG // 5),
-    "marks on lines": "####\n" * (LONG // 5),
+    "markers": "#### " * (LONG // 5),
+    "markers on lines": "####\n" * (LONG // 5),
     "answers": "A:\n" * (LONG // 3),
     "dollars": "$" * LONG,
     "minuses": "-" * LONG,

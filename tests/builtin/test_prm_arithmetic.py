@@ -47,7 +47,7 @@ def test_the_solutions_of_gsm8k_calculate_rightly_but_for_seven(arithmetic, solu
 
 def test_a_wrong_annotation_is_seen_in_every_solution(arithmetic, solutions):
     rng = random.Random(3)
-    seen = spoilt = 0
+    seen = corrupted = 0
     for solution in solutions:
         steps = arithmetic.reward(solution)
         lines = [line for line in solution.splitlines() if "<<" in line and arithmetic.reward(line) == [1.0]]
@@ -57,10 +57,10 @@ def test_a_wrong_annotation_is_seen_in_every_solution(arithmetic, solutions):
         left, equals, right = line.rpartition("=")
         number, annotation_end, rest = right.partition(">>")
         wrong = f"{left}{equals}{float(number.rstrip('%').replace(',', '')) + 3:g}{annotation_end}{rest}"
-        spoilt += 1
+        corrupted += 1
         seen += 0.0 in arithmetic.reward(solution.replace(line, wrong, 1))
-    assert spoilt > 2000
-    assert seen >= 0.99 * spoilt
+    assert corrupted > 2000
+    assert seen >= 0.99 * corrupted
 
 
 def expression(rng, depth):
@@ -183,7 +183,7 @@ YES, NO, UNREAD = [1.0], [0.0], 0.0
         ("2 * 4 = 8kg", YES),
         ("in 4 weeks a total of 3 * 4 = 13", NO),
         ("🍎 5 + 3 = 8 🍎", YES),
-        # what is not: words may say something else, or nothing is calculated
+        # what is not: words may change the meaning, or nothing is calculated
         ("", UNREAD),
         ("So it is 8.", UNREAD),
         ("x = 8, y = 9", UNREAD),
@@ -250,8 +250,8 @@ def test_the_quickstarts_own_answers_hold(arithmetic):
     assert [rewards[0] for rewards in arithmetic.rewards(wrong)] == [0.0] * 200
 
 
-def test_of_a_sum_that_is_too_long_to_read_nothing_is_said(arithmetic):
-    """Cut to the longest that is read, it would be another sum; 0.0 is what an answer without a step gets."""
+def test_a_sum_that_is_too_long_is_not_read(arithmetic):
+    """Truncated to the limit, it would be another sum. 0.0 is the reward of an answer without a step."""
     rng = random.Random(5)
     for _ in range(200):
         terms = [rng.randint(1, 10 ** rng.randint(1, 4)) for _ in range(rng.randint(60, 110))]

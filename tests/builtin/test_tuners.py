@@ -28,7 +28,7 @@ def base(tiny_model_dir: Path) -> Callable[[], Any]:
 
 
 def learn(model: torch.nn.Module) -> None:
-    """Change whatever trains."""
+    """Change all trained parameters."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -140,7 +140,7 @@ def test_loading_keeps_objects_and_ties(base: Callable[[], Any], tmp_path: Path)
 
 
 def test_trained_weights_are_not_rounded_by_a_base_of_lower_precision(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """Resuming loads the base model anew, in bfloat16 say; what had trained in float32 must come back in it."""
+    """A resume may load the base model in bfloat16; weights trained in float32 must come back in float32."""
     plugin = tuner("freeze", train=["mlp"])
     model = plugin.prepare_model(None, AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16))
     for parameter in model.parameters():
@@ -224,7 +224,7 @@ def test_what_does_not_fit_the_model_is_refused(
 def test_full_and_freeze_refuse_quantized_weights(base: Callable[[], Any]) -> None:
     for plugin in (tuner("full"), tuner("freeze", train=["mlp"])):
         model = base()
-        model.quantization_method = "bitsandbytes"  # the mark that Transformers leaves
+        model.quantization_method = "bitsandbytes"  # as Transformers sets it
         with pytest.raises(UserError, match="quantized weights cannot be trained; use an adapter, such as lora"):
             plugin.prepare_model(None, model)
 

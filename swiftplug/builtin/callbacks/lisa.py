@@ -41,7 +41,7 @@ class Lisa(TrainerCallback):
         """
         model: Any = unwrap_model(kwargs["model"])
         if isinstance(model, PeftModel):
-            raise UserError("callback lisa: the layers of an adapter are small already; it goes with the tuner full")
+            raise UserError("callback lisa: the layers of an adapter are small already; use the tuner full")
         if args.world_size > 1 and not args.ddp_find_unused_parameters:
             raise UserError("callback lisa: several processes need training.ddp_find_unused_parameters: true")
         keys = MODEL_ARCH_MAPPING[model.model_meta.model_arch]

@@ -4,7 +4,7 @@ import re
 import resource
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import PositiveFloat
@@ -74,12 +74,10 @@ class PerfLog(TrainerCallback):
         self._tokens, self._seconds = state.num_input_tokens_seen, 0.0
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Do not count the time of an evaluation."""
+        """Do not count the time of an evaluation, nor of a checkpoint."""
         self._last_time = time.perf_counter()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Do not count the time of a checkpoint."""
-        self._last_time = time.perf_counter()
+    on_save = on_evaluate
 
     def _add_time(self) -> None:
         now = time.perf_counter()
@@ -116,31 +114,24 @@ def _peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class _Peak(NamedTuple):
-    """Dense matrix products in 10^12 operations per second: bfloat16 or float16, TF32, float32 without tensor cores."""
-
-    half: float
-    tf32: float
-    float32: float
-
-
-# From NVIDIA's data sheets, without sparsity, by words of the device's name; the first that matches counts.
+# Dense matrix products in 10^12 operations per second: bfloat16 or float16, TF32, float32 without tensor cores.
+# From NVIDIA's data sheets, by words of the device's name; the first that matches counts.
 _PEAKS = {
-    "B200": _Peak(2250.0, 1125.0, 75.0),
-    "H200 NVL": _Peak(835.5, 417.5, 60.0),
-    "H200": _Peak(989.4, 494.7, 66.9),
-    "H100 PCIe": _Peak(756.5, 378.0, 51.2),
-    "H100 NVL": _Peak(835.5, 417.5, 60.0),
-    "H100": _Peak(989.4, 494.7, 66.9),
-    "H800 PCIe": _Peak(756.5, 378.0, 51.2),
-    "H800": _Peak(989.4, 494.7, 66.9),
-    "A100": _Peak(312.0, 156.0, 19.5),
-    "A800": _Peak(312.0, 156.0, 19.5),
-    "A10": _Peak(125.0, 62.5, 31.2),
-    "L40S": _Peak(362.1, 183.0, 91.6),
-    "L4": _Peak(121.0, 60.0, 30.3),
-    "V100-PCIE": _Peak(112.0, 14.0, 14.0),
-    "V100": _Peak(125.0, 15.7, 15.7),
+    "B200": (2250.0, 1125.0, 75.0),
+    "H200 NVL": (835.5, 417.5, 60.0),
+    "H200": (989.4, 494.7, 66.9),
+    "H100 PCIe": (756.5, 378.0, 51.2),
+    "H100 NVL": (835.5, 417.5, 60.0),
+    "H100": (989.4, 494.7, 66.9),
+    "H800 PCIe": (756.5, 378.0, 51.2),
+    "H800": (989.4, 494.7, 66.9),
+    "A100": (312.0, 156.0, 19.5),
+    "A800": (312.0, 156.0, 19.5),
+    "A10": (125.0, 62.5, 31.2),
+    "L40S": (362.1, 183.0, 91.6),
+    "L4": (121.0, 60.0, 30.3),
+    "V100-PCIE": (112.0, 14.0, 14.0),
+    "V100": (125.0, 15.7, 15.7),
 }
 
 
@@ -156,10 +147,11 @@ def known_peak_tflops(device: torch.device, half: bool) -> float | None:
     name = torch.cuda.get_device_name(device)
     if "MIG" in name.split():
         return None
-    peak = next((peak for words, peak in _PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
-    if peak is None:
+    peaks = next((peaks for words, peaks in _PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
+    if peaks is None:
         return None
+    in_half, in_tf32, in_float32 = peaks
     if half:
-        return peak.half
+        return in_half
     # The only switch that follows torch's two others, and Trainer's `tf32`.
-    return peak.tf32 if torch.backends.cuda.matmul.fp32_precision == "tf32" else peak.float32
+    return in_tf32 if torch.backends.cuda.matmul.fp32_precision == "tf32" else in_float32

@@ -39,7 +39,7 @@ def lorap(
         UserError: No B matrix is trained.
     """
     if not any("lora_B" in name or "lora_embedding_B" in name for name in trainable_parameters(model)):
-        raise UserError("optimizer lorap: the model has no LoRA matrices to train; it goes with the tuner lora")
+        raise UserError("optimizer lorap: the model has no LoRA matrices to train; use the tuner lora")
     optimizer = create_loraplus_optimizer(
         cast(PeftModel, model),
         torch.optim.AdamW,

@@ -38,7 +38,7 @@ _JOINS_FIRST_SIDE = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-# Text behind the last side that makes it part of a longer expression, or scales it.
+# Text after the last side that makes it part of a longer expression, or scales it.
 _JOINS_LAST_SIDE = re.compile(
     rf"""
     [A-Z](?![A-Z])                                                   # 26 = 5 + 3x
@@ -69,19 +69,19 @@ def check_equations(text: str) -> Iterator[bool]:
         parts = _STRETCH.split(line) if "=" in line or "≈" in line else []
         for index in range(1, len(parts), 2):
             before = "".join(parts[max(index - 2, 0) : index])[-MAX_CHARS:]
-            behind = "".join(parts[index + 1 : index + 3])
-            yield from _check_chain(parts[index], _PUNCTUATION.split(before)[-1], _PUNCTUATION.split(behind)[0])
+            after = "".join(parts[index + 1 : index + 3])
+            yield from _check_chain(parts[index], _PUNCTUATION.split(before)[-1], _PUNCTUATION.split(after)[0])
 
 
-def _check_chain(stretch: str, before: str, behind: str) -> Iterator[bool]:
-    """Whether each equation of `a = b = c` holds; before and behind it are words and the next such stretch."""
+def _check_chain(stretch: str, before: str, after: str) -> Iterator[bool]:
+    """Whether each equation of `a = b = c` holds; before and after it are words and the next such stretch."""
     first, *others = _RELATION.split(stretch)
     sides, relations = [first, *others[1::2]], others[::2]
     sides = [side if len(side) < MAX_CHARS else "" for side in sides]
     sides[0] = "" if _is_first_side_joined(stretch, before) else _drop_unclosed(sides[0])
     space = stretch[len(stretch.rstrip()) :]
     last = _mirrored(_drop_unclosed(_mirrored(sides[-1])))
-    sides[-1] = "" if _JOINS_LAST_SIDE.match(space + behind) else last
+    sides[-1] = "" if _JOINS_LAST_SIDE.match(space + after) else last
     if any(len(_NUMBER.findall(side)) > 1 for side in sides):
         for (left, right), relation in zip(pairwise(map(str.strip, sides)), relations, strict=True):
             if left and right:
