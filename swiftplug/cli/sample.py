@@ -35,9 +35,9 @@ def sample(
     prepare_process(debug=request.debug, uses_torch=config.generates)
     from swiftplug.sampling.run import sample as run
 
-    result = run(config, resume=resume, overwrite=overwrite, dry_run=dry_run)
-    if quickstart and result is not None:
+    run(config, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    if quickstart and not dry_run:
         typer.echo(
-            f"Next: swiftplug train --model {model} --dataset {result.run_dir}/samples.jsonl "
+            f"Next: swiftplug train --model {model} --dataset {config.output_dir}/samples.jsonl "
             "--set training.learning_rate=1e-3    (trains on the answers that were kept)"
         )

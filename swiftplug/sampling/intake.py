@@ -1,6 +1,7 @@
 """What goes into the ledger before anything is sampled: every row, every existing candidate, and their checks."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ from swiftplug.data.read.sources import Source, open_source
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.runs.folder import first_difference
+from swiftplug.runs.plugins import RunPlugins
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.ledger import NO_REFERENCE, USABLE, Ledger
-from swiftplug.sampling.plugins import SamplePlugins
 from swiftplug.sampling.rows import read_rows, reference_candidate
+from swiftplug.sampling.scoring import Scorer
 
 
-def fill(ledger: Ledger, config: SampleConfig, plugins: SamplePlugins) -> CandidatesFile | None:
+def read_inputs(
+    ledger: Ledger, config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer]
+) -> CandidatesFile | None:
     """Read every row and every existing candidate into a new ledger.
 
     Returns:
@@ -33,21 +37,21 @@ def fill(ledger: Ledger, config: SampleConfig, plugins: SamplePlugins) -> Candid
         file.read_into(ledger, has_dataset=bool(sources))
     everything = range(ledger.count_rows())
     _check_rows(ledger, everything, config)
-    _check_references(ledger, everything, config, plugins)
+    _check_references(ledger, everything, config, scorers)
     if file and config.include_reference:
         for row in ledger.rows(everything):
             if row.reference is not None and not row.problem and all(it.sampled for it in row.candidates):
                 reference = reference_candidate(row, ledger.free_index(row.position))
                 ledger.add_candidates(row.position, [reference])
-    ledger.put("config", _without_paths(config))
+    ledger.put("config", _sampled_by(config))
     ledger.put("sources", [source.fingerprint for source in sources])
     ledger.put("candidates_file", _hash_of(config.candidates_file))
     ledger.put("plugins", [_fingerprint(plugin) for plugin in _sampled_with(plugins)])
-    ledger.put("scorers", [_fingerprint(scorer.plugin) for scorer in plugins.scorers])
+    ledger.put("scorers", [_fingerprint(scorer.plugin) for scorer in scorers])
     return file
 
 
-def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: SamplePlugins) -> list[str]:
+def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer]) -> list[str]:
     """Refuse to resume a run whose rows or sampling would differ from when it began.
 
     Scorers may have changed, because they were corrected: then every candidate is scored again.
@@ -58,7 +62,7 @@ def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: SamplePlugins
     Raises:
         UserError: The config, a dataset, the file of candidates or a plugin that samples has changed.
     """
-    before, now = ledger.get("config") or "", _without_paths(config)
+    before, now = ledger.get("config") or "", _sampled_by(config)
     if before != now:
         raise UserError(f"--resume: the folder holds another run: {first_difference(before, now)}")
     for source, fingerprint in zip(_open_sources(config, plugins), ledger.get("sources"), strict=True):
@@ -70,16 +74,16 @@ def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: SamplePlugins
         if _fingerprint(plugin) != fingerprint:
             changed = f"{plugin.found} has changed since this run began"
             raise UserError(f"--resume: {changed}; restore it, or start again with --overwrite")
-    scorers = [_fingerprint(scorer.plugin) for scorer in plugins.scorers]
-    if scorers == ledger.get("scorers"):
+    fingerprints = [_fingerprint(scorer.plugin) for scorer in scorers]
+    if fingerprints == ledger.get("scorers"):
         return []
     with ledger.transaction():
         ledger.forget_rewards()
-        ledger.put("scorers", scorers)
+        ledger.put("scorers", fingerprints)
     return ["a scorer has changed since this run began: every candidate is scored again"]
 
 
-def _open_sources(config: SampleConfig, plugins: SamplePlugins) -> list[Source]:
+def _open_sources(config: SampleConfig, plugins: RunPlugins) -> list[Source]:
     return [
         open_source(choice, plugins.registry, config.where("dataset", index))
         for index, choice in enumerate(config.dataset)
@@ -95,9 +99,9 @@ def _check_rows(ledger: Ledger, everything: range, config: SampleConfig) -> None
         raise UserError(f"none of the {len(everything)} rows can be used: {problem} ({count} rows): {origin}")
 
 
-def _check_references(ledger: Ledger, everything: range, config: SampleConfig, plugins: SamplePlugins) -> None:
+def _check_references(ledger: Ledger, everything: range, config: SampleConfig, scorers: Sequence[Scorer]) -> None:
     """Refuse a run that needs references and has none; leave out the rows that a scorer cannot score."""
-    needing = [scorer for scorer in plugins.scorers if scorer.needs_reference]
+    needing = [scorer for scorer in scorers if scorer.needs_reference]
     if not needing and not config.include_reference:
         return
     if not ledger.count(f"{USABLE} AND NOT {NO_REFERENCE}", everything):
@@ -110,13 +114,13 @@ def _check_references(ledger: Ledger, everything: range, config: SampleConfig, p
         ledger.set_problem(f"no reference for {needing[0].name}", NO_REFERENCE)
 
 
-def _sampled_with(plugins: SamplePlugins) -> list[LoadedPlugin]:
+def _sampled_with(plugins: RunPlugins) -> list[LoadedPlugin]:
     """The plugins that the candidates depend on."""
-    return [*([plugins.model] if plugins.model else []), plugins.engine, plugins.tools]
+    return [*plugins.of("model"), *plugins.of("engine"), *plugins.of("tools")]
 
 
-def _without_paths(config: SampleConfig) -> str:
-    """What distinguishes the config of one run from another's: not its folder, and not the patience with scorers."""
+def _sampled_by(config: SampleConfig) -> str:
+    """The config without what may change on resuming: the place of the folder, and the time that scorers may take."""
     return to_yaml(config.model_copy(update={"output_dir": None, "score_timeout": SampleConfig().score_timeout}))
 
 

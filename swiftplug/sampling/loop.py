@@ -6,11 +6,13 @@ from swiftplug.config.schema import SampleConfig
 from swiftplug.data.chat.tools import write_turns
 from swiftplug.data.read.conversation import RowError
 from swiftplug.errors import UserError
-from swiftplug.plugin.engine import Answered, Completion, Prompt, Sampling
+from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
+from swiftplug.plugin.tools_format import ToolsFormat
+from swiftplug.runs.plugins import RunPlugins
+from swiftplug.sampling.console import SampleProgress
 from swiftplug.sampling.ledger import NO_CANDIDATES, UNSCORED, USABLE, Ledger
-from swiftplug.sampling.plugins import SamplePlugins
-from swiftplug.sampling.progress import SampleProgress
 from swiftplug.sampling.rows import Candidate, Row, check_encodable, reference_candidate
+from swiftplug.sampling.scoring import Scorer
 
 
 class SampleLoop:
@@ -22,6 +24,7 @@ class SampleLoop:
     Args:
         config: The run's config.
         plugins: Its plugins; the engine must be open before rows are answered.
+        scorers: Its ORMs and PRMs.
         ledger: Holds its rows.
         sampling: How candidates are sampled.
 
@@ -30,12 +33,16 @@ class SampleLoop:
         pending: The number of rows without candidates, or with candidates that are not scored.
     """
 
-    def __init__(self, config: SampleConfig, plugins: SamplePlugins, ledger: Ledger, sampling: Sampling) -> None:
+    def __init__(
+        self, config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer], ledger: Ledger, sampling: Sampling
+    ) -> None:
         self._config = config
-        self._plugins = plugins
+        self._engine_plugin = plugins.one("engine")
+        self._engine: Engine = self._engine_plugin.bound
+        self._tools_format: ToolsFormat | None = plugins.one("tools").bound
+        self._scorers = scorers
         self._ledger = ledger
         self._sampling = sampling
-        self._engine = plugins.sampler
         self._own = config.shard_rows(ledger.count_rows())
         self.unanswered = ledger.count(f"{USABLE} AND {NO_CANDIDATES}", self._own)
         self.pending = self.unanswered + ledger.count(f"{USABLE} AND {UNSCORED}", self._own)
@@ -56,7 +63,7 @@ class SampleLoop:
         prompts = []
         for row in batch if self._engine.together else list(waiting.values()):
             try:
-                turns = write_turns(row.as_conversation(), self._plugins.tools.bound)
+                turns = write_turns(row.as_conversation(), self._tools_format)
             except RowError as error:
                 if waiting.pop(row.id, None):
                     self._record(row, Answered(row.id, failure=str(error)), progress)
@@ -66,14 +73,14 @@ class SampleLoop:
             if answered.id in waiting:
                 self._record(waiting.pop(answered.id), answered, progress)
         for row in waiting.values():
-            raise UserError(f"{self._plugins.engine.found} returned no result for {row.origin}")
+            raise UserError(f"{self._engine_plugin.found} returned no result for {row.origin}")
 
     def _record(self, row: Row, answered: Answered, progress: SampleProgress) -> None:
         """Write the candidates of a row, or why there are none."""
         expected, found = self._sampling.num_return_sequences, len(answered.completions)
         if not answered.failure and found != expected:
             raise UserError(
-                f"{self._plugins.engine.found} returned {found} candidates for {row.origin}; expected {expected}"
+                f"{self._engine_plugin.found} returned {found} candidates for {row.origin}; expected {expected}"
             )
         row.failure = answered.failure or self._check_texts(answered.completions)
         if not row.failure:
@@ -83,14 +90,14 @@ class SampleLoop:
         with self._ledger.transaction():
             self._ledger.set_failure(row)
             self._ledger.add_candidates(row.position, row.candidates)
-        if row.failure or not self._plugins.scorers:
+        if row.failure or not self._scorers:
             progress.advance(1, len(row.candidates))
 
     def _check_texts(self, completions: Sequence[Completion]) -> str:
         """Why what an engine returned cannot be kept; empty if it can."""
         for value in (value for completion in completions for value in completion):
             if not isinstance(value, str):
-                raise UserError(f"{self._plugins.engine.found} returned {value!r:.60}; expected text")
+                raise UserError(f"{self._engine_plugin.found} returned {value!r:.60}; expected text")
         try:
             check_encodable([completion.text for completion in completions])
         except RowError as error:
@@ -106,10 +113,10 @@ class SampleLoop:
             return
         for candidate in (candidate for row in waiting for candidate in row.candidates):
             candidate.rewards, candidate.unscored = {}, {}
-        for scorer in self._plugins.scorers:
+        for scorer in self._scorers:
             scorer.score(waiting, self._config.score_timeout)
         with self._ledger.transaction():
             for row in waiting:
                 self._ledger.set_rewards(row)
-        if self._plugins.scorers:
+        if self._scorers:
             progress.advance(len(waiting), sum(len(row.candidates) for row in waiting))

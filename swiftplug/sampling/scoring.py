@@ -5,15 +5,18 @@ import inspect
 import math
 import numbers
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.rewards import ORM, InferRequest, Unscored
 from swiftplug.runs.errors import naming_plugins
+from swiftplug.runs.plugins import RunPlugins
 from swiftplug.sampling.rows import Candidate, Row
 
 DIGITS = 6
@@ -129,6 +132,30 @@ class Scorer:
 def _request(row: Row, candidate: Candidate) -> InferRequest:
     columns = {**row.columns, **({"tools": row.tools} if row.tools else {})}
     return InferRequest([*row.prompt, {"role": "assistant", "content": candidate.text}], columns)
+
+
+def resolve_scorers(config: SampleConfig, plugins: RunPlugins) -> list[Scorer]:
+    """The ORMs and then the PRMs of a run, in the order of the config.
+
+    Raises:
+        UserError: Two have the same name, all have weight 0, or a threshold needs a scorer that is not there.
+    """
+    choices, used = [*config.orm, *config.prm], [*plugins.of("orm"), *plugins.of("prm")]
+    scorers = [Scorer(it.name, plugin.found.kind, it.weight, plugin) for it, plugin in zip(choices, used, strict=True)]
+    for name, count in Counter(scorer.name for scorer in scorers).items():
+        if count > 1:
+            raise UserError(
+                f"two scorers are called {name!r}; use the qualified name of one (swiftplug:{name}), or remove it"
+            )
+    if scorers and not any(scorer.weight for scorer in scorers):
+        raise UserError("every scorer has the weight 0, so nothing ranks the candidates; give one of them a weight")
+    if config.prm_threshold is not None and not config.prm:
+        raise UserError(f"{config.where('prm_threshold')}: no PRM gives a reward to reach it; name one with --prm")
+    if config.easy_query_threshold is not None and not any(scorer.right_from is not None for scorer in scorers):
+        raise UserError(
+            f"{config.where('easy_query_threshold')}: no ORM judges which candidates are right; name one with --orm"
+        )
+    return scorers
 
 
 async def _await(result: Any) -> Any:

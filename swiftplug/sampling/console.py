@@ -1,0 +1,127 @@
+"""What a sampling run prints: its inputs, its plan, its progress and its results."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from swiftplug.config.schema import SampleConfig
+from swiftplug.runs.console import format_duration, plugin_fact, print_line, print_plan
+from swiftplug.runs.plugins import RunPlugins
+from swiftplug.sampling.candidates_file import CandidatesFile
+from swiftplug.sampling.ledger import USABLE, Ledger
+from swiftplug.sampling.outputs import PAGE, SAMPLES
+from swiftplug.sampling.scoring import Scorer
+from swiftplug.sampling.statistics import Summary
+
+_INTERVAL = 30.0  # seconds between lines of progress where there is no terminal
+
+
+def print_inputs(console: Console, config: SampleConfig, ledger: Ledger, file: CandidatesFile | None) -> None:
+    """Print what became of the rows and of a file of candidates."""
+    total = ledger.count_rows()
+    own = config.shard_rows(total)
+    shard = f" (shard {config.shard} of {total:,})" if config.shard else ""
+    print_line(console, f"rows: {ledger.count(USABLE, own):,} of {len(own):,}{shard}")
+    for problem, count, origin in ledger.problems(own):
+        print_line(console, f"  {count:,} left out: {problem}: {origin}{', ...' if count > 1 else ''}")
+    if file:
+        print_line(console, f"candidates: {file.taken:,} of {config.candidates_file}")
+        if file.unmatched:
+            print_line(console, f"  {file.unmatched:,} left out: of no row of the dataset: {file.first_unmatched}, ...")
+        if file.torn:
+            print_line(console, f"  1 left out: the file breaks off within a line: {file.torn}")
+
+
+def print_dry_run(console: Console, config: SampleConfig, facts: list[tuple[str, str]], ledger: Ledger) -> None:
+    """Print what a run would do: plugins with their options, how much is sampled, and where it would write."""
+    if config.candidates_file is None:
+        rows, count = ledger.count(USABLE, config.shard_rows(ledger.count_rows())), config.num_return_sequences
+        facts = [*facts, ("candidates", f"{rows:,} rows x {count} = {rows * count:,}")]
+    print_plan(console, [*facts, ("run folder", str(config.output_dir))], "nothing was sampled or written")
+
+
+def facts_of(config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer]) -> list[tuple[str, str]]:
+    """What distinguishes one run from another, as labels and values."""
+    facts = [("model", config.model.name)] if config.model else []
+    if config.adapter:
+        facts.append(("adapter", config.adapter))
+    if config.dataset:
+        facts.append(("dataset", ", ".join(choice.name for choice in config.dataset)))
+    if config.candidates_file:
+        facts.append(("candidates", config.candidates_file))
+    else:
+        sampling = [f"temperature {config.temperature:g}"]
+        if config.top_k:
+            sampling.append(f"top-k {config.top_k}")
+        if config.top_p < 1:
+            sampling.append(f"top-p {config.top_p:g}")
+        sampling += [f"at most {config.max_new_tokens} tokens", f"seed {config.seed}"]
+        facts.append(("sampling", ", ".join(sampling)))
+    facts += [plugin_fact(plugin) for kind in ("model", "engine", "tools") for plugin in plugins.of(kind)]
+    for scorer in scorers:
+        facts.append(plugin_fact(scorer.plugin, **({} if scorer.weight == 1 else {"weight": scorer.weight})))
+    return facts
+
+
+class SampleProgress:
+    """Rows done, candidates per second, and the time left: one live line on a terminal, a line now and then elsewhere.
+
+    Args:
+        console: Where it is printed.
+        rows: The number of rows to do.
+        what: What is done with them.
+    """
+
+    def __init__(self, console: Console, rows: int, what: str) -> None:
+        self._console = console
+        self._rows = rows
+        self._what = what
+        self._done = self._candidates = 0
+        self._started = self._printed = time.monotonic()
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rate]}")
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task(what, total=rows, rate=f"0/{rows:,} rows")
+
+    def __enter__(self) -> "SampleProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, rows: int, candidates: int) -> None:
+        """Count more of them as done."""
+        self._done += rows
+        self._candidates += candidates
+        now = time.monotonic()
+        seconds = max(now - self._started, 1e-9)
+        left = (self._rows - self._done) * seconds / self._done if self._done else 0.0
+        pace = f"{self._candidates / seconds:,.1f} candidates/s, {format_duration(left)} left"
+        rate = f"{self._done:,}/{self._rows:,} rows, {pace}"
+        self._bar.update(self._task, completed=self._done, rate=rate)
+        if not self._console.is_terminal and now - self._printed > _INTERVAL and self._done < self._rows:
+            self._printed = now
+            print_line(self._console, f"{self._what}: {rate}")
+
+
+def print_results(console: Console, folder: Path, summary: Summary, failed: int, seconds: float) -> None:
+    """Print what came of a run, which took so many seconds; at `failed` rows the engine failed."""
+    kept = f"{summary.kept:,} of {summary.candidates:,} candidates kept"
+    print_line(console, f"finished in {format_duration(seconds)}: {kept}", "bold")
+    for reason, count in summary.left_out.items():
+        print_line(console, f"  {count:,} {'row' if count == 1 else 'rows'} left out: {reason}")
+    figures = [f"pass@{k} {share:.1%}" for k, share in summary.pass_at.items()]
+    if summary.majority is not None:
+        figures.append(f"majority {summary.majority:.1%}")
+    figures += [f"mean {name} {value:.3f}" for name, value in summary.mean_scores.items()]
+    if figures:
+        print_line(console, f"  {', '.join(figures)}")
+    if failed:
+        print_line(console, "  rows at which the engine failed are tried again with --resume")
+    print_line(console, f"rows to train on: {folder / SAMPLES}; to look at all candidates: {folder / PAGE}")
