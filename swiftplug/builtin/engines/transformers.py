@@ -33,7 +33,7 @@ class TransformersEngine(Engine):
 
     def prompts_at_once(self, sampling: Sampling) -> int:
         """As many prompts as have their candidates in one batch."""
-        return max(1, self.batch_size // _different(sampling))
+        return max(1, self.batch_size // _num_different(sampling))
 
     def open(self, args: Any, sampling: Sampling) -> None:
         """Load the model.
@@ -60,49 +60,49 @@ class TransformersEngine(Engine):
         Raises:
             UserError: The GPU's memory does not hold a batch.
         """
+        assert self._decoder is not None, "not opened"
         tasks: dict[str, Task] = {}
         for prompt in prompts:
-            try:
-                tasks[prompt.id] = self._task(prompt)
-            except _RefusedError as refusal:
-                yield Answered(prompt.id, failure=str(refusal))
-        assert self._decoder is not None
+            task = self._task(prompt)
+            if isinstance(task, Task):
+                tasks[prompt.id] = task
+            else:
+                yield Answered(prompt.id, failure=task)
         most = 1 if self._decoder.num_virtual_tokens else self.prompts_at_once(self._sampling)
         ids = list(tasks)
         for start in range(0, len(ids), most):
             batch = ids[start : start + most]
-            drawn = self._decode(self._decoder, [tasks[prompt_id] for prompt_id in batch])
-            yield from map(self._answer, batch, drawn)
+            yield from map(self._answer, batch, self._decode([tasks[prompt_id] for prompt_id in batch]))
 
     def close(self) -> None:
         """Let the model go."""
         self._decoder = None
 
-    def _task(self, prompt: Prompt) -> Task:
-        """What there is to decode for a prompt."""
+    def _task(self, prompt: Prompt) -> Task | str:
+        """What there is to decode for a prompt, or why it cannot be answered."""
         sampling = self._sampling
         try:
             ids = self._tokenizer.apply_chat_template(
                 prompt.messages, tools=prompt.tools, add_generation_prompt=True, return_dict=True
             )["input_ids"]
         except Exception as error:  # a template is a program, and raises what it likes
-            raise _RefusedError(f"the chat template refuses the prompt: {' '.join(str(error).split())}") from error
+            return f"the chat template refuses the prompt: {' '.join(str(error).split())}"
         longest = sampling.max_new_tokens
         if self._context is not None:
             if len(ids) > self._context:
-                raise _RefusedError(f"the prompt has {len(ids):,} tokens, the model reads at most {self._context:,}")
+                return f"the prompt has {len(ids):,} tokens, the model reads at most {self._context:,}"
             longest = min(longest, self._context - len(ids) + 1)  # the last token is not read again
-        seeds = [sampling.seed_of(prompt.id, index) for index in range(_different(sampling))]
+        seeds = [sampling.seed_of(prompt.id, index) for index in range(_num_different(sampling))]
         return Task(ids, uniform_numbers(seeds, sampling.max_new_tokens), longest)
 
-    def _decode(self, decoder: Decoder, tasks: list[Task]) -> list[list[Drawn]]:
+    def _decode(self, tasks: list[Task]) -> list[list[Drawn]]:
         """Decode prompts; one with more candidates than a batch holds, part by part."""
+        assert self._decoder is not None
         try:
             if len(tasks) > 1:
-                return decoder.decode(tasks, self._sampling)
-            task = tasks[0]
-            parts = [task._replace(numbers=numbers) for numbers in task.numbers.split(self.batch_size)]
-            return [[drawn for part in parts for drawn in decoder.decode([part], self._sampling)[0]]]
+                return self._decoder.decode(tasks, self._sampling)
+            parts = [tasks[0]._replace(numbers=numbers) for numbers in tasks[0].numbers.split(self.batch_size)]
+            return [[drawn for part in parts for drawn in self._decoder.decode([part], self._sampling)[0]]]
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"engine.batch_size: {self.batch_size} candidates at once do not fit into the GPU's memory; lower it"
@@ -118,16 +118,6 @@ class TransformersEngine(Engine):
         return Answered(prompt_id, completions * (self._sampling.num_return_sequences // len(completions)))
 
 
-class _RefusedError(Exception):
-    """A prompt that cannot be answered; the message says why."""
-
-
-def _different(sampling: Sampling) -> int:
+def _num_different(sampling: Sampling) -> int:
     """How many candidates of a prompt may differ: greedy ones are all the same."""
     return 1 if sampling.temperature == 0 else sampling.num_return_sequences
-
-
-def _end_ids(tokenizer: Any, model: Any) -> list[int]:
-    configured = model.generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    return sorted(ids - {None})

@@ -5,7 +5,7 @@ import re
 from contextlib import suppress
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StrictFloat, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StrictFloat, TypeAdapter
 
 from swiftplug.builtin.openai.chat import MalformedAnswerError, plain_text, read_answer
 from swiftplug.builtin.openai.client import ChatClient, ClientOptions, RequestFailed
@@ -120,8 +120,8 @@ def _read_scores(body: str) -> float | list[float]:
         MalformedAnswerError: There are none, or one is not from 0 to 1.
     """
     text = _THINKING.sub("", read_answer(body).text)
-    for values in (_parse_all([text]), _parse_all(_FENCED.findall(text)), _objects_in(text)):
-        found = [scores for value in values if (scores := _scores_in(value)) is not None]
+    for texts in ([text], _FENCED.findall(text), _json_objects(text)):
+        found = [scores for each in texts if (scores := _parse_scores(each)) is not None]
         if found:
             for score in found[-1] if isinstance(found[-1], list) else [found[-1]]:
                 if not 0 <= score <= 1:
@@ -130,29 +130,21 @@ def _read_scores(body: str) -> float | list[float]:
     raise MalformedAnswerError(f"the judge gave no score: {text!r}")
 
 
-def _parse_all(texts: list[str]) -> list[Any]:
-    values = []
-    for text in texts:
-        with suppress(ValueError, RecursionError):
-            values.append(json.loads(text))
-    return values
-
-
-def _objects_in(text: str) -> list[Any]:
+def _json_objects(text: str) -> list[str]:
     """The JSON objects in a text; a list between words may be anything."""
-    values, decoder, start = [], json.JSONDecoder(), text.find("{")
+    objects, decoder, start = [], json.JSONDecoder(), text.find("{")
     while start >= 0:
         end = start + 1
         with suppress(ValueError, RecursionError):
-            value, end = decoder.raw_decode(text, start)
-            values.append(value)
+            end = decoder.raw_decode(text, start)[1]
+            objects.append(text[start:end])
         start = text.find("{", end)
-    return values
+    return objects
 
 
-def _scores_in(value: Any) -> float | list[float] | None:
-    if isinstance(value, dict):
-        value = value.get("scores", value.get("score"))
-    with suppress(ValidationError):
-        return _SCORES.validate_python(value)
+def _parse_scores(text: str) -> float | list[float] | None:
+    """The scores in a JSON text, in range or not; None if it holds something else."""
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        return _SCORES.validate_python(value.get("scores", value.get("score")) if isinstance(value, dict) else value)
     return None
