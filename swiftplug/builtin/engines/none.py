@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from swiftplug.errors import UserError
-from swiftplug.plugin.engine import Answered, Engine, Prompt
+from swiftplug.plugin import Answered, Engine, Prompt, UserError
 
 
 class NoEngine(Engine):

@@ -10,8 +10,7 @@ from pydantic import PositiveInt
 from swiftplug.builtin.engines.decoding import Decoder, Drawn, Task, uniform_numbers
 from swiftplug.builtin.engines.fast_parts import pack_linears
 from swiftplug.builtin.hardware import pick_device, pick_dtype
-from swiftplug.errors import UserError
-from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
+from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError
 
 
 class TransformersEngine(Engine):
@@ -50,9 +49,11 @@ class TransformersEngine(Engine):
         if not getattr(inner, "is_quantized", False):
             model.to(device)  # quantized weights are where they were quantized
         pack_linears(model, self.batch_size)
-        self._decoder = decoder = Decoder(model, _end_ids(self._tokenizer, inner))
+        configured = inner.generation_config.eos_token_id
+        end_ids = {self._tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+        self._decoder = Decoder(model, sorted(end_ids - {None}))
         context = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
-        self._context = None if context is None else context - decoder.num_virtual_tokens
+        self._context = None if context is None else context - self._decoder.num_virtual_tokens
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Answered]:
         """Answer prompts.
