@@ -1,4 +1,4 @@
-"""The example distribution: found, fitting, and acting in runs of the real command line."""
+"""The example distribution: found, checked, and used by runs of the real command line."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_a_step_of_the_optimizer_moves_every_weight_by_the_same(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """A run with all the seven; a copy of its folder is `whole` beside it, and it was resumed from its middle."""
+    """A run with seven kinds, resumed from its middle; `whole`, next to it, is a copy of the run before that."""
     folder = tmp_path_factory.mktemp("example")
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     line = [

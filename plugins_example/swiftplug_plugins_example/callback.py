@@ -1,4 +1,4 @@
-"""A callback: writes how far the run is into a small file that any other program can watch."""
+"""A callback: writes the progress of the run into a small file that other programs can watch."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 # Any TrainerCallback will do. ExportableState adds `state`, which puts `best_loss` into every checkpoint: a resumed run
 # goes on with the best loss of the run that was cut off.
 class ProgressFile(TrainerCallback, ExportableState):
-    """Keeps `progress.json` in the run's folder: step, steps in all, the last loss and the best one.
+    """Writes `progress.json` in the run's folder: step, number of steps, last loss and best loss.
 
     Args:
         file: The file's name.
@@ -41,5 +41,5 @@ class ProgressFile(TrainerCallback, ExportableState):
         partial.replace(path)  # a reader sees the old file or the new one, never half of one
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: how to build the callback again, and what it has learnt since."""
+        """What a checkpoint stores: how to build the callback again, and its state."""
         return {"args": {"file": self.file}, "attributes": {"best_loss": self.best_loss}}

@@ -6,9 +6,8 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError
+from swiftplug.plugin import Answered, Completion, Engine, Prompt, RunArguments, Sampling, UserError
 
 
 class SimilarQuestion(Engine):
@@ -25,7 +24,7 @@ class SimilarQuestion(Engine):
         self.file = file
         self.known: list[tuple[set[str], str]] = []  # the words of each question, and its answer
 
-    def open(self, args: Any, sampling: Sampling) -> None:
+    def open(self, args: RunArguments, sampling: Sampling) -> None:
         """Read the file. `open` is called once, before the first prompt."""
         self.sampling = sampling
         try:

@@ -1,4 +1,4 @@
-"""A loss scale: numbers count for more than the words around them."""
+"""A loss scale: numbers count more than the words around them."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ from swiftplug.plugin import ContextType, LossScale
 
 
 class Digits(LossScale):
-    """Weighs every run of digits in a response by `weight`, all else as usual.
+    """Gives every number in a response the weight `weight`, and everything else its usual weight.
 
     Args:
         weight: The weight of a digit. Parameters of `__init__` are a plugin's options: `--set loss_scale.weight=3`.
@@ -19,7 +19,7 @@ class Digits(LossScale):
     def get_loss_scale(
         self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
     ) -> tuple[list[str], list[float]]:
-        """Cut a response at its numbers. The parts, joined, must be the context again."""
+        """Split a response at its numbers. The parts, joined, must be the context again."""
         if context_type is not ContextType.RESPONSE:
             return super().get_loss_scale(context, context_type, is_last_round, **kwargs)
         parts = re.findall(r"\d+|\D+", context) or [context]

@@ -1,4 +1,4 @@
-"""A metric: how often the right token is among the k likeliest."""
+"""A metric: how often the right token is among the k most likely."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,13 @@ Compute = Callable[[EvalPrediction], dict[str, float]]
 Preprocess = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-# A metric is a pair of functions. This one has an option, so it is a function that makes the pair; without one,
+# A metric is a pair of functions. This one has an option, so it is a function that returns the pair; without one,
 # a plain tuple `topk = (compute, preprocess)` would do.
 def topk(*, k: int = 5) -> tuple[Compute, Preprocess]:
     """Top-k accuracy over the trained tokens.
 
     Args:
-        k: How many of the likeliest tokens count as right.
+        k: Number of most likely tokens that count as right.
     """
 
     def preprocess(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,10 @@
 """A model: a Llama of any size with random weights, whose tokens are bytes."""
 
-from typing import Any
-
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from swiftplug.plugin import RunArguments
 
 SPECIAL_TOKENS = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
@@ -16,13 +16,13 @@ CHAT_TEMPLATE = (
 
 
 def byte_llama(
-    args: Any, *, hidden_size: int = 64, num_layers: int = 2, num_heads: int = 4
+    args: RunArguments, *, hidden_size: int = 64, num_layers: int = 2, num_heads: int = 4
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Build a Llama with random weights, and a tokenizer with one token per byte.
 
     Args:
-        args: The run's arguments: every field of the config, by attribute. A resumed run calls the plugin again, so
-            the weights follow `args.seed`.
+        args: The run's arguments: every field of the config is an attribute. A resumed run calls the plugin again,
+            so the weights depend on `args.seed` alone.
         hidden_size: Width of the model. Keyword-only parameters are a plugin's options: `--set model.hidden_size=128`.
         num_layers: Number of decoder layers.
         num_heads: Number of attention heads; `hidden_size` is a multiple of it.

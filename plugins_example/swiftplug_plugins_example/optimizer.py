@@ -5,25 +5,32 @@ from typing import Any
 
 import torch
 
+from swiftplug.plugin import RunArguments
+
 
 # What the entry point names: a function that is called once the model is there, and its keyword-only options.
 def custom(
-    args: Any, model: torch.nn.Module, dataset: Any, *, betas: tuple[float, float] = (0.9, 0.99), lr_scale: float = 0.3
+    args: RunArguments,
+    model: torch.nn.Module,
+    dataset: Any,
+    *,
+    betas: tuple[float, float] = (0.9, 0.99),
+    lr_scale: float = 0.3,
 ) -> tuple[torch.optim.Optimizer, None]:
-    """Lion on all that trains, with weight decay on matrices only.
+    """Lion on all trained parameters, with weight decay on matrices only.
 
-    A step by sign is longer than one of AdamW, so the paper's learning rates are 3 to 10 times smaller; `lr_scale`
-    does that, and a config's `learning_rate` need not change with the optimizer.
+    A step by the sign is larger than one of AdamW, so the paper's learning rates are 3 to 10 times smaller: `lr_scale`
+    does that, so that a config can keep its `learning_rate`.
 
     Args:
-        args: The run's arguments: every field of the config and of `TrainingArguments`, by attribute.
-        model: The model, its tuner applied.
+        args: The run's arguments: every field of the config and of `TrainingArguments` is an attribute.
+        model: The model, after its tuner has prepared it.
         dataset: The encoded training set.
-        betas: How much of the momentum goes into a step, and how much is kept after it.
-        lr_scale: What `training.learning_rate` is multiplied by.
+        betas: The share of the momentum in a step, and its decay.
+        lr_scale: Factor for `training.learning_rate`.
 
     Returns:
-        The optimizer, and None for the scheduler: Trainer builds its own, by `training.lr_scheduler_type`.
+        The optimizer, and None for the scheduler: Trainer makes its own, as `training.lr_scheduler_type` tells it.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
@@ -44,7 +51,7 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Move every parameter by `lr`, up or down. What stands in `self.state` is saved and resumed by Trainer."""
+        """Move every parameter by `lr`, up or down. Trainer saves and restores what is in `self.state`."""
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:

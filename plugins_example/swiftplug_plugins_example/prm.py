@@ -1,4 +1,4 @@
-"""A process reward model: a step that says again what an earlier one said is worth nothing."""
+"""A process reward model: a step that repeats an earlier one is worth nothing."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A tools format: tools as Python functions, calls as Python calls (CodeAct, arXiv 2402.01030)."""
+"""A tools format: tools as Python functions and calls as Python code (CodeAct, arXiv 2402.01030)."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,17 +17,17 @@ class PythonStubs:
     """
 
     def __call__(self, tool_names: list[str], tool_descs: list[Any]) -> str:
-        """The text that goes behind the system message. A description is an object with a JSON schema, or a string."""
+        """The text that follows the system message. A description is an object with a JSON schema, or a string."""
         stubs = [self._stub(name, desc) for name, desc in zip(tool_names, tool_descs, strict=True)]
         return "\n".join(["Call these Python functions, one call a line:", "```python", *stubs, "```"])
 
-    # The two methods below may be left out: a call is then written as JSON, a result as it is.
+    # The next two methods are optional. Without them a call is written as JSON and a result as it is.
     def format_calls(self, calls: Sequence[Mapping[str, Any]]) -> str:
-        """What the assistant writes to call tools."""
+        """The text with which the assistant calls tools."""
         return "\n".join(f"{call['name']}({self._arguments(call['arguments'])})" for call in calls)
 
     def format_results(self, results: Sequence[Mapping[str, Any]]) -> str:
-        """The user's turn that hands the results back."""
+        """The user turn with the results."""
         return "\n".join(f">>> {result['content']}" for result in results)
 
     def _stub(self, name: str, desc: Any) -> str:

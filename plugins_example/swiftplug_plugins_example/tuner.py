@@ -1,4 +1,4 @@
-"""A tuner: trains the biases and norms, a thousandth of the weights."""
+"""A tuner: trains only the biases and norms, a thousandth of the weights."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from swiftplug.plugin import Tuner
+from swiftplug.plugin import RunArguments, Tuner
 
 FILE = "bitfit.safetensors"
 
@@ -16,8 +16,8 @@ class BitFit(Tuner):
     """BitFit (Ben Zaken et al., arXiv 2106.10199), with the norms, since most of today's models have no biases."""
 
     @staticmethod
-    def prepare_model(args: Any, model: torch.nn.Module, *, trains: str = r"(norm|bias)") -> torch.nn.Module:
-        """Freeze all but the parameters whose name matches `trains`. Called with a freshly loaded base model."""
+    def prepare_model(args: RunArguments, model: torch.nn.Module, *, trains: str = r"(norm|bias)") -> torch.nn.Module:
+        """Freeze all parameters except those whose name matches `trains`. Called with a newly loaded base model."""
         return _train_only(model, {name for name, _ in model.named_parameters() if re.search(trains, name)})
 
     @staticmethod
@@ -28,7 +28,7 @@ class BitFit(Tuner):
         safe_serialization: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Write what trains, and nothing else: called at every checkpoint and at the end."""
+        """Write only what is trained. Called at every checkpoint and at the end."""
         weights = model.state_dict() if state_dict is None else state_dict
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         save_file({name: weights[name].contiguous() for name in trained}, Path(save_directory, FILE))
@@ -37,7 +37,7 @@ class BitFit(Tuner):
     def from_pretrained(
         model: torch.nn.Module, model_id: str, is_trainable: bool = False, **kwargs: Any
     ) -> torch.nn.Module:
-        """Put it back onto a freshly loaded base model: called at every resume, and to sample from the run."""
+        """Apply it to a newly loaded base model. Called at every resume, and to sample from the run."""
         saved = load_file(Path(model_id, FILE))
         unknown = model.load_state_dict(saved, strict=False).unexpected_keys
         if unknown:

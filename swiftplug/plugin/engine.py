@@ -1,7 +1,10 @@
 """The contract of engines: they turn prompts into candidates."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from swiftplug.plugin.arguments import RunArguments
 
 
 class Prompt(NamedTuple):
@@ -107,7 +110,7 @@ class Engine:
         """
         return 256
 
-    def open(self, args: Any, sampling: Sampling) -> None:
+    def open(self, args: "RunArguments", sampling: Sampling) -> None:
         """Load the model, or connect to the server. Called once, after everything else has been checked.
 
         Args:

@@ -17,7 +17,7 @@ class Registered(NamedTuple):
         kind: The kind of plugin.
         name: The name that a config uses.
         plugin: The object.
-        active: Whether it acts without being chosen.
+        active: Whether it is used without being chosen.
     """
 
     kind: str
@@ -96,7 +96,7 @@ def register_loss_func(loss_type: str, loss_func: Any = None) -> Any:
 
 
 # The tables of SWIFT 3.0. A file defines tables of these names, or imports these and writes into them.
-extra_callbacks: list[Any] = []  # instances or classes, which act in every run that is given the file
+extra_callbacks: list[Any] = []  # instances or classes; every run that is given the file uses them
 LOSS_MAPPING: dict[str, Any] = {}  # name -> function, or {"loss_func": function}
 loss_scale_map: dict[str, Any] = {}  # name -> instance or class
 METRIC_MAPPING: dict[str, Any] = {}  # name -> (compute, preprocess or None)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from swiftplug.plugin.arguments import RunArguments
+
 
 class Tuner:
     """Base class of tuners: prepares a model for training, and saves and loads what is trained.
@@ -21,7 +23,7 @@ class Tuner:
     """
 
     @staticmethod
-    def prepare_model(args: Any, model: "torch.nn.Module") -> "torch.nn.Module":
+    def prepare_model(args: "RunArguments", model: "torch.nn.Module") -> "torch.nn.Module":
         """Wrap or change a newly loaded base model for training.
 
         Args:

@@ -91,9 +91,9 @@ def test_options_become_the_annotated_types(resolve: Any, option: str, given: An
     ],
 )
 def test_wrong_options(refusal: Any, options: dict[str, Any], message: str) -> None:
-    said = refusal("loss", TYPED, **options)
-    assert said.startswith("loss: loss 'it' of acme 1.0")
-    assert re.search(message, said)
+    refused = refusal("loss", TYPED, **options)
+    assert refused.startswith("loss: loss 'it' of acme 1.0")
+    assert re.search(message, refused)
 
 
 def test_a_parameter_that_is_not_keyword_only_is_named(refusal: Any) -> None:
@@ -116,7 +116,7 @@ def test_an_annotation_that_cannot_be_resolved_within_takes_anything(resolve: An
     assert resolve("loss", text, modules=["x"]).bound(1, 2) == ["x"]
 
 
-def test_what_a_plugin_says_itself_is_led_by_what_named_it(refusal: Any) -> None:
+def test_an_error_that_a_plugin_raises_itself_begins_with_what_named_it(refusal: Any) -> None:
     raising = "from swiftplug.errors import UserError\ndef no(**options): raise UserError(f'not with {options}')\n"
     made = raising + "class it:\n    __init__ = lambda self, *, x: no(x=x)\n    def __call__(self, a, b): return 0\n"
     assert refusal("loss", made, x=1) == "loss: not with {'x': 1}"

@@ -1,4 +1,4 @@
-"""What fits each kind's contract, and what is said of what does not."""
+"""What fits the contract of each kind, and the error for what does not."""
 
 from collections.abc import Callable
 from functools import partial
@@ -81,7 +81,7 @@ class Steps(PRM):
     def __call__(self, infer_requests: Any, **kwargs: Any) -> Any: ...
 
 
-class DeafSteps:
+class StepsWithoutTruths:
     def __call__(self, infer_requests: Any) -> Any: ...
 
 
@@ -165,7 +165,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("tuner", UnsavedTuner, r"does not define save_pretrained\(model, save_directory, state_dict=..."),
     ("tuner", BoundTunerMethods, r"prepare_model\(args, model\) as a static method"),
     ("tuner", two, "a function that does not define prepare_model"),
-    ("prm", DeafSteps, "'ground_truths'"),
+    ("prm", StepsWithoutTruths, "'ground_truths'"),
     ("orm", NoAnswers, r"does not define __call__\(infer_requests, ground_truths\)"),
     ("model", lambda: 0, r"expected \(args\)"),
     ("dataset", two, r"expected \(\)"),

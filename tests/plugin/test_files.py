@@ -1,4 +1,4 @@
-"""`--plugin FILE.py`: decorators, older-style tables, and what is said of a file that fails."""
+"""`--plugin FILE.py`: decorators, older-style tables, and the error of a file that fails."""
 
 import re
 from pathlib import Path

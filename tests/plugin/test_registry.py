@@ -1,4 +1,4 @@
-"""Resolving: which plugin a name means, and what is said when it means none."""
+"""Resolving: which plugin a name means, and the error if it means none."""
 
 import hashlib
 import re
@@ -82,7 +82,7 @@ def test_an_unknown_name_that_an_extra_brings_says_what_to_install() -> None:
     others = [it for it in Registry.discover().found() if it.distribution != "swiftplug-vllm"]
     with pytest.raises(UserError) as caught:
         Registry(others, {}).resolve("engine", PluginChoice(name="vllm"), "--engine")
-    assert str(caught.value) == "--engine: there is no engine 'vllm'; pip install 'swiftplug[vllm]' brings it"
+    assert str(caught.value) == "--engine: there is no engine 'vllm'; install it with: pip install 'swiftplug[vllm]'"
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def check_contract(kind: str, plugin: Any) -> None:
             raise ContractError(f"is {_describe(plugin)}, expected a subclass of swiftplug.plugin.Engine")
         case "loss" if plugin is cls and issubclass(cls, TokenLoss):
             contract = {"token_loss": Call(("logits", "targets"))}
-        case "metric" if not judges_texts(plugin):
+        case "metric" if not compares_texts(plugin):
             contract = {}
             if not _makes_metric(plugin):
                 check_metric_pair(plugin)
@@ -121,7 +121,7 @@ def is_function(plugin: Any) -> bool:
     return inspect.isroutine(plugin) or isinstance(plugin, partial)
 
 
-def judges_texts(metric: Any) -> bool:
+def compares_texts(metric: Any) -> bool:
     """Whether a metric compares generated answers with references, instead of logits with labels."""
     return getattr(metric, "generate", False) is True
 

@@ -31,7 +31,7 @@ class FoundPlugin:
         value: Where the object is: `package.module:attribute` or `path/to/file.py:attribute`.
         extras: The extras of the distribution that the plugin needs.
         obj: The object itself, if it comes from a file. A file runs as soon as it is given.
-        active: Whether it acts without being chosen, as the callbacks in a file's `extra_callbacks` do.
+        active: Whether it is used without being chosen, as the callbacks in a file's `extra_callbacks` are.
     """
 
     kind: str
@@ -67,7 +67,7 @@ class FoundPlugin:
         return f"{self.kind.replace('_', ' ')} {self.name!r} of {self.source}"
 
     def load(self) -> Any:
-        """Import the object, unless a file already brought it.
+        """Import the object; that of a file is there already.
 
         Raises:
             MissingExtraError: If its extra is not installed.
@@ -117,10 +117,10 @@ def missing_requirements(found: FoundPlugin) -> list[str]:
     from packaging.requirements import Requirement
 
     missing = []
-    for line in importlib_metadata.distribution(found.distribution).requires or []:
-        requirement, marker = Requirement(line), Requirement(line).marker
+    for requirement in map(Requirement, importlib_metadata.distribution(found.distribution).requires or []):
+        marker = requirement.marker
         if marker is None or marker.evaluate({"extra": ""}):
-            continue  # not of an extra
+            continue  # required without any extra, so it is installed
         needed = any(marker.evaluate({"extra": extra}) for extra in found.extras)
         if needed and not any(importlib_metadata.distributions(name=requirement.name)):
             missing.append(requirement.name)
@@ -128,16 +128,11 @@ def missing_requirements(found: FoundPlugin) -> list[str]:
 
 
 def install_hint(name: str) -> str:
-    """How to install `swiftplug-NAME`, where one of our extras brings that distribution; else nothing."""
-    from packaging.requirements import Requirement
-
-    metadata = importlib_metadata.metadata(BUILT_IN)
-    for line in metadata.get_all("Requires-Dist") or []:
-        requirement = Requirement(line)
-        if requirement.marker and normalize(requirement.name) == f"{BUILT_IN}-{normalize(name)}":
-            for extra in metadata.get_all("Provides-Extra") or []:
-                if requirement.marker.evaluate({"extra": extra}):
-                    return f"; pip install '{BUILT_IN}[{extra}]' brings it"
+    """The end of an error message: how to install the plugin `name` if the distribution `swiftplug-NAME` has it."""
+    for line in importlib_metadata.requires(BUILT_IN) or []:
+        extra = re.match(rf"{BUILT_IN}-{re.escape(normalize(name))}\b[^;]*;.*extra == ['\"]([\w-]+)", line)
+        if extra:
+            return f"; install it with: pip install '{BUILT_IN}[{extra[1]}]'"
     return ""
 
 

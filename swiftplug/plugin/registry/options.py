@@ -1,4 +1,4 @@
-"""A plugin's options: how a config gives them, what its signature says of them, and the plugin with them applied."""
+"""A plugin's options: how a config writes them, how a signature declares them, and how they are applied."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.registry.contracts import CONTRACTS, Call, check_metric_pair, is_function, judges_texts
+from swiftplug.plugin.registry.contracts import CONTRACTS, Call, check_metric_pair, compares_texts, is_function
 from swiftplug.plugin.registry.errors import ContractError
 
 
@@ -56,9 +56,9 @@ class BoundMetric(NamedTuple):
 
     Attributes:
         name: The plugin's name.
-        compute: `(EvalPrediction) -> dict[str, float]`, or `(predictions, references) -> ...` if it judges texts.
+        compute: `(EvalPrediction) -> dict[str, float]`, or `(predictions, references) -> ...` if `generate`.
         preprocess: `(logits, labels) -> tensor`; None for the argmax token ids.
-        generate: Whether it judges generated texts.
+        generate: Whether it compares generated texts with references.
         max_new_tokens: The number of tokens to generate for it.
     """
 
@@ -222,7 +222,7 @@ def bind(kind: str, name: str, plugin: Any, options: dict[str, Any]) -> Any:
         vars(bound).update(vars(plugin))  # a contract may have attributes, such as `generate`
     if kind == "callback":
         return partial(_make_callback, name, bound) if is_function(plugin) else lambda args: bound
-    if kind == "metric" and judges_texts(plugin):
+    if kind == "metric" and compares_texts(plugin):
         return BoundMetric(name, bound, None, True, getattr(bound, "max_new_tokens", 256))
     if kind == "metric":
         pair = bound() if is_function(plugin) else bound

@@ -103,7 +103,7 @@ class Registry:
 
     @property
     def active_callbacks(self) -> list[LoadedPlugin]:
-        """The callbacks that act without being named, because a given file lists them in `extra_callbacks`.
+        """The callbacks that are used without being chosen: those that a plugin file lists in `extra_callbacks`.
 
         Raises:
             UserError: If one does not fit its contract.
