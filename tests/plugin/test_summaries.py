@@ -28,6 +28,26 @@ async def coroutine():
 def bare(): ...
 
 
+def empty():
+    """"""
+
+
+class Commented:  # noqa: D101
+    'single'
+
+
+class Outer:
+    def method(self):
+        """Not of the class."""
+
+
+def wide(
+    first, *, second: dict = {"a": 1},
+) -> None:
+    r"""
+    Wide \\alpha."""
+
+
 made = A()
 
 pair = (bare, None)
@@ -50,6 +70,10 @@ typed: int = 3
         ("typed", "Typed."),
         ("Renamed", "Deep."),
         ("bare", "The module."),
+        ("empty", "The module."),
+        ("Commented", "single"),
+        ("Outer", "The module."),
+        ("wide", r"Wide \alpha."),
         ("nowhere", "The module."),
     ],
 )

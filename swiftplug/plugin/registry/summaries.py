@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _MAX_HOPS = 3
-_DOCSTRING = r'[rR]?("""|\'\'\'|"|\')\s*(?P<line>.+?)\s*(?:\1|\n)'
+_DOCSTRING = r'[rR]?("""|\'\'\'|"|\')\s*+(?!\1)(?P<line>.+?)\s*(?:\1|\n)'
 # Lines that continue in the next one: they do not end in a colon, and the next one is indented or closes a bracket.
 _CONTINUED = r"(?:[^\n#]*(?<!:)\n(?=[ \t)\]}]))*"
 
@@ -50,7 +50,7 @@ def _summary(module: str, name: str, hops: int) -> str | None:
 
 def _defined(text: str, name: str) -> str | None:
     """The first line of the docstring of a class or function that a module defines."""
-    definition = rf"^(?:class|def|async def) {name}\b{_CONTINUED}[^\n#]*:[ \t]*\n[ \t]+{_DOCSTRING}"
+    definition = rf"^(?:class|def|async def) {name}\b{_CONTINUED}[^\n#]*:[ \t]*(?:#[^\n]*)?\n[ \t]+{_DOCSTRING}"
     found = re.search(definition, text, re.M)
     return found["line"] if found else None
 
