@@ -35,7 +35,7 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
     plugins, options = opened.plugins, config.data
     source = concatenate([open_source(choice, plugins.registry, "dataset") for choice in config.dataset])
     loss_scale = combine([plugin.bound for plugin in plugins.of("loss_scale")])
-    encoder = RowEncoder(opened.tokenizer, plugins.one("tools").bound, loss_scale, config.task, options)
+    encoder = RowEncoder(opened.load_tokenizer(), plugins.one("tools").bound, loss_scale, config.task, options)
     shown: list[PreviewRow] = []
     for row, origin in islice(source.read(), rows):
         try:

@@ -88,7 +88,7 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> 
         "use_cpu": given.get("use_cpu", not torch.accelerator.is_available()),
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "non_padding",
-        "restore_callback_states_from_checkpoint": True,
+        "restore_callback_states_from_checkpoint": False,
         "disable_tqdm": True,
         "dataloader_pin_memory": given.get("dataloader_pin_memory", torch.cuda.is_available()),
         # Every trained parameter has a gradient in every step, and the head runs outside the wrapped forward.

@@ -1,7 +1,7 @@
 """Metrics at evaluation: several at once, on predicted tokens or on generated answers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,13 +10,6 @@ from transformers import EvalPrediction, GenerationConfig, TrainingArguments
 
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import BoundMetric, LoadedPlugin
-
-
-class Answers(NamedTuple):
-    """Generated answers and what they are compared with, in the order of the dataset."""
-
-    predictions: list[str]
-    references: list[str]
 
 
 class Metrics:
@@ -56,50 +49,22 @@ class Metrics:
             ),
         )
 
-    def compute_on_texts(self, answers: Answers) -> dict[str, float]:
+    def compute_on_texts(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         """The metrics that read generated answers."""
-        return _merged(self.of_texts, lambda metric: metric.compute(answers.predictions, answers.references))
+        return _merged(self.of_texts, lambda metric: metric.compute(predictions, references))
 
 
 def generate_answers(
     accelerator: Accelerator,
     model: Any,
     tokenizer: Any,
-    dataset: Any,
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     args: TrainingArguments,
-) -> Answers:
-    """Answer every row of an evaluation set by greedy decoding.
-
-    Args:
-        accelerator: The trainer's; each process answers its share of the rows.
-        model: The model, in evaluation mode.
-        tokenizer: Its tokenizer.
-        dataset: Rows with `prompt_ids` and `reference`.
-        max_new_tokens: Where an answer is cut off.
-        args: The run's `TrainingArguments`: `per_device_eval_batch_size` prompts are answered at once.
-    """
-    model = accelerator.unwrap_model(model)
-    prompts = [list(map(int, ids)) for ids in dataset["prompt_ids"]]
-    # Longest first: prompts of about one length share a batch, and what does not fit into memory fails at once.
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    mine = order[args.process_index :: args.world_size]
-    answered: list[tuple[int, str]] = []
-    for start in range(0, len(mine), args.eval_batch_size):
-        rows = mine[start : start + args.eval_batch_size]
-        texts = _generate(accelerator, model, tokenizer, [prompts[row] for row in rows], max_new_tokens)
-        answered += zip(rows, texts, strict=True)
-    by_row = dict(gather_object(answered))
-    return Answers([by_row[row] for row in range(len(prompts))], [str(text) for text in dataset["reference"]])
-
-
-def _generate(
-    accelerator: Accelerator, model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int
 ) -> list[str]:
-    """Greedy answers to left-padded prompts."""
-    width = max(map(len, prompts))
-    padded = [[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompts]
-    masks = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+    """The greedy answer to each prompt, by left-padded batches of `per_device_eval_batch_size`, over all processes."""
+    model = accelerator.unwrap_model(model)
+    prompts = [list(map(int, ids)) for ids in prompts]
     end_ids = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
     greedy = GenerationConfig(
         do_sample=False,
@@ -108,14 +73,20 @@ def _generate(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted(end_ids) or None,
     )
-    with torch.no_grad(), accelerator.autocast():
-        output = model.generate(
-            input_ids=torch.tensor(padded, device=accelerator.device),
-            attention_mask=torch.tensor(masks, device=accelerator.device),
-            generation_config=greedy,
-        )
-    texts: list[str] = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-    return texts
+    # Longest first: prompts of about one length share a batch, and what does not fit into memory fails at once.
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    mine = order[args.process_index :: args.world_size]
+    answered: list[tuple[int, str]] = []
+    for start in range(0, len(mine), args.eval_batch_size):
+        rows = mine[start : start + args.eval_batch_size]
+        batch = {"input_ids": [prompts[row] for row in rows]}
+        padded = tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(accelerator.device)
+        with torch.no_grad(), accelerator.autocast():
+            output = model.generate(**padded, generation_config=greedy)
+        texts = tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
+        answered += zip(rows, texts, strict=True)
+    by_row = dict(gather_object(answered))
+    return [by_row[row] for row in range(len(prompts))]
 
 
 def _argmax(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,29 +1,25 @@
 """The loss of one micro-batch: from a model and a loss plugin to a checked scalar, by the leanest exact path."""
 
 import inspect
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 from transformers import TrainingArguments
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.loss import IGNORED_LABEL
+from swiftplug.plugin.loss import IGNORED_LABEL, TokenLoss
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.training.head import KnownHead, find_known_head, run_headless, token_loss_sum
-from swiftplug.training.loss_contract import LossContract
 
 
-class LossResult(NamedTuple):
-    """A loss, and what the model returned on the way to it.
-
-    Attributes:
-        loss: A scalar.
-        outputs: The model's output; `logits` are whole if they were asked for.
-    """
-
-    loss: torch.Tensor
-    outputs: Any
+def optional_arguments(loss: Callable[..., Any]) -> set[str]:
+    """Those of `loss_scale` and `num_items_in_batch` that a loss plugin takes."""
+    # A module's own signature is that of any call; its `forward` shows what it takes.
+    parameters = inspect.signature(getattr(loss, "forward", loss)).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name for name in ("loss_scale", "num_items_in_batch") if takes_any or name in parameters}
 
 
 class LossComputer:
@@ -45,13 +41,15 @@ class LossComputer:
     ) -> None:
         self.plugin = plugin
         self.function = plugin.bound
-        self.contract = LossContract(plugin.bound)
+        self.takes = optional_arguments(self.function)
+        loss_class = type(self.function)
+        self.is_token_loss = issubclass(loss_class, TokenLoss) and loss_class.__call__ is TokenLoss.__call__
         self.accelerator = accelerator
         self.aux_coefficient = _aux_coefficient(model)
         self.head: KnownHead | None = None
         # These keep the head's weights where only the wrapped forward finds them.
         whole_forward_only = args.torch_compile or args.fsdp or args.deepspeed or args.ddp_find_unused_parameters
-        if self.contract.is_token_loss and not whole_forward_only:
+        if self.is_token_loss and not whole_forward_only:
             self.head = find_known_head(model)
         self.keeps_logits = "logits_to_keep" in inspect.signature(_base(model).forward).parameters
 
@@ -61,8 +59,8 @@ class LossComputer:
         inputs: dict[str, Any],
         num_items: torch.Tensor | int | None,
         need_logits: bool = False,
-    ) -> LossResult:
-        """The loss of a batch.
+    ) -> Any:
+        """The model's output on a batch, with its `loss`.
 
         Args:
             model: The model, wrapped for several processes or not.
@@ -74,18 +72,20 @@ class LossComputer:
             UserError: The plugin returned something other than a scalar tensor with a gradient.
         """
         labels, scale = inputs.pop("labels"), inputs.pop("loss_scale", None)
-        if self.contract.is_token_loss and not need_logits:
+        if self.is_token_loss and not need_logits:
             outputs, loss = self._on_labels(model, inputs, labels, scale, num_items)
         else:
             outputs = model(**inputs)
             # Virtual tokens that a tuner put in front have no labels.
             outputs.logits = outputs.logits[:, -labels.shape[1] :]
-            loss = self.function(outputs, labels, **self._optional(scale, num_items))
+            optional = {"loss_scale": scale, "num_items_in_batch": num_items}
+            loss = self.function(outputs, labels, **{name: optional[name] for name in self.takes})
             self._check_scalar(loss)
         # In training only: it depends on how rows are batched, and `eval_loss` must not.
         if self.aux_coefficient and model.training and outputs.aux_loss is not None:
             loss = loss + self.aux_coefficient * self._share(labels, num_items) * outputs.aux_loss.to(loss.device)
-        return LossResult(loss, outputs)
+        outputs.loss = loss
+        return outputs
 
     def check_finite(self, loss: torch.Tensor, step: int) -> None:
         """Stop where a loss is not a number, before it reaches the weights.
@@ -127,18 +127,9 @@ class LossComputer:
             total = (losses if weights is None else losses * weights).sum()
         return outputs, total / (max(len(targets), 1) if num_items is None else num_items)
 
-    def _optional(self, scale: torch.Tensor | None, num_items: torch.Tensor | int | None) -> dict[str, Any]:
-        """The optional arguments, as far as the plugin takes them."""
-        given: dict[str, Any] = {}
-        if self.contract.takes_scale:
-            given["loss_scale"] = scale
-        if self.contract.takes_num_items:
-            given["num_items_in_batch"] = num_items
-        return given
-
     def _share(self, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor | float:
         """The micro-batch's share of its accumulation step, by trained tokens, for what is not a sum over them."""
-        if num_items is None or not self.contract.takes_num_items:
+        if num_items is None or "num_items_in_batch" not in self.takes:
             return 1.0
         return (labels[:, 1:] != IGNORED_LABEL).sum() / num_items
 
@@ -153,9 +144,11 @@ class LossComputer:
     def _token_loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         losses = self.function.token_loss(logits, targets)
         if not isinstance(losses, torch.Tensor):
-            self._refuse(f"a {type(losses).__name__} from token_loss", "one loss a position")
+            self._refuse(f"a {type(losses).__name__} from token_loss", "one loss per position")
         if losses.shape != targets.shape:
-            self._refuse(f"shape {tuple(losses.shape)} from token_loss", f"one loss a position, {tuple(targets.shape)}")
+            self._refuse(
+                f"shape {tuple(losses.shape)} from token_loss", f"one loss per position, {tuple(targets.shape)}"
+            )
         return losses
 
     def _refuse(self, found: str, expected: str = "a scalar tensor") -> NoReturn:

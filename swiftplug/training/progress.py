@@ -1,16 +1,25 @@
-"""What a person sees while a run trains: one live line, and a line for each log that stays."""
+"""What a person sees of a run: a live line and a line for each log, `log.jsonl`, and the curves as a picture."""
 
+import json
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from swiftplug.runs.console import format_duration
+from swiftplug.runs.folder import atomic_path, write_atomically
 
-# Bookkeeping of Trainer's that a person does not watch.
-UNTOLD = {
+LOG = "log.jsonl"
+
+# What Trainer logs besides losses, learning rates and metrics.
+BOOKKEEPING = {
     "epoch",
     "total_flos",
     "num_input_tokens_seen",
@@ -19,7 +28,6 @@ UNTOLD = {
     "train_samples_per_second",
     "train_steps_per_second",
     "train_tokens_per_second",
-    "train_loss",
     "eval_runtime",
     "eval_samples_per_second",
     "eval_steps_per_second",
@@ -79,7 +87,7 @@ class ProgressLine(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Write a line of what was logged."""
-        shown = {name: value for name, value in (logs or {}).items() if name not in UNTOLD}
+        shown = {name: value for name, value in (logs or {}).items() if name not in {*BOOKKEEPING, "train_loss"}}
         if not state.is_world_process_zero or not shown:
             return
         evaluation = any(name.startswith("eval_") for name in shown)
@@ -90,13 +98,10 @@ class ProgressLine(TrainerCallback):
         style = "bold green" if evaluation else ""
         self.console.print(f"{step}  {values}{pace}", style=style, highlight=False, soft_wrap=True, markup=False)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Take the live line away."""
-        self.stop()
+    def __enter__(self) -> "ProgressLine":
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """Take the live line away, also when a run breaks off."""
         if self.progress is not None:
             self.progress.stop()
@@ -113,7 +118,71 @@ class ProgressLine(TrainerCallback):
         return "  ".join(parts)
 
 
+class RunLog(TrainerCallback):
+    """Appends each entry of the log history to `log.jsonl`, with what the callbacks before it have added.
+
+    Args:
+        run_dir: The run's folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / LOG
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin with what the checkpoint remembers: lines that a killed run wrote after it are written again."""
+        if state.is_world_process_zero:
+            write_atomically(self.path, "".join(_line(entry) for entry in state.log_history))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Append the newest entry."""
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(state.log_history[-1]))
+
+
+def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the losses and the learning rate over the steps, and the metrics where there are some.
+
+    Args:
+        history: The log history of a Trainer: dictionaries with `step` and what was logged at it.
+        path: Where to write the PNG; it appears whole or not at all.
+    """
+    metrics = sorted(
+        {name for entry in history for name in entry if name.startswith("eval_")} - {*BOOKKEEPING, "eval_loss"}
+    )
+    panels = 3 if metrics else 2
+    figure = Figure(figsize=(4.6 * panels, 3.4), dpi=110, layout="constrained")
+    axes = figure.subplots(1, panels)
+    _plot(axes[0], history, {"loss": "training", "eval_loss": "evaluation"}, "loss")
+    _plot(axes[1], history, {"learning_rate": "learning rate"}, "learning rate")
+    if metrics:
+        _plot(axes[2], history, {name: name.removeprefix("eval_") for name in metrics}, "metrics")
+    with atomic_path(path) as partial:
+        FigureCanvasAgg(figure).print_png(partial)
+
+
+def _plot(axes: Axes, history: Sequence[dict[str, Any]], series: dict[str, str], title: str) -> None:
+    for name, label in series.items():
+        points = [(entry["step"], entry[name]) for entry in history if name in entry]
+        if points:
+            steps, values = zip(*points, strict=True)
+            marker = "o" if name.startswith("eval_") or len(points) == 1 else None
+            axes.plot(steps, values, label=label, marker=marker, markersize=4, linewidth=1.4)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("step", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=8)
+    if len(axes.get_lines()) > 1 or title == "metrics":
+        axes.legend(fontsize=8, frameon=False)
+
+
 def _number(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.4f}" if 1e-2 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=False) + "\n"

@@ -1,135 +1,157 @@
 """Transformers' Trainer, with what it leaves to others: weighted losses, exact resume, plugins at every step.
 
 What differs from the base class, and where:
-- the loss goes through the loss plugin, on labelled positions only where that gives the same (`compute_loss`);
+- the order of the data is a function of seed and epoch (`EpochSampler`);
+- optimizer and loss are plugins; a loss sees labelled positions only where that gives the same (`compute_loss`);
 - `eval_loss` is the mean over the trained tokens of the whole set (`evaluation_loop`);
-- the order of the data is a function of seed and epoch (`_get_train_sampler`, `_run_epoch`);
-- saving and loading go through the tuner plugin, and a checkpoint appears whole or not at all (`SavingTrainer`).
+- saving and loading go through the tuner plugin (`save_model`), and a checkpoint appears whole or not at all
+  (`CheckpointKeeper`); a resumed run is the same run (`train`).
+
+Four methods of the base class that are not public are overridden, for want of a public way.
 """
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from swiftplug.data.batching import EpochSampler
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.folder import Marker
+from swiftplug.runs.folder import MARKER, Marker
+from swiftplug.runs.model import absolute_name
+from swiftplug.training.checkpoint import FINAL_STAGING, STAGING, CheckpointKeeper, SaveAfterEpoch, move_into
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer
-from swiftplug.training.optimizer import make_optimizer
-from swiftplug.training.saving import SavingTrainer
+from swiftplug.training.model import load_model_to_train
 
 
-class PlugTrainer(SavingTrainer):
+class PlugTrainer(Trainer):
     """Trains one model with the plugins of a run.
 
     Args:
+        args: The run's arguments, with its plugins.
         model: The model as the tuner prepared it.
-        run_args: The run's arguments.
-        marker: What is written beside all weights.
-        tokenizer: Saved beside them, and the source of the padding token.
-        reload_best: Loads the weights of a checkpoint onto a fresh base model.
         **kwargs: `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, as `Trainer` takes them.
     """
 
-    def __init__(
-        self,
-        *,
-        model: torch.nn.Module,
-        run_args: Arguments,
-        marker: Marker,
-        tokenizer: Any,
-        reload_best: Callable[[str], torch.nn.Module],
-        **kwargs: Any,
-    ) -> None:
-        self.run_args = run_args
-        self.tokenizer = tokenizer
-        self.plugins = run_args.plugins
-        self.marker = marker
-        self.reload_best = reload_best
+    def __init__(self, args: Arguments, model: torch.nn.Module, **kwargs: Any) -> None:
+        self.run_args = args
+        self.plugins = args.plugins
+        self.tokenizer: Any = args.load_tokenizer()
+        self.marker = _marker(args)
         self.metrics = Metrics(self.plugins.of("metric"))
-        self.run_dir = Path(run_args.training_args.output_dir or ".")
-        self._last_step_of_epoch = -1
+        self.run_dir = Path(args.training_args.output_dir)
+        self.first_step = 0
         super().__init__(
             model=model,
-            args=run_args.training_args,
-            processing_class=tokenizer,
+            args=args.training_args,
+            processing_class=self.tokenizer,
             compute_metrics=self.metrics.compute if self.metrics.of_tokens else None,
             preprocess_logits_for_metrics=self.metrics.preprocess if self.metrics.of_tokens else None,
             **kwargs,
         )
-        # Plugins add to the logs (`perf_log` does), so whoever reports them comes after all of those.
-        reporters = tuple(get_reporting_integration_callbacks(self.args.report_to))
-        self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, reporters))
-        self.loss_is_scaled_for_ga = True
+        # What `get_batch_samples` counts is what the loss is divided by: Trainer must not divide it again.
+        self.model_accepts_loss_kwargs = True
+        self.sampler = EpochSampler(
+            kwargs["train_dataset"]["length"],
+            self.args.train_batch_size,
+            self.args.seed,
+            group_by_length=args.config.data.group_by_length,
+            num_processes=self.args.world_size,
+        )
+        self._order_callbacks()
         self._flops_per_token = _flops_per_token(model)
         self.loss_computer = LossComputer(self.plugins.one("loss"), model, self.accelerator, self.args)
+
+    def _order_callbacks(self) -> None:
+        """Put our callbacks where they must be, and reporters behind all plugins that add to the logs."""
+        callbacks = self.callback_handler.callbacks
+        reporters = tuple(get_reporting_integration_callbacks(self.args.report_to))
+        callbacks.sort(key=lambda callback: isinstance(callback, reporters))
+        self.keeper = CheckpointKeeper(self.run_dir, self.accelerator, callbacks)
+        callbacks[:] = [self.keeper, _OrderOfEpoch(self.sampler), *callbacks, SaveAfterEpoch()]
 
     # Data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        self._sampler = EpochSampler(
-            dataset["length"],
-            self._train_batch_size,
-            self.args.seed,
-            group_by_length=self.run_args.config.data.group_by_length,
-            num_processes=self.args.world_size,
-        )
-        return self._sampler
+        return self.sampler
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler[int]:
-        return torch.utils.data.SequentialSampler(eval_dataset)
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | None]:
+        """The micro-batches of an accumulation step, and the number of their trained tokens over all processes."""
+        batches = list(islice(epoch_iterator, num_batches))
+        if not batches:
+            return batches, None
+        count = torch.as_tensor(sum((batch["labels"][:, 1:] != IGNORED_LABEL).sum() for batch in batches))
+        total = count.to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return batches, total.clamp(min=1)
 
-    def _run_epoch(self, model: torch.nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
-        # The base class reaches a sampler through accelerate's wrappers, of which there may be three when resuming.
-        self._sampler.set_epoch(epoch)
-        if self._already_ended or self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(model, epoch, *args, **kwargs)
+    # The run
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Log, evaluate and save; what the last step of an epoch has to save waits for the end of the epoch.
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """Train, or go on from a checkpoint as if the run had never been broken off."""
+        if resume_from_checkpoint:
+            state = self.keeper.resume(Path(str(resume_from_checkpoint)), self.control)
+            self.first_step = state.global_step
+            self.args.eval_on_start = False  # the run was evaluated at its start
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        except BaseException:
+            if self.args.should_save:
+                shutil.rmtree(self.run_dir / STAGING, ignore_errors=True)
+            raise
 
-        That may evaluate too: a checkpoint from before it would let a resumed run miss the evaluation.
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> Any:
+        """As the base class counts steps and epochs; a run that had already ended trains in no epoch more."""
+        epochs, steps_per_epoch, *others, max_steps = super().set_initial_training_values(args, dataloader)
+        self.run_args.num_training_steps = max_steps
+        if self.control.should_training_stop:
+            epochs = self.first_step // steps_per_epoch
+        return epochs, steps_per_epoch, *others, max_steps
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Ask the optimizer plugin for an optimizer and scheduler; what it leaves out is the base class's own.
+
+        Raises:
+            UserError: It returned something other than its contract says.
         """
-        ends_epoch = float(self.state.epoch or 0).is_integer() or self.control.should_training_stop
-        if not ends_epoch or self._last_step_of_epoch == self.state.global_step:
-            super()._maybe_log_save_evaluate(*args, **kwargs)
-            return
-        self._last_step_of_epoch = self.state.global_step  # the next call is that of the epoch
-        wants_save, self.control.should_save = self.control.should_save, False
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        self.control.should_save = wants_save
+        if self.optimizer is None:
+            plugin = self.plugins.one("optimizer")
+            made = plugin.bound(self.run_args, self.model if model is None else model, self.train_dataset)
+            name = f"optimizer {plugin.found.qualified_name!r}"
+            if not isinstance(made, tuple) or len(made) != 2:
+                raise UserError(f"{name}: returned a {type(made).__name__}; expected a pair (optimizer, scheduler)")
+            optimizer, scheduler = made
+            if optimizer is None and scheduler is not None:
+                raise UserError(f"{name}: returned a scheduler without its optimizer")
+            if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+                raise UserError(
+                    f"{name}: returned a {type(optimizer).__name__} first; expected a torch.optim.Optimizer or None"
+                )
+            self.optimizer, self.lr_scheduler = optimizer, scheduler
+        return super().create_optimizer(model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, but no mean loss of no steps, which a run has that was resumed at its end."""
-        if self.state.global_step == self._initial_global_step:
+        if self.state.global_step == self.first_step:
             logs.pop("train_loss", None)
         super().log(logs, start_time)
-
-    # Optimizer
-
-    def _prepare_for_training(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
-        self.run_args.num_training_steps = max_steps
-        return super()._prepare_for_training(max_steps, *args, **kwargs)
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Ask the optimizer plugin for an optimizer and scheduler; what it leaves out is the base class's own."""
-        if self.optimizer is None:
-            whole: Any = self.model if model is None else model
-            made = make_optimizer(self.plugins.one("optimizer"), self.run_args, whole, self.train_dataset)
-            self.optimizer, self.lr_scheduler = made
-        return super().create_optimizer(model)
 
     # Loss
 
@@ -140,32 +162,16 @@ class PlugTrainer(SavingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The plugin's loss of one micro-batch, scaled so that those of an accumulation step add up to the step's.
-
-        Args:
-            model: The model, wrapped for several processes or not.
-            inputs: A batch of the collator.
-            return_outputs: Whether the model's whole output is wanted too.
-            num_items_in_batch: Trained tokens of the accumulation step, over all processes.
-        """
-        result = self.loss_computer(model, dict(inputs), num_items_in_batch, need_logits=return_outputs)
-        loss = result.loss
-        if not self.loss_computer.contract.takes_num_items:
+        """The plugin's loss of one micro-batch, scaled so that those of an accumulation step add up to the step's."""
+        outputs = self.loss_computer(model, dict(inputs), num_items_in_batch, need_logits=return_outputs)
+        loss = outputs.loss
+        if "num_items_in_batch" not in self.loss_computer.takes:
             loss = loss / self.current_gradient_accumulation_steps
         elif self.args.average_tokens_across_devices:
             # Gradients are averaged over processes, but the tokens were counted over all of them.
             loss = loss * self.accelerator.num_processes
         self.loss_computer.check_finite(loss, self.state.global_step + 1)
-        return (loss, result.outputs) if return_outputs else loss
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        if not batch_samples:
-            return None
-        count = sum((batch["labels"][:, 1:] != IGNORED_LABEL).sum() for batch in batch_samples)
-        total = torch.as_tensor(count, device=device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            total = self.accelerator.gather(total).sum()
-        return total.clamp(min=1)
+        return (loss, outputs) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As the base class has it, which goes through all modules again for each batch."""
@@ -177,19 +183,18 @@ class PlugTrainer(SavingTrainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Any, Any, Any]:
         """The loss of an evaluation batch, added up by tokens, and its logits where a metric reads them."""
-        inputs = self._prepare_inputs(inputs)
-        labels = self._labels_of_real_rows(inputs["labels"])
+        labels = self._without_repeated_rows(inputs["labels"])
         count = (labels[:, 1:] != IGNORED_LABEL).sum()
         with torch.no_grad(), self.compute_loss_context_manager():
             batch = {**inputs, "labels": labels}
-            result = self.loss_computer(model, batch, count.clamp(min=1), need_logits=not prediction_loss_only)
-        loss = result.loss.detach()
+            outputs = self.loss_computer(model, batch, count.clamp(min=1), need_logits=not prediction_loss_only)
+        loss = outputs.loss.detach()
         self._eval_sums += np.array([loss.item() * count.item(), count.item()])
         if prediction_loss_only:
             return loss, None, None
-        return loss, result.outputs.logits.detach(), inputs["labels"]
+        return loss, outputs.logits.detach(), inputs["labels"]
 
-    def _labels_of_real_rows(self, labels: torch.Tensor) -> torch.Tensor:
+    def _without_repeated_rows(self, labels: torch.Tensor) -> torch.Tensor:
         """Labels without the rows that accelerate repeats to give every process a last batch of the same size."""
         state = self.accelerator.gradient_state
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
@@ -198,11 +203,6 @@ class PlugTrainer(SavingTrainer):
         labels = labels.clone()
         labels[max(real, 0) :] = IGNORED_LABEL
         return labels
-
-    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        if skip_scheduler and self.state.global_step:
-            return {}  # this is for `eval_on_start`, and a resumed run was evaluated at its start
-        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     def evaluation_loop(
         self,
@@ -219,30 +219,107 @@ class PlugTrainer(SavingTrainer):
         total, count = np.sum(gather_object([self._eval_sums]), axis=0).tolist()
         metrics[f"{metric_key_prefix}_loss"] = total / count if count else float("nan")
         if self.metrics.of_texts:
-            answers = generate_answers(
+            rows: Any = self.eval_dataset
+            predictions = generate_answers(
                 self.accelerator,
                 self.model,
                 self.tokenizer,
-                self.eval_dataset,
+                rows["prompt_ids"],
                 self.metrics.max_new_tokens,
                 self.args,
             )
-            for name, value in self.metrics.compute_on_texts(answers).items():
+            references = [str(text) for text in rows["reference"]]
+            for name, value in self.metrics.compute_on_texts(predictions, references).items():
                 metrics[f"{metric_key_prefix}_{name}"] = value
         wanted = self.args.metric_for_best_model
         if wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
             raise UserError(f"training.metric_for_best_model: no evaluation gives {wanted!r}{nearest(wanted, metrics)}")
         return output._replace(metrics=metrics)
 
-    # Loading
+    # Saving and loading
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Let the tuner plugin write the weights; all processes take part, since sharded weights are gathered."""
+        # Averaging optimizers keep other weights for use than for training; both runs, broken or not, switch here.
+        use_weights = getattr(self.optimizer, "eval", None)
+        if callable(use_weights):
+            use_weights()
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        state_dict = self.accelerator.get_state_dict(self.model_wrapped) if sharded else None
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        tuner = self.plugins.one("tuner").bound
+        tuner.save_pretrained(model, str(folder), state_dict=state_dict, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+        self.marker.write(folder)
+
+    def save_final(self) -> None:
+        """Write the trained weights to the root of the run's folder, all of them or none."""
+        staging = self.run_dir / FINAL_STAGING
+        try:
+            self.save_model(str(staging))
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        if self.args.should_save:
+            move_into(self.run_dir, staging, last=MARKER)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where Trainer writes checkpoints; `CheckpointKeeper` moves them out of there when they are whole."""
+        return str(self.run_dir / STAGING)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Nothing: the tuner plugin has loaded the weights, before this trainer was made."""
 
     def _load_best_model(self) -> None:
-        self.model = self.model_wrapped = self.reload_best(str(self.state.best_model_checkpoint))
-        self._move_model_to_device(self.model, self.args.device)
+        self.model = self.model_wrapped = load_model_to_train(
+            self.run_args, Path(str(self.state.best_model_checkpoint))
+        )
+        if getattr(self.model, "hf_device_map", None) is None:
+            self.model.to(self.args.device)
         self.callback_handler.model = self.model
         self.loss_computer = LossComputer(self.plugins.one("loss"), self.model, self.accelerator, self.args)
 
 
+class _OrderOfEpoch(TrainerCallback):
+    """Gives each epoch its own order of the data, in a resumed run too.
+
+    The base class looks for a sampler in accelerate's wrappers, of which a resumed run has one more than it expects.
+    """
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.epoch = int(state.epoch or 0)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sampler.set_epoch(self.epoch)
+        self.epoch += 1
+
+
+def _marker(args: Arguments) -> Marker:
+    """What `swiftplug.json` tells of the weights beside it."""
+    config, tuner = args.config, args.plugins.one("tuner")
+    name = str(config.model and config.model.name)
+    return Marker(
+        base_model={
+            "name": name if args.plugins.model else absolute_name(name),
+            "options": config.model.options if config.model else {},
+        },
+        model_options=config.model_options.model_dump(),
+        seed=config.seed,
+        tuner={"name": tuner.found.qualified_name, "options": tuner.options},
+    )
+
+
 def _flops_per_token(model: Any) -> int:
-    """Six for each parameter outside the embeddings (Kaplan et al., arXiv 2001.08361); 0 for a stranger's module."""
+    """Six for each parameter outside the embeddings (arXiv 2001.08361); 0 for a module that cannot count them."""
     return 6 * int(model.num_parameters(exclude_embeddings=True)) if hasattr(model, "num_parameters") else 0

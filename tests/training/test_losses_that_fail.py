@@ -74,7 +74,7 @@ CASES = {
     "vector": ({"loss": "vector"}, ["file:vector", "returned a tensor of shape (8,)", "expected a scalar tensor"]),
     "number": ({"loss": "number"}, ["file:number", "returned a float", "expected a scalar tensor"]),
     "detached": ({"loss": "detached"}, ["file:detached", "without a gradient"]),
-    "one_number": ({"loss": "one_number"}, ["file:one_number", "shape () from token_loss", "one loss a position"]),
+    "one_number": ({"loss": "one_number"}, ["file:one_number", "shape () from token_loss", "one loss per position"]),
     "raises": ({"loss": "raises"}, ["raises", "raised KeyError: 'surprise'", "plugins_under_test.py:30"]),
     "alone": ({"optimizer": "alone"}, ["file:alone", "returned a SGD", "a pair (optimizer, scheduler)"]),
     "nothing": ({"tuner": "nothing"}, ["nothing", "leaves no parameter to train"]),
