@@ -46,4 +46,4 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
         raise UserError(f"{source.name}: the dataset is empty")
     if format == "json":
         return to_json(shown)
-    return to_html(shown, opened.args.notes) if format == "html" else to_text(shown, opened.args.notes, color)
+    return to_html(shown, opened.notes) if format == "html" else to_text(shown, opened.notes, color)
