@@ -70,7 +70,7 @@ def test_an_adapter_loads_with_plain_peft_and_trains_on(run: Any, tiny_model_dir
 def test_another_run_is_not_written_over(run: Any) -> None:
     first = run("r")
     before = {path: path.read_bytes() for path in first.run_dir.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="holds another run; name another folder, or go on with that run by --resume"):
+    with pytest.raises(UserError, match="holds another run; name another folder, continue that run with --resume"):
         run("r")
     with pytest.raises(UserError, match=r"is another run's: it has '.*' where this one has '.*'"):
         run("r", ["training.learning_rate=1e-3"], resume=True)
