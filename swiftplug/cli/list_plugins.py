@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swiftplug.cli.run_options import flag
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry import KINDS, Check, FoundPlugin, Registry
 
@@ -27,9 +26,13 @@ def list_plugins(
     kind: Annotated[
         str | None, typer.Option("--kind", metavar="KIND", help="List only plugins of this kind, such as loss.")
     ] = None,
-    as_json: Annotated[bool, flag("--json", "Print a list of JSON objects.", None)] = False,
-    check: Annotated[bool, flag("--check", "Import each plugin and check that it fits its kind.", None)] = False,
-    verbose: Annotated[bool, flag("--verbose", "Show where each plugin is defined, too.", None)] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a list of JSON objects.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", metavar="", help="Import each plugin and check that it fits its kind.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", metavar="", help="Show where each plugin is defined, too.")
+    ] = False,
     files: Annotated[
         list[str] | None,
         typer.Option("--plugin", metavar="FILE.py", help="Python file whose plugins to list too. Repeat for several."),
@@ -56,15 +59,8 @@ def list_plugins(
 
 def _as_object(listed: Listed) -> dict[str, str | None]:
     found, result = listed
-    return {
-        "kind": found.kind,
-        "name": found.name,
-        "qualified_name": found.qualified_name,
-        "distribution": found.distribution,
-        "version": found.version,
-        "value": found.value,
-        "summary": found.summary,
-    } | (result._asdict() if result else {})
+    names = ("kind", "name", "qualified_name", "distribution", "version", "value", "summary")
+    return {name: getattr(found, name) for name in names} | (result._asdict() if result else {})
 
 
 def _distribution(found: FoundPlugin) -> str:

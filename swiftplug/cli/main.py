@@ -3,25 +3,48 @@
 import errno
 import os
 import sys
-from typing import Annotated, NoReturn
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from swiftplug import __version__
-from swiftplug.cli.list_plugins import list_plugins
-from swiftplug.cli.preview import preview
 from swiftplug.cli.process import is_first
-from swiftplug.cli.sample import sample
-from swiftplug.cli.train import train
 from swiftplug.errors import UserError
 
 _INTERRUPTED = 130
+_COMMANDS = {
+    "train": "Train a model.",
+    "sample": "Generate several answers to each question, score them, and keep the best to train on.",
+    "preview": "Show rows as the model will see them, each token coloured by its weight in the loss.",
+    "list-plugins": "List the installed plugins, without importing them.",
+}
 
-app = typer.Typer(name="swiftplug", add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-app.command("train")(train)
-app.command("sample")(sample)
-app.command("preview")(preview)
-app.command("list-plugins")(list_plugins)
+
+class _Commands(TyperGroup):
+    """Imports a command when it is the one to run: `swiftplug --help` should not wait for pydantic."""
+
+    def resolve_command(self, context: Any, arguments: list[str]) -> Any:
+        name, command, rest = super().resolve_command(context, arguments)
+        return name, _load(name) if name in _COMMANDS else command, rest
+
+
+def _typer(**options: Any) -> typer.Typer:
+    return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False, **options)
+
+
+def _load(name: str) -> Any:
+    """The command that `swiftplug/cli/NAME.py` defines."""
+    function = name.replace("-", "_")
+    alone = _typer()
+    alone.command(name)(getattr(import_module(f"swiftplug.cli.{function}"), function))
+    return typer.main.get_command(alone)
+
+
+app = _typer(name="swiftplug", cls=_Commands)
+for _name, _summary in _COMMANDS.items():
+    app.command(_name, help=_summary)(lambda: None)
 
 
 def _print_version(wanted: bool) -> None:
@@ -56,13 +79,13 @@ def main() -> NoReturn:
     except Exception as error:
         if "--debug" in sys.argv and not isinstance(error, typer.TyperException):
             raise
-        code = _print_and_get_code(error)
+        code = _report(error)
     if code == _INTERRUPTED and is_first():
         _print_error("interrupted")
     sys.exit(code)
 
 
-def _print_and_get_code(error: Exception) -> int:
+def _report(error: Exception) -> int:
     """Print an error as one line; the exit code for it."""
     if isinstance(error, typer.TyperException):
         message = error.format_message()

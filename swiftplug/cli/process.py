@@ -1,11 +1,10 @@
-"""The processes of a command: what is set before torch is imported, and how several are started."""
+"""The processes of a command: what is set before torch is imported, and how several are started.
 
-import ctypes
-import logging
+`swiftplug --help` imports this too; what it does not need is imported where it is used.
+"""
+
 import os
-import platform
 import sys
-import uuid
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +49,9 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it was done: not where glibc is not the allocator, or the user has configured it.
     """
+    import ctypes
+    import platform
+
     environment = os.environ
     configured = "glibc.malloc" in environment.get("GLIBC_TUNABLES", "") or any(
         name.startswith("MALLOC_") for name in environment
@@ -75,6 +77,8 @@ def wait_without_spinning() -> None:
 
 def _silence_libraries() -> None:
     """Hide advice and deprecation warnings of libraries, so that what is printed is about the user's run."""
+    import logging
+
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -101,6 +105,9 @@ def run_in_processes(nproc: int, arguments: Sequence[str]) -> int:
     if "LOCAL_RANK" in os.environ:
         raise UserError("--nproc: this process was started by a launcher already; leave --nproc out")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+
+    import logging
+    import uuid
 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
