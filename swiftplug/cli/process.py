@@ -4,6 +4,7 @@
 """
 
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Sequence
@@ -50,7 +51,6 @@ def keep_freed_memory() -> bool:
         Whether it was done: not where glibc is not the allocator, or the user has configured it.
     """
     import ctypes
-    import platform
 
     environment = os.environ
     configured = "glibc.malloc" in environment.get("GLIBC_TUNABLES", "") or any(

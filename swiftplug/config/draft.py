@@ -2,11 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from swiftplug.config.keys import Key, KeySource, KeySources, Path
-from swiftplug.config.yaml_file import describe, read_value
+from pydantic import ValidationError
+
+from swiftplug.config.explain import explain
+from swiftplug.config.keys import Key, KeySource, KeySources, Path, keys_of
+from swiftplug.config.schema import RunConfig
+from swiftplug.config.yaml_file import describe, read_config, read_value
 from swiftplug.errors import UserError, nearest
+
+C = TypeVar("C", bound=RunConfig)
 
 
 class Setting(NamedTuple):
@@ -42,18 +48,45 @@ class Setting(NamedTuple):
         return cls(path, read_value(value, place), KeySource(place), is_plugin_option)
 
 
-class Draft:
-    """Nested plain values, and where each came from.
+class Draft(Generic[C]):
+    """The config that a command line asks for, before it is checked: plain values, and where each came from.
 
     Attributes:
-        values: The values.
+        model: The schema to check it against.
+        options: The values of options by key, of those that were given.
+        values: The values by key, nested.
         sources: Where they came from, by path.
+        keys: The keys of the schema.
     """
 
-    def __init__(self, keys: Mapping[str, Key], values: dict[str, Any], sources: KeySources) -> None:
-        self.values = values
-        self.sources = sources
-        self._keys = keys
+    def __init__(self, model: type[C], options: Mapping[str, Any], sets: Sequence[str]) -> None:
+        self.model = model
+        self.options = {name: value for name, value in options.items() if value not in (None, [], ())}
+        self.values: dict[str, Any] = {}
+        self.sources = KeySources()
+        self.keys = keys_of(model)
+        self._settings = [Setting.parse(text, self.keys) for text in sets]
+
+    def names_any(self, *keys: str) -> bool:
+        """Whether the command line gives any of these keys a value."""
+        named = {*self.options, *(it.path[0] for it in self._settings if not it.is_plugin_option)}
+        return not named.isdisjoint(keys)
+
+    def merge_onto(self, path: str | None) -> C:
+        """Lay the command line over a file, that over the defaults, and check the result.
+
+        Raises:
+            UserError: Something is unknown, of the wrong type or out of place; the message says where.
+        """
+        if path is not None:
+            self.values, self.sources = read_config(path)
+        self._override()
+        try:
+            config = self.model.model_validate({key: value for key, value in self.values.items() if value is not None})
+        except ValidationError as error:
+            raise explain(error, self) from error
+        config.set_sources(self.sources)
+        return config
 
     def get(self, *path: str | int) -> Any:
         """The value at a path, None where there is none."""
@@ -67,31 +100,25 @@ class Draft:
                 return None
         return at
 
-    def override(self, settings: Sequence[Setting], options: Mapping[str, Any]) -> None:
-        """Apply every `--set`, in order, and then the options of the command line, by key.
-
-        Options of plugins are set last, so that they reach the plugin that is named in the end.
-
-        Raises:
-            UserError: A setting has no place in the config.
-        """
-        for setting in settings:
+    def _override(self) -> None:
+        """Apply every `--set`, then the options, then what `--set` gives to the plugins that are named by then."""
+        for setting in self._settings:
             if not setting.is_plugin_option:
                 self._set(setting.path, setting.value, setting.source)
-        for name, value in options.items():
-            key = self._keys[name]
+        for name, value in self.options.items():
+            key = self.keys[name]
             path = tuple(name.split("."))
             if key.is_list and not key.is_plugin:
                 before = _as_list(self.get(*path))
                 value = [*before, *(item for item in value if item not in before)]
             self._set(path, list(value) if key.is_list else value, KeySource(key.flag))
-        for setting in settings:
+        for setting in self._settings:
             if setting.is_plugin_option:
                 self._set_plugin_option(setting)
 
     def _set(self, path: tuple[str, ...], value: Any, source: KeySource) -> None:
         """Set a key; a plugin keeps the options it has if it is named again."""
-        key = self._keys.get(path[0])
+        key = self.keys.get(path[0])
         if key is None or not key.is_plugin:
             self._put(path, value, source)
             return
@@ -106,7 +133,7 @@ class Draft:
 
     def _set_plugin_option(self, setting: Setting) -> None:
         """Set one option of the plugin that a key names: `loss.gamma`, `metrics.nlg.max_new_tokens`."""
-        key = self._keys[setting.path[0]]
+        key = self.keys[setting.path[0]]
         path: Path = (key.name,)
         option = setting.path[1:]
         if key.is_list:

@@ -1,12 +1,16 @@
 """Turns what pydantic finds wrong with a config into one line."""
 
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from swiftplug.config.draft import Draft
-from swiftplug.config.keys import Path, keys_of
+from swiftplug.config.keys import Path
 from swiftplug.config.yaml_file import describe
 from swiftplug.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from swiftplug.config.draft import Draft
 
 _PLUGIN = "the name of a plugin, or {name: ..., and its options}"
 _EXPECTED = {
@@ -22,12 +26,12 @@ _EXPECTED = {
 }
 
 
-def explain(error: ValidationError, draft: Draft, model: type[BaseModel]) -> UserError:
+def explain(error: ValidationError, draft: "Draft[Any]") -> UserError:
     """The first problem of a config: where, what was found, what was expected, and the nearest right word."""
     details = error.errors(include_url=False)
     first = details[0]
     if first["type"] == "extra_forbidden":
-        return _unknown_key(first["loc"], draft, model)
+        return _unknown_key(first["loc"], draft)
     path = _existing(first["loc"], draft)
     where = draft.sources.where(path)
     if first["type"] == "missing":
@@ -41,15 +45,15 @@ def explain(error: ValidationError, draft: Draft, model: type[BaseModel]) -> Use
     if isinstance(found, (int, float)) and expected.keys() & {_EXPECTED["string_type"], _PLUGIN}:
         hint = "; put it in quotes"
     elif first["type"] == "literal_error" and isinstance(found, str):
-        close = nearest(found, keys_of(model)[".".join(map(str, path))].choices)
+        close = nearest(found, draft.keys[".".join(map(str, path))].choices)
         hint = close if "did you mean" in close else ""
     return UserError(f"{where}: found {describe(found)}, expected {' or '.join(expected)}{hint}")
 
 
-def _unknown_key(loc: Path, draft: Draft, model: type[BaseModel]) -> UserError:
+def _unknown_key(loc: Path, draft: "Draft[Any]") -> UserError:
     *sections, key = map(str, loc)
     prefix = "".join(f"{section}." for section in sections)
-    names = [name.removeprefix(prefix) for name in keys_of(model) if name.startswith(prefix)]
+    names = [name.removeprefix(prefix) for name in draft.keys if name.startswith(prefix)]
     hint = nearest(key, [name for name in names if "." not in name])
     if "did you mean" not in hint:
         hint = next((f"; did you mean {name!r}?" for name in names if name.endswith(f".{key}")), hint)
@@ -60,7 +64,7 @@ def _unknown_key(loc: Path, draft: Draft, model: type[BaseModel]) -> UserError:
     return UserError(f"{source.place if source else prefix + key}: unknown key {key!r}{inside}{hint}")
 
 
-def _existing(loc: Path, draft: Draft) -> Path:
+def _existing(loc: Path, draft: "Draft[Any]") -> Path:
     """As much of pydantic's location as exists in the draft; the rest names types and missing keys."""
     for depth, part in enumerate(loc):
         at = draft.get(*loc[:depth])

@@ -16,7 +16,7 @@ Path = tuple[str | int, ...]
 _FLAGS_OF_KINDS = {kind.key: kind.option for kind in KINDS.values()}
 
 
-def key(default: Any, help: str, *, panel: str = "", metavar: str = "", flag: str = "", **constraints: Any) -> Any:
+def key(default: Any, help: str, panel: str = "", *, metavar: str = "", flag: str = "", **constraints: Any) -> Any:
     """Declare a key of a config: a pydantic field with what the command line needs to know.
 
     Args:

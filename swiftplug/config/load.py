@@ -4,22 +4,18 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from swiftplug.config.draft import Draft, Setting
-from swiftplug.config.explain import explain
-from swiftplug.config.keys import KeySources, keys_of
+from swiftplug.config.draft import C, Draft
 from swiftplug.config.schema import RunConfig, SampleConfig, TrainConfig
-from swiftplug.config.yaml_file import read_config, write_yaml
+from swiftplug.config.yaml_file import write_yaml
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import PluginChoice
 
 QUICKSTART = Path(__file__).with_name("quickstart.yaml")
 QUICKSTART_SAMPLE = Path(__file__).with_name("quickstart_sample.yaml")
-
-C = TypeVar("C", bound=RunConfig)
 
 
 class Loaded(NamedTuple, Generic[C]):
@@ -57,11 +53,11 @@ def load_train_config(
         >>> load_train_config(None, {"loss": "focal"}, ["loss.gamma=2"]).config.loss.options
         {'gamma': 2}
     """
-    given = _Given(TrainConfig, options, sets)
-    quickstart = path is None and not given.names("model", "dataset")
+    draft = Draft(TrainConfig, options, sets)
+    quickstart = path is None and not draft.names_any("model", "dataset")
     if quickstart:
         path = str(QUICKSTART)
-    config = given.merge_with(path)
+    config = draft.merge_onto(path)
     _require(config.model, "model", "a folder, a hub id or a model plugin", path)
     _require(config.dataset, "dataset", "a file, a hub id or a plugin", path)
     if config.output_dir is None:
@@ -84,12 +80,12 @@ def load_sample_config(
         >>> load_sample_config(None, {"model": "gpt2", "dataset": ["test.jsonl"], "orm": ["math"]}, []).config.orm
         [ScorerChoice(name='math', options={}, weight=1.0)]
     """
-    given = _Given(SampleConfig, options, sets)
-    quickstart = path is None and not given.names("model", "dataset", "candidates_file")
+    draft = Draft(SampleConfig, options, sets)
+    quickstart = path is None and not draft.names_any("model", "dataset", "candidates_file")
     if quickstart:
-        given.options.setdefault("model", _last_quickstart_run())
+        draft.options.setdefault("model", _last_quickstart_run())
         path = str(QUICKSTART_SAMPLE)
-    config = given.merge_with(path)
+    config = draft.merge_onto(path)
     _check_candidates_file(config)
     if config.candidates_file is None:
         _require(config.dataset, "dataset", "a file, a hub id or a plugin", path)
@@ -97,32 +93,6 @@ def load_sample_config(
         name = "quickstart-samples" if quickstart else Path(path).stem if path else "sample"
         config.output_dir = default_output_dir(name, resume)
     return Loaded(config, quickstart)
-
-
-class _Given(Generic[C]):
-    """What the command line gives: options and `--set`."""
-
-    def __init__(self, model: type[C], options: Mapping[str, Any], sets: Sequence[str]) -> None:
-        self.options = {key: value for key, value in options.items() if value not in (None, [], ())}
-        self._model = model
-        self._settings = [Setting.parse(text, keys_of(model)) for text in sets]
-
-    def names(self, *keys: str) -> bool:
-        """Whether it sets any of these keys."""
-        named = {*self.options, *(it.path[0] for it in self._settings if not it.is_plugin_option)}
-        return not named.isdisjoint(keys)
-
-    def merge_with(self, path: str | None) -> C:
-        """The checked config: defaults, then the file, then this."""
-        draft = Draft(keys_of(self._model), *(read_config(path) if path is not None else ({}, KeySources())))
-        draft.override(self._settings, self.options)
-        values = {key: value for key, value in draft.values.items() if value is not None}
-        try:
-            config = self._model.model_validate(values)
-        except ValidationError as error:
-            raise explain(error, draft, self._model) from error
-        config.set_sources(draft.sources)
-        return config
 
 
 def _check_candidates_file(config: SampleConfig) -> None:

@@ -47,6 +47,11 @@ class ScorerChoice(PluginChoice):
         return {"name": self.name, "weight": self.weight, **self.options}
 
 
+def _built_in(name: str) -> PluginChoice:
+    # By its qualified name, so that no other distribution's plugin can take its place.
+    return PluginChoice(name=f"swiftplug:{name}")
+
+
 Choices = Annotated[list[WrittenChoice], BeforeValidator(_as_list)]
 Scorers = Annotated[list[Annotated[ScorerChoice, BeforeValidator(_scorer_fields)]], BeforeValidator(_as_list)]
 Texts = Annotated[list[str], BeforeValidator(_as_list)]
@@ -63,7 +68,7 @@ class PluginsSection(Section):
     """The `plugins:` section: where plugins may come from."""
 
     files: Texts = key(
-        [], "Python file that registers plugins. Repeat for several.", panel=PLUGINS, metavar="FILE.py", flag="--plugin"
+        [], "Python file that registers plugins. Repeat for several.", PLUGINS, metavar="FILE.py", flag="--plugin"
     )
     allow: Texts | None = key(None, "Distributions whose plugins may load; null allows all. Built-in ones always may.")
 
@@ -96,7 +101,7 @@ class SampleDataOptions(Section):
 class DataOptions(SampleDataOptions):
     """The `data:` section of a training run: how rows are read and become batches."""
 
-    template: str | None = key(None, _TEMPLATE, panel=DATA, metavar="FILE.jinja")
+    template: str | None = key(None, _TEMPLATE, DATA, metavar="FILE.jinja")
     max_length: int = key(2048, "Maximum number of tokens per example, and the length of a packed row.", ge=2)
     too_long: Literal["drop", "truncate", "split"] | None = key(
         None,
@@ -126,19 +131,17 @@ class DataOptions(SampleDataOptions):
 class RunConfig(Section):
     """The keys that every run has, and where each of them got its value."""
 
-    model: WrittenChoice | None = key(None, "Folder, hub id, run folder or model plugin.", panel=DATA)
+    model: WrittenChoice | None = key(None, "Folder, hub id, run folder or model plugin.", DATA)
     dataset: Choices = key(
         [],
         "File, hub id (org/name:subset/split) or dataset plugin; #N at the end takes N rows. "
         "Repeat to concatenate several.",
-        panel=DATA,
+        DATA,
     )
     output_dir: str | None = key(
-        None, "Run folder. If not given, it is runs/ and the name of the config.", panel=RUN, metavar="FOLDER"
+        None, "Run folder. If not given, it is runs/ and the name of the config.", RUN, metavar="FOLDER"
     )
-    tools: WrittenChoice = key(
-        PluginChoice(name="swiftplug:template"), "Format of tools and tool calls in the prompt.", panel=PLUGINS
-    )
+    tools: WrittenChoice = key(_built_in("template"), "Format of tools and tool calls in the prompt.", PLUGINS)
     plugins: PluginsSection = Field(default_factory=PluginsSection)
     model_options: ModelOptions = Field(default_factory=ModelOptions)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
@@ -175,20 +178,16 @@ class RunConfig(Section):
 class TrainConfig(RunConfig):
     """The config of a training run, merged and checked."""
 
-    task: Literal["pt", "sft"] = key("sft", "Train on all text (pt) or on the answers (sft).", panel=DATA)
-    eval_dataset: Choices = key([], "Dataset to evaluate on. Repeat to concatenate several.", panel=DATA)
-    tuner: WrittenChoice = key(
-        PluginChoice(name="swiftplug:full"), "Which parameters are trained, and how.", panel=PLUGINS
-    )
-    optimizer: WrittenChoice = key(
-        PluginChoice(name="swiftplug:default"), "Optimizer and learning rate scheduler.", panel=PLUGINS
-    )
-    loss: WrittenChoice = key(PluginChoice(name="swiftplug:cross_entropy"), "Loss function.", panel=PLUGINS)
+    task: Literal["pt", "sft"] = key("sft", "Train on all text (pt) or on the answers (sft).", DATA)
+    eval_dataset: Choices = key([], "Dataset to evaluate on. Repeat to concatenate several.", DATA)
+    tuner: WrittenChoice = key(_built_in("full"), "Which parameters are trained, and how.", PLUGINS)
+    optimizer: WrittenChoice = key(_built_in("default"), "Optimizer and learning rate scheduler.", PLUGINS)
+    loss: WrittenChoice = key(_built_in("cross_entropy"), "Loss function.", PLUGINS)
     loss_scale: WrittenChoice = key(
-        PluginChoice(name="swiftplug:default"), "Weight of each token in the loss. Join several with +.", panel=PLUGINS
+        _built_in("default"), "Weight of each token in the loss; a+b multiplies those of a and b.", PLUGINS
     )
-    metrics: Choices = key([], "Metric to compute at evaluation. Repeat for several.", panel=PLUGINS)
-    callbacks: Choices = key([], "Callback to run during training. Repeat for several.", panel=PLUGINS)
+    metrics: Choices = key([], "Metric to compute at evaluation. Repeat for several.", PLUGINS)
+    callbacks: Choices = key([], "Callback to run during training. Repeat for several.", PLUGINS)
     data: DataOptions = Field(default_factory=DataOptions)
     training: dict[str, Any] = key({}, "Fields of transformers.TrainingArguments.")
 
@@ -197,45 +196,39 @@ class SampleConfig(RunConfig):
     """The config of a sampling run, merged and checked."""
 
     adapter: str | None = key(
-        None, "Adapter to load onto the model: a run folder, or one that PEFT wrote.", panel=DATA, metavar="FOLDER"
+        None, "Adapter to load onto the model: a run folder, or one that PEFT wrote.", DATA, metavar="FOLDER"
     )
-    candidates_file: str | None = key(
-        None, "Existing candidates to score, with --engine none.", panel=DATA, metavar="FILE"
-    )
-    system: str | None = key(None, "System message for rows that have none.", panel=DATA, metavar="TEXT")
+    candidates_file: str | None = key(None, "Existing candidates to score, with --engine none.", DATA, metavar="FILE")
+    system: str | None = key(None, "System message for rows that have none.", DATA, metavar="TEXT")
     shard: str | None = key(
-        None, "Process only part I, counted from 0, of N equal parts of the rows.", panel=DATA, metavar="I/N"
+        None, "Process only part I, counted from 0, of N equal parts of the rows.", DATA, metavar="I/N"
     )
     engine: WrittenChoice = key(
-        PluginChoice(name="swiftplug:transformers"),
+        _built_in("transformers"),
         "What generates the answers: transformers, vllm, openai or none.",
-        panel=PLUGINS,
+        PLUGINS,
     )
     orm: Scorers = key(
-        [], "Outcome reward model: a plugin, folder or hub id that scores answers. Repeat for several.", panel=PLUGINS
+        [], "Outcome reward model: a plugin, folder or hub id that scores answers. Repeat for several.", PLUGINS
     )
-    prm: Scorers = key(
-        [], "Process reward model: the same for the steps of an answer. Repeat for several.", panel=PLUGINS
-    )
-    num_return_sequences: int = key(8, "Number of answers per question.", panel=GENERATION, ge=1)
-    max_new_tokens: int = key(512, "Maximum number of tokens per answer.", panel=GENERATION, ge=1)
-    temperature: float = key(
-        1.0, "Sampling temperature; 0 is greedy decoding.", panel=GENERATION, ge=0, allow_inf_nan=False
-    )
+    prm: Scorers = key([], "Process reward model: the same for the steps of an answer. Repeat for several.", PLUGINS)
+    num_return_sequences: int = key(8, "Number of answers per question.", GENERATION, ge=1)
+    max_new_tokens: int = key(512, "Maximum number of tokens per answer.", GENERATION, ge=1)
+    temperature: float = key(1.0, "Sampling temperature; 0 is greedy decoding.", GENERATION, ge=0, allow_inf_nan=False)
     top_p: float = key(
-        1.0, "Sample from the most likely tokens whose probabilities add up to X.", panel=GENERATION, gt=0, le=1
+        1.0, "Sample from the most likely tokens whose probabilities add up to X.", GENERATION, gt=0, le=1
     )
-    top_k: int = key(0, "Sample from the N most likely tokens; 0 is all.", panel=GENERATION, ge=0)
-    include_reference: bool = key(False, "Add the reference answer to the candidates.", panel=GENERATION)
-    n_best_to_keep: int = key(1, "Maximum number of answers to keep per question.", panel=SELECTION, ge=1)
+    top_k: int = key(0, "Sample from the N most likely tokens; 0 is all.", GENERATION, ge=0)
+    include_reference: bool = key(False, "Add the reference answer to the candidates.", GENERATION)
+    n_best_to_keep: int = key(1, "Maximum number of answers to keep per question.", SELECTION, ge=1)
     prm_threshold: float | None = key(
-        None, "Keep only answers with at least this PRM score.", panel=SELECTION, allow_inf_nan=False
+        None, "Keep only answers with at least this PRM score.", SELECTION, allow_inf_nan=False
     )
     prm_reduce: Literal["min", "mean", "last", "prod"] = key(
-        "min", "How the scores of the steps become the PRM score of the answer.", panel=SELECTION
+        "min", "How the scores of the steps become the PRM score of the answer.", SELECTION
     )
     easy_query_threshold: float | None = key(
-        None, "Skip questions of which more than this fraction of answers is correct.", panel=SELECTION, ge=0, le=1
+        None, "Skip questions of which more than this fraction of answers is correct.", SELECTION, ge=0, le=1
     )
     score_timeout: float = key(600, "Seconds that one call of a scorer may take.", gt=0, allow_inf_nan=False)
     data: SampleDataOptions = Field(default_factory=SampleDataOptions)

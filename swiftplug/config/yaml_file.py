@@ -14,12 +14,13 @@ from swiftplug.errors import UserError, nearest
 _TAG = "tag:yaml.org,2002:"
 _INT, _FLOAT, _MERGE = f"{_TAG}int", f"{_TAG}float", f"{_TAG}merge"
 _PLAIN = {f"{_TAG}{name}" for name in ("map", "seq", "str", "float", "bool", "null")}
+_DIGITS = "-+.0123456789"
 _INT_1_2 = re.compile(r"[-+]?[0-9]+$|0o[0-7]+$|0x[0-9a-fA-F]+$")
 _FLOAT_1_2 = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
 # PyYAML resolves plain scalars as YAML 1.1 did: 1e-4 is text to it, 010 is 8, 1:30 is 90, and 2024-01-01 a date.
 _RESOLVERS = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag in {*_PLAIN, _MERGE} - {_FLOAT}]
-    + ([(_INT, _INT_1_2), (_FLOAT, _FLOAT_1_2)] if first in "-+.0123456789" else [])
+    + ([(_INT, _INT_1_2), (_FLOAT, _FLOAT_1_2)] if first in _DIGITS else [])
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _CONSTRUCTORS: dict[str | None, Any] = {
@@ -72,10 +73,14 @@ _Loader.add_constructor(None, _refuse)
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers = _RESOLVERS  # so that text that looks like a number is written in quotes
-
     def ignore_aliases(self, data: Any) -> bool:
+        """Write the same object twice as two."""
         return True
+
+
+# Text that a reader of YAML 1.1 or 1.2 would take for a number is written in quotes.
+_Dumper.add_implicit_resolver(_INT, _INT_1_2, list(_DIGITS))
+_Dumper.add_implicit_resolver(_FLOAT, _FLOAT_1_2, list(_DIGITS))
 
 
 def read_config(path: str) -> tuple[dict[str, Any], KeySources]:

@@ -118,6 +118,13 @@ def test_help_of_a_command_gives_an_example_or_its_options(command: str) -> None
         assert {"Model and data", "Plugins", "Run"} <= set(re.findall(r"╭─ ([\w ]+?) ─", done.stdout))
 
 
+def test_help_shows_defaults_and_choices() -> None:
+    done = swiftplug("sample", "--help").stdout
+    for text in ("Number of answers per question. [default: 8]", "[default: transformers]", "min|mean|last|prod"):
+        assert text in done
+    assert "pt|sft" in swiftplug("train", "--help").stdout
+
+
 def test_version() -> None:
     assert swiftplug("--version").stdout == f"swiftplug {__version__}\n"
 

@@ -12,8 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from swiftplug.cli.run_options import RunRequest, takes_run_options
-from swiftplug.config.load import load_train_config, to_yaml
-from swiftplug.config.schema import TrainConfig
+from swiftplug.config.load import load_sample_config, load_train_config, to_yaml
+from swiftplug.config.schema import RunConfig, SampleConfig, TrainConfig
 
 # A training room that writes down how it was called, or fails as it is told to, so that no test waits for torch.
 ROOM = """
@@ -51,14 +51,15 @@ def only_error(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-def parsed(*arguments: str) -> dict[str, Any]:
-    """The config that a command line stands for, by the declaration that train and preview share."""
+def parsed(*arguments: str, schema: type[RunConfig] = TrainConfig) -> dict[str, Any]:
+    """The config that a command line stands for, by the options that follow from a schema."""
     app = typer.Typer()
+    load = load_train_config if schema is TrainConfig else load_sample_config
 
     @app.command()
-    @takes_run_options(TrainConfig, "seed=1")
+    @takes_run_options(schema, "seed=1")
     def show(request: RunRequest) -> None:
-        print(to_yaml(load_train_config(request.path, request.options, request.sets).config))
+        print(to_yaml(load(request.path, request.options, request.sets).config))
 
     done = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     config: dict[str, Any] = yaml.safe_load(done.stdout)
@@ -88,6 +89,33 @@ class TestOptions:
         assert config["plugins"]["files"] == ["p.py", "q.py"]
         assert config["data"]["template"] == "chat.jinja"
         assert config["training"] == {"learning_rate": 0.0001}
+
+    def test_every_option_of_sampling_reaches_its_key(self) -> None:
+        config = parsed(
+            *("--model", "m", "--adapter", "a", "--dataset", "d#5", "--system", "Be brief.", "--shard", "0/3"),
+            *("--engine", "e", "--orm", "math", "--orm", "format", "--prm", "p", "--tools", "t", "--plugin", "p.py"),
+            *("--num-return-sequences", "4", "--max-new-tokens", "9", "--temperature", "0", "--top-p", "0.5"),
+            *("--top-k", "0", "--include-reference", "--n-best-to-keep", "2", "--prm-threshold", "-1.5"),
+            *("--prm-reduce", "mean", "--easy-query-threshold", "0.9", "--output-dir", "out"),
+            *("--set", "orm.math.weight=2", "--set", "engine.batch_size=8", "--set", "top_k=5"),
+            schema=SampleConfig,
+        )
+        assert (config["model"], config["adapter"], config["dataset"]) == ("m", "a", ["d#5"])
+        assert (config["system"], config["shard"], config["tools"]) == ("Be brief.", "0/3", "t")
+        assert config["engine"] == {"name": "e", "batch_size": 8}
+        assert (config["orm"], config["prm"]) == ([{"name": "math", "weight": 2.0}, "format"], ["p"])
+        assert config["plugins"]["files"] == ["p.py"]
+        assert (config["num_return_sequences"], config["max_new_tokens"], config["n_best_to_keep"]) == (4, 9, 2)
+        assert (config["temperature"], config["top_p"], config["top_k"]) == (0.0, 0.5, 0)
+        assert config["include_reference"] is True
+        assert (config["prm_threshold"], config["prm_reduce"], config["easy_query_threshold"]) == (-1.5, "mean", 0.9)
+        assert config["output_dir"] == "out"
+
+    def test_an_option_that_is_not_given_changes_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / "sample.yaml"
+        path.write_text("model: m\ndataset: d\ninclude_reference: true\ntop_k: 5\nnum_return_sequences: 3\n")
+        config = parsed(str(path), "--top-k", "0", schema=SampleConfig)
+        assert (config["include_reference"], config["top_k"], config["num_return_sequences"]) == (True, 0, 3)
 
     def test_options_beat_the_file(self, tmp_path: Path) -> None:
         path = tmp_path / "train.yaml"
