@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from swiftplug.config.schema import DataOptions
 from swiftplug.data.encode import Example, RowEncoder
-from swiftplug.data.read.conversation import Conversation, RowOrigin
+from swiftplug.data.read.conversation import Conversation, RawRow, RowOrigin
 from swiftplug.data.read.report import Dropped, SplitReport
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss_scale import ContextType, LossScale
@@ -170,6 +170,28 @@ def test_prompts_to_generate_from(tokenizer: PreTrainedTokenizerFast) -> None:
     assert prompts[1:] == [[], []]
     assert [example["reference"] for example in batch.examples] == ["the answer", "", ""]
     assert "prompt_ids" not in _encode(rows, tokenizer).examples[0]
+
+
+def test_a_split_row_is_generated_from_once(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [RawRow({"prompt": "q", "completion": "a fairly long answer"}, RowOrigin("rows.jsonl", 1))]
+    options = DataOptions(max_length=30, too_long="split")
+    examples, report = RowEncoder(tokenizer, None, LossScale(), "sft", options, generation=True).encode_rows(rows)
+    [first, second] = examples.to_pylist()
+    prompt = [{"role": "user", "content": "q"}]
+    assert first["prompt_ids"] == tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    assert (first["reference"], second["prompt_ids"], second["reference"]) == ("a fairly long answer", [], "")
+    assert (report.rows, report.kept, report.examples, report.split) == (1, 1, 2, 1)
+
+
+def test_a_prompt_that_the_template_refuses_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = (
+        "{% if add_generation_prompt and messages[0].content == 'q' %}{{ raise_exception('no prompt') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    assert _encode([_chat("q", "a")], tokenizer).report.kept == 1
+    refused = _encode([_chat("q", "a")], tokenizer, generation=True)
+    assert refused.examples == []
+    assert refused.report.dropped == {"the chat template refuses it": Dropped(1, ["rows.jsonl:1 (no prompt)"])}
 
 
 def test_a_tokenizer_without_offsets_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
+import swiftplug
 from swiftplug.config.schema import DataOptions
+from swiftplug.data import prepare
 from swiftplug.data.prepare import prepare_data
 from swiftplug.data.read.report import SplitReport
 from swiftplug.data.store import EncodedStore
@@ -148,6 +150,17 @@ def test_every_change_is_seen(bench: Bench, change: dict[str, Any]) -> None:
     bench.run()
     bench.calls()
     bench.run(**change)
+    assert bench.calls() > 0
+
+
+def test_a_change_of_the_code_that_encodes_is_seen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Path(swiftplug.__file__).parent
+    assert all(list(package.glob(pattern)) for pattern in prepare.CODE)
+    bench.dataset.write_text(json.dumps(ROWS[0]))
+    bench.run()
+    bench.calls()
+    monkeypatch.setattr(prepare, "CODE", (*prepare.CODE, "errors.py"))
+    bench.run()
     assert bench.calls() > 0
 
 
