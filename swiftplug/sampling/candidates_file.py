@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from swiftplug.data.read.conversation import RowError
 from swiftplug.data.read.messages import parse_messages
 from swiftplug.errors import UserError
-from swiftplug.sampling.ledger import NO_CANDIDATES, Ledger
+from swiftplug.sampling.ledger import NO_CANDIDATES, NO_INDEX, Ledger
 from swiftplug.sampling.rows import Candidate, Row, check_encodable, is_reference, prompt_key
 
 _KNOWN = {"id", "index", "messages", "reference", "finish_reason", "scores", "reasons", "tools"}
@@ -46,25 +46,26 @@ class CandidatesFile:
         """
         if not self.path.is_file():
             raise UserError(f"--candidates-file {self.path}: there is no such file")
-        for line in self._lines():
-            position = _position(line, ledger, has_dataset)
+        for row in self._lines():
+            (candidate,) = row.candidates
+            position = _position(row, ledger, has_dataset)
             if position is None and has_dataset:
                 self.unmatched += 1
-                self.first_unmatched = self.first_unmatched or line.row.origin
+                self.first_unmatched = self.first_unmatched or row.origin
                 continue
             if position is None:
-                position = ledger.add_row(line.row)
-            elif line.row.reference is not None:
-                ledger.set_reference(position, line.row.reference)
-            index = ledger.free_index(position, line.wanted_index)
-            ledger.add_candidates(position, [Candidate(index, line.text, line.finish_reason)])
+                position = ledger.add_row(row)
+            elif row.reference is not None:
+                ledger.set_reference(position, row.reference)
+            candidate.index = ledger.free_index(position, candidate.index)
+            ledger.add_candidates(position, row.candidates)
             self.taken += 1
         if not self.taken:
             found = f"{self.unmatched} candidates, none of a row of the dataset" if self.unmatched else "it is empty"
             raise UserError(f"--candidates-file {self.path}: no candidate to score: {found}")
         ledger.set_problem(f"no candidate in {self.path}", NO_CANDIDATES)
 
-    def _lines(self) -> Iterator["_Line"]:
+    def _lines(self) -> Iterator[Row]:
         with self.path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 where = f"{self.path}:{number}"
@@ -80,27 +81,20 @@ class CandidatesFile:
                 yield _parse_line(value, where)
 
 
-class _Line(NamedTuple):
-    row: Row  # the row to make where the ledger has none; its id is the line's, else made of the prompt
-    has_id: bool
-    wanted_index: int | None
-    text: str
-    finish_reason: str
-
-
-def _position(line: _Line, ledger: Ledger, has_dataset: bool) -> int | None:
-    """The position of the row that a candidate answers; None where no row known so far fits."""
-    prompt = prompt_key(line.row.prompt)
-    if line.has_id:
-        position = ledger.position_of(prompt, line.row.id)
+def _position(row: Row, ledger: Ledger, has_dataset: bool) -> int | None:
+    """The position of the row that a line's candidate answers; None where no row known so far fits."""
+    prompt = prompt_key(row.prompt)
+    if row.id:
+        position = ledger.position_of(prompt, row.id)
         if position is not None:
             return position
-        if line.wanted_index is not None and not has_dataset and not ledger.has_row(line.row.id):
+        if row.candidates[0].index != NO_INDEX and not has_dataset and not ledger.has_row(row.id):
             return None
     return ledger.position_of(prompt)
 
 
-def _parse_line(value: Any, where: str) -> _Line:
+def _parse_line(value: Any, where: str) -> Row:
+    """A row with the line's candidate alone; without an id or an index where the line has none."""
     if not isinstance(value, dict) or "messages" not in value:
         raise UserError(f"{where}: has no 'messages'; expected the prompt and, as its last message, the candidate")
     try:
@@ -115,21 +109,20 @@ def _parse_line(value: Any, where: str) -> _Line:
     *prompt, answer = messages
     if "tool_calls" in answer:
         raise UserError(f"{where}: the candidate has tool_calls; expected the calls in its text, in the tools format")
-    row_id, index, reference = value.get("id"), value.get("index"), value.get("reference")
-    row = Row(
-        id=str(row_id) if row_id is not None else prompt_key(prompt),
+    index, reference = value.get("index"), value.get("reference")
+    candidate = Candidate(
+        index=index if isinstance(index, int) and 0 <= index < _MOST else NO_INDEX,
+        text=_text_of(answer),
+        finish_reason=str(value.get("finish_reason") or "unknown"),
+    )
+    return Row(
+        id=str(value["id"]) if value.get("id") is not None else "",
         origin=where,
         prompt=prompt,
         tools=value.get("tools"),
         columns={key: item for key, item in value.items() if key not in _KNOWN},
         reference=reference if is_reference(reference) else None,
-    )
-    return _Line(
-        row=row,
-        has_id=row_id is not None,
-        wanted_index=index if isinstance(index, int) and 0 <= index < _MOST else None,
-        text=_text_of(answer),
-        finish_reason=str(value.get("finish_reason") or "unknown"),
+        candidates=[candidate],
     )
 
 

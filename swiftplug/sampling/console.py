@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -67,7 +66,7 @@ def facts_of(config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer
     return facts
 
 
-class SampleProgress:
+class SampleProgress(Progress):
     """Rows done, candidates per second, and the time left: one live line on a terminal, a line now and then elsewhere.
 
     Args:
@@ -77,25 +76,15 @@ class SampleProgress:
     """
 
     def __init__(self, console: Console, rows: int, what: str) -> None:
-        self._console = console
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rate]}")
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._rows = rows
         self._what = what
         self._done = self._candidates = 0
         self._started = self._printed = time.monotonic()
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rate]}")
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task(what, total=rows, rate=f"0/{rows:,} rows")
+        self._bar = self.add_task(what, total=rows, rate=f"0/{rows:,} rows")
 
-    def __enter__(self) -> "SampleProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def advance(self, rows: int, candidates: int) -> None:
+    def count(self, rows: int, candidates: int) -> None:
         """Count more of them as done."""
         self._done += rows
         self._candidates += candidates
@@ -104,10 +93,10 @@ class SampleProgress:
         left = (self._rows - self._done) * seconds / self._done if self._done else 0.0
         pace = f"{self._candidates / seconds:,.1f} candidates/s, {format_duration(left)} left"
         rate = f"{self._done:,}/{self._rows:,} rows, {pace}"
-        self._bar.update(self._task, completed=self._done, rate=rate)
-        if not self._console.is_terminal and now - self._printed > _INTERVAL and self._done < self._rows:
+        self.update(self._bar, completed=self._done, rate=rate)
+        if not self.console.is_terminal and now - self._printed > _INTERVAL and self._done < self._rows:
             self._printed = now
-            print_line(self._console, f"{self._what}: {rate}")
+            print_line(self.console, f"{self._what}: {rate}")
 
 
 def print_results(console: Console, folder: Path, summary: Summary, failed: int, seconds: float) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from swiftplug.config.load import to_yaml
 from swiftplug.config.schema import SampleConfig
@@ -44,43 +43,37 @@ def read_inputs(
                 reference = reference_candidate(row, ledger.free_index(row.position))
                 ledger.add_candidates(row.position, [reference])
     ledger.put("config", _sampled_by(config))
-    ledger.put("sources", [source.fingerprint for source in sources])
-    ledger.put("candidates_file", _hash_of(config.candidates_file))
-    ledger.put("plugins", [_fingerprint(plugin) for plugin in _sampled_with(plugins)])
+    ledger.put("inputs", _inputs(config, plugins, sources))
     ledger.put("scorers", [_fingerprint(scorer.plugin) for scorer in scorers])
     return file
 
 
-def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer]) -> list[str]:
+def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer]) -> str:
     """Refuse to resume a run whose rows or sampling would differ from when it began.
 
     Scorers may have changed, because they were corrected: then every candidate is scored again.
 
     Returns:
-        What to print.
+        What to print; empty if nothing.
 
     Raises:
         UserError: The config, a dataset, the file of candidates or a plugin that samples has changed.
     """
-    before, now = ledger.get("config") or "", _sampled_by(config)
-    if before != now:
+    if (before := ledger.get("config")) != (now := _sampled_by(config)):
         raise UserError(f"--resume: the folder holds another run: {first_difference(before, now)}")
-    for source, fingerprint in zip(_open_sources(config, plugins), ledger.get("sources"), strict=True):
-        if source.fingerprint != fingerprint:
-            raise UserError(f"--resume: the dataset {source.name} has changed since this run began")
-    if _hash_of(config.candidates_file) != ledger.get("candidates_file"):
-        raise UserError(f"--resume: the file {config.candidates_file} has changed since this run began")
-    for plugin, fingerprint in zip(_sampled_with(plugins), ledger.get("plugins"), strict=True):
-        if _fingerprint(plugin) != fingerprint:
-            changed = f"{plugin.found} has changed since this run began"
-            raise UserError(f"--resume: {changed}; restore it, or start again with --overwrite")
+    inputs = _inputs(config, plugins, _open_sources(config, plugins))
+    for (name, fingerprint), (_, before) in zip(inputs, ledger.get("inputs"), strict=True):
+        if fingerprint != before:
+            raise UserError(
+                f"--resume: {name} has changed since this run began; restore it, or start over with --overwrite"
+            )
     fingerprints = [_fingerprint(scorer.plugin) for scorer in scorers]
     if fingerprints == ledger.get("scorers"):
-        return []
+        return ""
     with ledger.transaction():
         ledger.forget_rewards()
         ledger.put("scorers", fingerprints)
-    return ["a scorer has changed since this run began: every candidate is scored again"]
+    return "a scorer has changed since this run began: every candidate is scored again"
 
 
 def _open_sources(config: SampleConfig, plugins: RunPlugins) -> list[Source]:
@@ -114,9 +107,14 @@ def _check_references(ledger: Ledger, everything: range, config: SampleConfig, s
         ledger.set_problem(f"no reference for {needing[0].name}", NO_REFERENCE)
 
 
-def _sampled_with(plugins: RunPlugins) -> list[LoadedPlugin]:
-    """The plugins that the candidates depend on."""
-    return [*plugins.of("model"), *plugins.of("engine"), *plugins.of("tools")]
+def _inputs(config: SampleConfig, plugins: RunPlugins, sources: Sequence[Source]) -> list[list[str]]:
+    """What the candidates depend on besides the config: the name of each, and what changes when it changes."""
+    inputs = [[f"the dataset {source.name}", source.fingerprint] for source in sources]
+    if config.candidates_file is not None:
+        inputs.append([f"the file {config.candidates_file}", _hash_of(config.candidates_file)])
+    for kind in ("model", "engine", "tools"):
+        inputs += [[str(plugin.found), _fingerprint(plugin)] for plugin in plugins.of(kind)]
+    return inputs
 
 
 def _sampled_by(config: SampleConfig) -> str:
@@ -124,9 +122,7 @@ def _sampled_by(config: SampleConfig) -> str:
     return to_yaml(config.model_copy(update={"output_dir": None, "score_timeout": SampleConfig().score_timeout}))
 
 
-def _hash_of(candidates_file: str | None) -> str:
-    if candidates_file is None:
-        return ""
+def _hash_of(candidates_file: str) -> str:
     try:
         with Path(candidates_file).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -134,5 +130,5 @@ def _hash_of(candidates_file: str | None) -> str:
         raise UserError(f"--candidates-file {candidates_file}: {error.strerror}") from None
 
 
-def _fingerprint(plugin: LoadedPlugin) -> list[Any]:
-    return [plugin.found.qualified_name, plugin.found.version, plugin.source_hash]
+def _fingerprint(plugin: LoadedPlugin) -> str:
+    return f"{plugin.found.qualified_name} {plugin.found.version} {plugin.source_hash}"

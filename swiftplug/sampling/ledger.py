@@ -15,12 +15,13 @@ from swiftplug.errors import UserError
 from swiftplug.runs.errors import is_disk_full
 from swiftplug.sampling.rows import Candidate, Row, prompt_key, to_json
 
+NO_INDEX = -1
 NO_CANDIDATES = "NOT EXISTS (SELECT 1 FROM candidates WHERE candidates.position = rows.position)"
 NO_REFERENCE = "reference IS NULL"
 UNSCORED = "EXISTS (SELECT 1 FROM candidates WHERE candidates.position = rows.position AND rewards IS NULL)"
 USABLE = "problem = ''"
 
-_LOOK = "SELECT 1 FROM meta"  # fails where the file is not a ledger
+_LOOK = "SELECT unscored FROM candidates LIMIT 1"  # fails where the file is not a ledger
 _SCHEMA = """
 DROP TABLE IF EXISTS meta;
 DROP TABLE IF EXISTS rows;
@@ -168,14 +169,14 @@ class Ledger:
         ]
 
     def add_row(self, row: Row) -> int:
-        """Append a row, its id numbered if others have the same content; returns its position."""
-        position = self.count_rows()
+        """Append a row and return its position; its id is made of its prompt if it has none, and numbered if taken."""
+        position, key = self.count_rows(), prompt_key(row.prompt)
         self._file.execute(
             "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, '')",
             (
                 position,
-                self._free_id(row.id),
-                prompt_key(row.prompt),
+                self._free_id(row.id or key),
+                key,
                 row.origin,
                 to_json([row.prompt, row.tools, row.columns]),
                 None if row.reference is None else to_json(row.reference),
@@ -206,11 +207,11 @@ class Ledger:
         """Mark every usable row that meets a condition (in SQL, on the columns of `rows`) as not usable."""
         self._file.execute(f"UPDATE rows SET problem = ? WHERE {USABLE} AND {condition}", (problem,))
 
-    def free_index(self, position: int, wanted: int | None = None) -> int:
+    def free_index(self, position: int, wanted: int = NO_INDEX) -> int:
         """The index for one more candidate of a row: the wanted one if it is free, else the next one."""
         query = "SELECT COALESCE(MAX(number) + 1, 0), COALESCE(MAX(number = ?), 0) FROM candidates WHERE position = ?"
         following, is_taken = self._file.execute(query, (wanted, position)).fetchone()
-        return int(following) if wanted is None or is_taken else wanted
+        return int(following) if wanted == NO_INDEX or is_taken else wanted
 
     def add_candidates(self, position: int, candidates: Sequence[Candidate]) -> None:
         """Write candidates of a row, not scored yet."""

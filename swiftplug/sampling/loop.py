@@ -72,8 +72,9 @@ class SampleLoop:
         for answered in self._engine.generate(prompts):
             if answered.id in waiting:
                 self._record(waiting.pop(answered.id), answered, progress)
-        for row in waiting.values():
-            raise UserError(f"{self._engine_plugin.found} returned no result for {row.origin}")
+        if waiting:
+            forgotten = next(iter(waiting.values()))
+            raise UserError(f"{self._engine_plugin.found} returned no result for {forgotten.origin}")
 
     def _record(self, row: Row, answered: Answered, progress: SampleProgress) -> None:
         """Write the candidates of a row, or why there are none."""
@@ -84,20 +85,21 @@ class SampleLoop:
             )
         row.failure = answered.failure or self._check_texts(answered.completions)
         if not row.failure:
-            row.candidates = [Candidate(index, *completion) for index, completion in enumerate(answered.completions)]
+            row.candidates = [Candidate(i, it.text, it.finish_reason) for i, it in enumerate(answered.completions)]
             if self._config.include_reference and row.reference is not None:
                 row.candidates.append(reference_candidate(row, len(row.candidates)))
         with self._ledger.transaction():
             self._ledger.set_failure(row)
             self._ledger.add_candidates(row.position, row.candidates)
         if row.failure or not self._scorers:
-            progress.advance(1, len(row.candidates))
+            progress.count(1, len(row.candidates))
 
     def _check_texts(self, completions: Sequence[Completion]) -> str:
         """Why what an engine returned cannot be kept; empty if it can."""
-        for value in (value for completion in completions for value in completion):
-            if not isinstance(value, str):
-                raise UserError(f"{self._engine_plugin.found} returned {value!r:.60}; expected text")
+        for completion in completions:
+            for value in (completion.text, completion.finish_reason):
+                if not isinstance(value, str):
+                    raise UserError(f"{self._engine_plugin.found} returned {value!r:.60}; expected text")
         try:
             check_encodable([completion.text for completion in completions])
         except RowError as error:
@@ -119,4 +121,4 @@ class SampleLoop:
             for row in waiting:
                 self._ledger.set_rewards(row)
         if self._scorers:
-            progress.advance(len(waiting), sum(len(row.candidates) for row in waiting))
+            progress.count(len(waiting), sum(len(row.candidates) for row in waiting))

@@ -1,9 +1,8 @@
 """What a sampling run leaves: the candidates, the samples and the page, each written whole or not at all."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from swiftplug.config.schema import SampleConfig
 from swiftplug.runs.folder import atomic_path
@@ -43,8 +42,10 @@ def write_outputs(
     selection = Selection(config, scorers)
     statistics = Statistics(config.num_return_sequences)
     with (
-        _written_whole(folder / CANDIDATES) as candidates,
-        _written_whole(folder / SAMPLES) as samples,
+        atomic_path(folder / CANDIDATES) as candidates_path,
+        candidates_path.open("w", encoding="utf-8", newline="\n") as candidates,
+        atomic_path(folder / SAMPLES) as samples_path,
+        samples_path.open("w", encoding="utf-8", newline="\n") as samples,
         SamplesPage(folder / PAGE, title=title, facts=facts, scorers=scorers) as page,
     ):
         for row in ledger.rows(config.shard_rows(ledger.count_rows())):
@@ -83,10 +84,3 @@ def _sample_lines(row: Row) -> Iterator[dict[str, Any]]:
 def _conversation(row: Row, candidate: Candidate, index: dict[str, int]) -> dict[str, Any]:
     messages = [*row.prompt, {"role": "assistant", "content": candidate.text}]
     return {"id": row.id, **index, "messages": messages, **({"tools": row.tools} if row.tools else {})}
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[TextIO]:
-    """A file that gets its name once all of it is there."""
-    with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
-        yield file

@@ -123,7 +123,7 @@ class SampleRun:
         """The ledger of the run that is continued, or a new one beside what the folder holds."""
         if self.resume and (self.folder / LEDGER).is_file():
             with closing(Ledger(self.folder / LEDGER)) as ledger:
-                for note in check_unchanged(ledger, self.config, self.plugins, self.scorers):
+                if note := check_unchanged(ledger, self.config, self.plugins, self.scorers):
                     print_line(self.console, note)
                 ledger.forget_failures()
                 yield ledger

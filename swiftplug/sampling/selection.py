@@ -14,13 +14,7 @@ from swiftplug.config.schema import SampleConfig
 from swiftplug.sampling.rows import Candidate, Reward, Row
 from swiftplug.sampling.scoring import Scorer
 
-ALL_WRONG = "all wrong"
-TOO_EASY = "too easy"
 BELOW_THRESHOLD = "below the PRM threshold"
-WRONG = "wrong"
-EMPTY = "empty"
-DUPLICATE = "same answer as a better one"
-NOTHING_LEFT = "no candidate to keep"
 
 
 class Selection:
@@ -52,7 +46,7 @@ class Selection:
             if row.left_out:
                 candidate.reasons.append(row.left_out)
             elif candidate.text.strip() in kept:
-                candidate.reasons.append(DUPLICATE)
+                candidate.reasons.append("same answer as a better one")
             elif len(kept) == self._config.n_best_to_keep:
                 candidate.reasons.append(f"not among the best {self._config.n_best_to_keep}")
             else:
@@ -66,12 +60,12 @@ class Selection:
             candidate.score = _mean(self._weights, candidate.scores)
             candidate.right = self._is_right(candidate.scores)
             if candidate.right is False:
-                reasons.append(WRONG)
+                reasons.append("wrong")
             threshold = self._config.prm_threshold
             if threshold is not None and _mean(self._prm_weights, candidate.scores) < threshold:
                 reasons.append(BELOW_THRESHOLD)
         if not candidate.text.strip():
-            reasons.append(EMPTY)
+            reasons.append("empty")
         candidate.reasons = reasons
 
     def _reduce(self, reward: Reward) -> float:
@@ -97,14 +91,14 @@ class Selection:
         """Why nothing of a row is kept; empty if something is."""
         judged = [it for it in candidates if it.right is not None]
         if judged and not any(it.right for it in judged):
-            return ALL_WRONG
+            return "all wrong"
         sampled = [it.right for it in judged if it.sampled]
         threshold = self._config.easy_query_threshold
         if threshold is not None and sampled and sum(map(bool, sampled)) / len(sampled) > threshold:
-            return TOO_EASY
+            return "too easy"
         if all(it.reasons for it in candidates):
             below = any(BELOW_THRESHOLD in it.reasons for it in candidates)
-            return BELOW_THRESHOLD if below else NOTHING_LEFT
+            return BELOW_THRESHOLD if below else "no candidate to keep"
         return ""
 
 
