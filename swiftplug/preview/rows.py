@@ -3,15 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from swiftplug.data.encode import TOO_LONG, UNTRAINED, RowEncoder, WeighedRow
 from swiftplug.data.read.conversation import Conversation, RowError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def preview_rows(conversation: Conversation, encoder: RowEncoder) -> list[Previe
     ]
 
 
-def _token_texts(row: WeighedRow, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+def _token_texts(row: WeighedRow, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     text, starts = row.rendered.text, row.starts
     bounds = np.maximum.accumulate([*starts, len(text)])
     bounds[0] = 0  # what no token stands for is shown with the one before it

@@ -11,9 +11,10 @@ answer otherwise, the conversation is cut off before or behind that answer and r
 import re
 from collections.abc import Sequence
 from functools import partial
+from itertools import takewhile
 from typing import NamedTuple, Protocol
 
-from swiftplug.data.chat.markers import Messages, Occurrence, locate, text_fields
+from swiftplug.data.chat.markers import Field, Messages, Occurrence, locate, text_fields
 from swiftplug.data.read.conversation import RowError
 
 ANSWER_NOT_LOCATED = "cannot locate an answer in what the chat template writes"
@@ -22,6 +23,7 @@ LEFT_OUT = "the chat template leaves out all of an answer"
 _QUESTION, _ANSWER = "zqjxquestion", "zqjxanswer"
 _SPECIAL_TOKEN = re.compile(r"<[^<>\s]+>")
 _THINKING_TAG = re.compile(r"<[^<>\s]*think[^<>\s]*>", re.IGNORECASE)
+_TEXT_START = Occurrence(0, 0, Field(-1, -1, (), ""), True)
 
 
 class Apply(Protocol):
@@ -124,58 +126,53 @@ class AnswerFinder:
 
     def _find(self, index: int, previous_end: int) -> Answer | None:
         own = [occurrence for occurrence in self._occurrences if occurrence.field.message == index]
-        if not own:
-            if not any(field.text.strip() for field in text_fields([self._messages[index]])):
-                return self._find_empty(index, previous_end)
-            if self._is_left_out(index):
-                return None
+        if own:
+            place = self._occurrences.index(own[0])
+            before, behind = self._occurrences[:place], self._occurrences[place + len(own) :]
+            if self._occurrences[place : place + len(own)] != own or len({one.field for one in own}) != len(own):
+                raise RowError(ANSWER_NOT_LOCATED, f"the template scatters message {index + 1}")
+        elif not any(field.text.strip() for field in text_fields([self._messages[index]])):
+            # Nothing was answered, or only calls that hold no text.
+            before = [occurrence for occurrence in self._occurrences if occurrence.field.message < index]
+            behind = [occurrence for occurrence in self._occurrences if occurrence.field.message > index]
+        elif self._is_left_out(index):
+            return None
+        else:
             raise RowError(LEFT_OUT, f"message {index + 1}")
-        place = self._occurrences.index(own[0])
-        behind = self._occurrences[place + len(own) :]
-        if self._occurrences[place : place + len(own)] != own or len({one.field for one in own}) != len(own):
-            raise RowError(ANSWER_NOT_LOCATED, f"the template scatters message {index + 1}")
-        start = self._start(own[0], self._occurrences[place - 1] if place else None, previous_end)
-        return self._close(index, start, own[-1], behind[0].start if behind else len(self._text))
-
-    def _find_empty(self, index: int, previous_end: int) -> Answer | None:
-        """An answer without a located text: nothing was answered, or only calls that hold no text."""
-        before = [occurrence for occurrence in self._occurrences if occurrence.field.message < index]
-        behind = [occurrence for occurrence in self._occurrences if occurrence.field.message > index]
-        last = max(before, key=lambda occurrence: occurrence.end, default=None)
-        gap_start = max(previous_end, last.end if last else 0)
-        gap_end = min([len(self._text), *(occurrence.start for occurrence in behind)])
+        last = max([_TEXT_START, *before], key=lambda occurrence: occurrence.end)
+        next_start = behind[0].start if behind else len(self._text)
+        gap_start = max(previous_end, last.end)
+        gap_end = own[0].start if own else next_start
         if gap_start > gap_end:
             raise RowError(ANSWER_NOT_LOCATED, f"the template reorders around message {index + 1}")
-        gap, header = self._text[gap_start:gap_end], self._turn.header
-        if header and gap.count(header) == 1:
-            start = gap_start + gap.index(header) + len(header)
-        else:
-            written = self._written_behind(last, index, generation_prompt=True)
-            if written is None or not gap.startswith(written):
-                if self._is_left_out(index):
-                    return None
-                raise RowError(ANSWER_NOT_LOCATED, f"message {index + 1}")
-            start = gap_start + len(written)
-        return self._close(index, start, last, gap_end)
-
-    def _start(self, first: Occurrence, before: Occurrence | None, previous_end: int) -> int:
-        """Where an answer starts: behind the generation prompt, if the template has one."""
-        index = first.field.message
-        gap_start = max(previous_end, before.end if before else 0)
-        gap = self._text[gap_start : first.start]
-        prompt, header, _, closing = self._turn
-        if header and gap.startswith(prompt) and index > 0 and self._messages[index - 1]["role"] == "user":
-            return gap_start + len(prompt)
-        if header and first.is_whole and gap.count(header) == 1:
-            return gap_start + gap.index(header) + len(header)
-        if closing and not header and first.is_whole:
-            return first.start - (len(gap) - len(gap.rstrip(" ")))
-        written = self._written_behind(before, index, generation_prompt=True)
-        if written is not None and gap.startswith(written):
-            return gap_start + len(written)
+        header = self._header_length(index, self._text[gap_start:gap_end], last, own)
+        if header is not None:
+            return self._close(index, gap_start + header, own[-1] if own else last, next_start)
+        if not own and self._is_left_out(index):
+            return None
         raise RowError(ANSWER_NOT_LOCATED, f"message {index + 1}")
 
-    def _close(self, index: int, start: int, last: Occurrence | None, next_start: int) -> Answer:
+    def _header_length(self, index: int, gap: str, last: Occurrence, own: Sequence[Occurrence]) -> int | None:
+        """How much of what the template writes before an answer's first text precedes the answer; None if unknown.
+
+        Args:
+            index: The answer's message.
+            gap: What is written between the text before the answer and its own first text.
+            last: The text before the answer.
+            own: The answer's own texts; none where it is empty.
+        """
+        prompt, header, _, closing = self._turn
+        if own and header and gap.startswith(prompt) and index and self._messages[index - 1]["role"] == "user":
+            return len(prompt)
+        starts_whole = not own or own[0].is_whole
+        if header and starts_whole and gap.count(header) == 1:
+            return gap.index(header) + len(header)
+        if own and starts_whole and closing and not header:
+            return len(gap.rstrip(" "))
+        written = self._written_behind(last, index, generation_prompt=True)
+        return len(written) if written is not None and gap.startswith(written) else None
+
+    def _close(self, index: int, start: int, last: Occurrence, next_start: int) -> Answer:
         """The answer, once it is known what its turn is closed with.
 
         Args:
@@ -185,8 +182,7 @@ class AnswerFinder:
             next_start: Where the next text of the conversation starts.
         """
         closing = self._turn.closing
-        last_end = last.end if last else 0
-        end = max(start, last_end)
+        end = max(start, last.end)
         tail = self._text[end:next_start]
         is_last = next_start == len(self._text)
         if self._ends_with(index, last):
@@ -196,25 +192,21 @@ class AnswerFinder:
             if is_last and not closing:
                 return Answer(index, start, end, end + len(tail.rstrip()))
         written = self._written_behind(last, index + 1)
-        if (
-            written is not None
-            and self._text[last_end:next_start].startswith(written)
-            and last_end + len(written) >= end
-        ):
-            tail = self._text[end : last_end + len(written)]
+        written_end = last.end + len(written or "")
+        if written is not None and self._text[last.end : next_start].startswith(written) and written_end >= end:
+            tail = self._text[end:written_end]
         elif is_last:
             tail = tail.rstrip()
         else:
             raise RowError(ANSWER_NOT_LOCATED, f"message {index + 1}")
         return Answer(index, start, end + _end_of_turn(tail, closing), end + len(tail))
 
-    def _ends_with(self, index: int, last: Occurrence | None) -> bool:
+    def _ends_with(self, index: int, last: Occurrence) -> bool:
         """Whether nothing of a message stands behind its last located text, such as a call with numbers alone."""
         calls = self._messages[index].get("tool_calls")
-        last_call = ("tool_calls", len(calls) - 1) if calls else ()
-        return not calls or (last is not None and last.field.message == index and last.field.path[:2] == last_call)
+        return not calls or (last.field.message == index and last.field.path[:2] == ("tool_calls", len(calls) - 1))
 
-    def _written_behind(self, last: Occurrence | None, length: int, generation_prompt: bool = False) -> str | None:
+    def _written_behind(self, last: Occurrence, length: int, generation_prompt: bool = False) -> str | None:
         """What the template writes behind the last text of the first messages, when nothing but an answer may follow.
 
         Args:
@@ -232,10 +224,10 @@ class AnswerFinder:
             occurrences = self._within_turns(locate(messages, text, apply))
         except RowError:
             return None
-        found = max(occurrences, key=lambda occurrence: occurrence.end, default=None)
-        if (found.field if found else None) != (last.field if last else None):
+        found = max([_TEXT_START, *occurrences], key=lambda occurrence: occurrence.end)
+        if found.field != last.field:
             return None
-        tail = text[found.end :] if found else text
+        tail = text[found.end :]
         prompt = self._turn.generation_prompt
         if prompt and tail.endswith(prompt):
             tail = tail[: -len(prompt)] + (self._turn.header if generation_prompt else "")
@@ -265,7 +257,7 @@ class AnswerFinder:
 
 def _common_start(one: str, other: str) -> str:
     """The common start of two texts, which ends within no special token (`<|im_end|>`) that one of them completes."""
-    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    length = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
     for text in (one, other):
         for token in _SPECIAL_TOKEN.finditer(text):
             if token.start() < length < token.end():

@@ -11,7 +11,8 @@ one text is marked at a time.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from swiftplug.data.read.conversation import RowError
@@ -125,9 +126,11 @@ class _Locator:
         self._fields = fields
         self._text = text
         self._render = render
-        count = 2 * len(fields)
-        self._first_marker = _unused_characters([text, *(field.text for field in fields)], count)
-        self._markers = re.compile(f"[{chr(self._first_marker)}-{chr(self._first_marker + count - 1)}]")
+        used = set(text).union(*(field.text for field in fields))
+        self._markers = list(islice((letter for letter in map(chr, _RARE) if letter not in used), 2 * len(fields)))
+        if len(self._markers) < 2 * len(fields):
+            raise RowError(NOT_LOCATED, "it uses too many rare characters")
+        self._any_marker = re.compile(f"[{''.join(self._markers)}]")
 
     def locate(self) -> list[Occurrence]:
         located: list[Occurrence] = []
@@ -151,18 +154,18 @@ class _Locator:
         for field in fields:
             text, (start, end) = field.text, core(field.text)
             if start < end or core is _whole:
-                opening, closing = (chr(self._first_marker + 2 * field.number + side) for side in (0, 1))
+                opening, closing = self._markers[2 * field.number : 2 * field.number + 2]
                 text = f"{text[:start]}{opening}{text[start:end]}{closing}{text[end:]}"
                 marked[field.message] = _with_text(marked[field.message], field.path, text)
         try:
             rendering = self._render(marked)
         except RowError:
             return None
-        if self._markers.sub("", rendering) != self._text:
+        if self._any_marker.sub("", rendering) != self._text:
             return None
         places: dict[int, list[tuple[int, int]]] = {}
-        for markers_before, marker in enumerate(self._markers.finditer(rendering)):
-            number, side = divmod(ord(marker[0]) - self._first_marker, 2)
+        for markers_before, marker in enumerate(self._any_marker.finditer(rendering)):
+            number, side = divmod(self._markers.index(marker[0]), 2)
             places.setdefault(number, []).append((marker.start() - markers_before, side))
         occurrences = []
         for number, of_field in places.items():
@@ -197,18 +200,6 @@ class _Locator:
         if not inner.is_whole or whole.start < 0 or self._text[whole.start : whole.end] != text[outer_start:outer_end]:
             raise RowError(NOT_LOCATED, "the template rewrites the tags at its ends")
         return whole
-
-
-def _unused_characters(texts: Iterable[str], count: int) -> int:
-    """The first of so many successive rare characters of which the texts use none."""
-    start = _RARE.start
-    for used in sorted(code for code in map(ord, set().union(*texts)) if code in _RARE):
-        if used - start >= count:
-            break
-        start = used + 1
-    if start + count > _RARE.stop:
-        raise RowError(NOT_LOCATED, "it uses too many rare characters")
-    return start
 
 
 def _strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
