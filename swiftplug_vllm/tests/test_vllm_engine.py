@@ -1,5 +1,8 @@
 """The engine `vllm` against a stand-in for vLLM, which needs a GPU: what it loads, asks for and refuses."""
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,3 +163,38 @@ def test_what_vllm_cannot_load_is_reported_in_one_line(monkeypatch: pytest.Monke
 def test_a_batch_keeps_vllm_busy() -> None:
     assert VLLMEngine().prompts_at_once(sampling(n=1)) == 4096
     assert VLLMEngine().prompts_at_once(sampling(n=4096)) == 256
+
+
+FAKE_VLLM = """
+from types import SimpleNamespace as SamplingParams
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+class LLM:
+    def __init__(self, model, **settings):
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.num_weights = AutoModelForCausalLM.from_pretrained(model).num_parameters()
+        self.llm_engine = SamplingParams(model_config=SamplingParams(max_model_len=512))
+
+    def generate(self, prompts, params, use_tqdm):
+        for prompt in prompts:
+            question = self.tokenizer.decode(prompt["prompt_token_ids"], skip_special_tokens=True)
+            output = SamplingParams(text=f"{self.num_weights} weights read: {question}", finish_reason="stop")
+            yield SamplingParams(outputs=[output])
+"""
+
+
+def test_a_run_finds_the_engine_by_its_name_and_gives_it_a_model_that_a_plugin_builds(tmp_path: Path) -> None:
+    (tmp_path / "vllm.py").write_text(FAKE_VLLM)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "How many apples?", "completion": "2"}\n')
+    line = ["sample", "--engine", "vllm", "--model", "tiny", "--dataset", "rows.jsonl", "--output-dir", "run"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "swiftplug", *line, "--num-return-sequences", "2", "--orm", "math"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    candidates = [json.loads(line) for line in (tmp_path / "run" / "candidates.jsonl").read_text().splitlines()]
+    assert len(candidates) == 2
+    for candidate in candidates:
+        answer = candidate["messages"][-1]["content"]
+        assert int(answer.split()[0]) > 100_000 and "How many apples?" in answer
