@@ -1,7 +1,9 @@
 """One line about a plugin, searched in its source text: importing or even parsing every module would take too long."""
 
 import re
-from importlib.util import find_spec
+import sys
+from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 _MAX_HOPS = 3
@@ -25,10 +27,11 @@ def summary_of(value: str) -> str | None:
 
 def _summary(module: str, name: str, hops: int) -> str | None:
     """The summary of what a module calls `name`, there or in the module that it imports it from."""
-    file = Path(module) if module.endswith(".py") else _source_file(module)
     try:
-        text = file.read_text(encoding="utf-8") if file else ""
-    except (OSError, ValueError):
+        spec = None if module.endswith(".py") else _find_spec(module)
+        file = Path(spec.origin or "") if spec else Path(module)
+        text = file.read_text(encoding="utf-8") if file.suffix == ".py" else ""
+    except (OSError, ImportError, ValueError):  # an unreadable file, or a name that a finder refuses
         return None
     if line := _defined(text, name):
         return line
@@ -40,7 +43,7 @@ def _summary(module: str, name: str, hops: int) -> str | None:
     for dots, source, names in re.findall(r"^from +(\.*)([\w.]*) +import +(\([^)]*\)|[^\n]*)", text, re.M):
         for original, alias in re.findall(r"(\w+)(?: +as +(\w+))?", names):
             if hops and (alias or original) == name:
-                up = len(dots) - (file is not None and file.name == "__init__.py")
+                up = len(dots) - (file.name == "__init__.py")
                 package = module.split(".")[: -up or None] if dots else []
                 if line := _summary(".".join(filter(None, [*package, source])), original, hops - 1):
                     return line
@@ -55,18 +58,12 @@ def _defined(text: str, name: str) -> str | None:
     return found["line"] if found else None
 
 
-def _source_file(module: str) -> Path | None:
-    """The source file of a module, found without importing the packages above it."""
-    top, *rest = module.split(".")
-    try:
-        spec = find_spec(top)
-    except (ImportError, ValueError):
+@cache
+def _find_spec(module: str) -> ModuleSpec | None:
+    """The spec of a module. The finders of `import` are asked directly: `find_spec` would import the packages above."""
+    package = module.rpartition(".")[0]
+    above = _find_spec(package) if package else None
+    if package and above is None:
         return None
-    if spec is None:
-        return None
-    if rest:
-        stems = [Path(folder, *rest) for folder in spec.submodule_search_locations or []]
-        files = [file for stem in stems for file in (stem / "__init__.py", stem.with_name(f"{stem.name}.py"))]
-    else:
-        files = [Path(spec.origin or "")]
-    return next((file for file in files if file.suffix == ".py" and file.is_file()), None)
+    folders = list(above.submodule_search_locations or []) if above else None
+    return next(filter(None, (finder.find_spec(module, folders) for finder in sys.meta_path)), None)
