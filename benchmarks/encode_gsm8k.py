@@ -15,8 +15,7 @@ from transformers import AutoTokenizer
 
 from swiftplug.config.schema import DataOptions
 from swiftplug.data.prepare import prepare_data
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 
 DATA = Path(__file__).parents[1] / "tests/data/gsm8k/train.jsonl"
 

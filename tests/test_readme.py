@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from swiftplug.config.load import load_train_config
-from swiftplug.plugin.registry.kinds import KINDS
+from swiftplug.plugin.registry import KINDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

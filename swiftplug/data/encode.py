@@ -22,8 +22,8 @@ from swiftplug.data.read.rows import to_conversation
 from swiftplug.data.tokens import Tokens, check_offsets, tokenize
 from swiftplug.data.weights import lay_weights, token_weights
 from swiftplug.errors import UserError
+from swiftplug.plugin import ContextType, LossScale
 from swiftplug.plugin.loss import IGNORED_LABEL
-from swiftplug.plugin.loss_scale import ContextType, LossScale
 from swiftplug.plugin.tools_format import ToolsFormat
 
 TOO_LONG = "longer than max_length"

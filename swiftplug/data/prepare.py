@@ -38,8 +38,7 @@ from swiftplug.data.read.sources import Source, concatenate, hold_out, open_sour
 from swiftplug.data.store import EncodedStore, StoredRows
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.registry import LoadedPlugin, Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 
 CHUNK = 256  # rows that a process encodes at a time
 CHUNKS_AHEAD = 2  # per process, so that a source of any size is read no faster than it is encoded

@@ -8,7 +8,7 @@ import numpy as np
 
 from swiftplug.data.chat.segments import Rendered
 from swiftplug.errors import UserError
-from swiftplug.plugin.loss_scale import ContextType, LossScale
+from swiftplug.plugin import ContextType, LossScale
 
 
 class WeightedSpan(NamedTuple):

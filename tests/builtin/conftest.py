@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.plugin.rewards import InferRequest
 
 

@@ -6,8 +6,7 @@ from fractions import Fraction
 import pytest
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 
 SETTINGS = [{}, {"min_steps": 3, "max_steps": 5}, {"max_number": 99}, {"min_steps": 1, "max_steps": 1}]
 GAINS, LOSSES = ("buys", "finds", "gets"), ("loses", "sells", "gives")

@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from swiftplug.builtin.callbacks.perf_log import known_peak_tflops
 from swiftplug.errors import UserError
 from swiftplug.plugin.model_arch import attach_model_meta
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 
 REGISTRY = Registry.discover()
 ROWS = [{"input_ids": [5 + index] * 6, "labels": [5 + index] * 6} for index in range(12)]

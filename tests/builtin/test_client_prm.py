@@ -6,8 +6,7 @@ import socket
 import pytest
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.plugin.rewards import InferRequest, Unscored
 
 KEY = "sk-secret-0123456789"

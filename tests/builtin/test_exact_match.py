@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 
 
 def resolve(**options):

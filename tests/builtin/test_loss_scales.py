@@ -9,7 +9,7 @@ import yaml
 
 from swiftplug.builtin.loss_scales.keywords import Keywords, WeightTable
 from swiftplug.errors import UserError
-from swiftplug.plugin.loss_scale import ContextType, LossScale
+from swiftplug.plugin import ContextType, LossScale
 from swiftplug.plugin.registry import PluginChoice, Registry, fields_of
 
 TABLES = ["react", "alpha_umi", "agentflan", "hermes", "qwen", "ignore_empty_think", "ignore_think_prefix"]

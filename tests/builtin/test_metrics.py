@@ -12,8 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, EvalPrediction
 
-from swiftplug.plugin.registry import BoundMetric, Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import BoundMetric, PluginChoice, Registry
 
 REGISTRY = Registry.discover()
 

@@ -16,8 +16,7 @@ import pytest
 from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Prompt, Sampling
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.plugins import RunPlugins
 

@@ -14,8 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, get_scheduler
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 
 REGISTRY = Registry.discover()
 LIBRARY = "pytorch_optimizer"

@@ -328,7 +328,7 @@ def test_no_text_is_slow(scorer, kind, name, options):
 def test_scoring_imports_no_torch():
     code = (
         "import sys\n"
-        "from swiftplug.plugin.registry.choice import PluginChoice\n"
+        "from swiftplug.plugin.registry import PluginChoice\n"
         "from swiftplug.plugin.registry import Registry\n"
         "from swiftplug.plugin.rewards import InferRequest\n"
         "request = InferRequest([{'role': 'assistant', 'content': '1 + 1 = 2'}])\n"

@@ -239,8 +239,7 @@ def test_steps(arithmetic, answer, rewards):
 
 
 def test_the_quickstarts_own_answers_hold(arithmetic):
-    from swiftplug.plugin.registry import Registry
-    from swiftplug.plugin.registry.choice import PluginChoice
+    from swiftplug.plugin.registry import PluginChoice, Registry
 
     options = {"size": 200, "max_steps": 4, "max_number": 50}
     problems = Registry.discover().resolve("dataset", PluginChoice(name="arithmetic", options=options), "").bound()

@@ -18,8 +18,7 @@ from transformers import (
 )
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.plugin.rewards import InferRequest, Unscored
 
 REGISTRY = Registry.discover()
@@ -177,7 +176,7 @@ def test_checking_it_imports_no_torch(lay: Callable[..., Path]) -> None:
     folder = lay(LlamaForSequenceClassification, LlamaConfig(**SMALL, num_labels=1))
     code = (
         "import sys; from swiftplug.plugin.registry import Registry\n"
-        "from swiftplug.plugin.registry.choice import PluginChoice\n"
+        "from swiftplug.plugin.registry import PluginChoice\n"
         f"choice = PluginChoice(name='reward_model', options={{'model': {str(folder)!r}}})\n"
         "Registry.discover().resolve('orm', choice, '--orm'); print('torch' in sys.modules)"
     )

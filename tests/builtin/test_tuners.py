@@ -11,8 +11,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 
 REGISTRY = Registry.discover()
 IDS = torch.arange(3, 40)[None]

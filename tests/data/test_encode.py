@@ -14,7 +14,7 @@ from swiftplug.data.encode import Example, RowEncoder
 from swiftplug.data.read.conversation import Conversation, RawRow, RowOrigin
 from swiftplug.data.read.report import Dropped, SplitReport
 from swiftplug.errors import UserError
-from swiftplug.plugin.loss_scale import ContextType, LossScale
+from swiftplug.plugin import ContextType, LossScale
 from swiftplug.plugin.tokenizer import set_chat_template
 
 

@@ -13,8 +13,7 @@ from swiftplug.config.schema import DataOptions
 from swiftplug.data.batching import Collator
 from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 
 WEIGHING = """
 from swiftplug.plugin import ContextType, LossScale, register_loss_scale

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import Rendered
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
-from swiftplug.plugin.loss_scale import ContextType
+from swiftplug.plugin import ContextType
 
 LAST_TURN = "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"
 ORIGIN = RowOrigin("rows.jsonl", 3)

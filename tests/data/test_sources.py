@@ -12,8 +12,7 @@ from datasets import Dataset
 
 from swiftplug.data.read.sources import Source, open_source
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 
 # Rows whose columns change their type, which Arrow could not hold in one column.
 MIXED: list[Any] = [
@@ -250,8 +249,7 @@ def test_large_files_are_streamed(tmp_path: Path) -> None:
     code = f"""\
 import resource
 from swiftplug.data.read.sources import open_source
-from swiftplug.plugin.registry.choice import PluginChoice
-from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.registry import PluginChoice, Registry
 source = open_source(PluginChoice(name={str(path)!r}), Registry.discover())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert sum(1 for _ in source.read()) == 100_000

@@ -23,8 +23,7 @@ from swiftplug.data.prepare import prepare_data
 from swiftplug.data.read.report import SplitReport
 from swiftplug.data.store import EncodedStore
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry
 
 # Counts its calls in a file, so that a test sees whether rows were encoded or read from the cache.
 COUNTING = """

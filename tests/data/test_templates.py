@@ -23,7 +23,7 @@ from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.read.report import SplitReport
 from swiftplug.data.weights import lay_weights
-from swiftplug.plugin.loss_scale import ContextType, LossScale
+from swiftplug.plugin import ContextType, LossScale
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 TEMPLATES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}

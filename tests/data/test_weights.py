@@ -19,7 +19,7 @@ from swiftplug.data.read.conversation import Conversation, RowOrigin
 from swiftplug.data.read.report import SplitReport
 from swiftplug.data.weights import CombinedLossScale, WeightedSpan, lay_weights, token_weights
 from swiftplug.errors import UserError
-from swiftplug.plugin.loss_scale import ContextType, LossScale
+from swiftplug.plugin import ContextType, LossScale
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -16,7 +16,7 @@ from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowOrigin
 from swiftplug.data.read.report import SplitReport
 from swiftplug.errors import UserError
-from swiftplug.plugin.loss_scale import ContextType, LossScale
+from swiftplug.plugin import ContextType, LossScale
 from swiftplug.preview.output import to_html, to_text
 from swiftplug.preview.preview import preview
 from swiftplug.preview.rows import PreviewRow, preview_rows

@@ -22,7 +22,7 @@ from swiftplug.data.chat.markers import Messages, Occurrence, locate, text_field
 from swiftplug.data.chat.segments import TEMPLATE_TEXT, Layout, Rendered, Segment
 from swiftplug.data.chat.tools import Turns, message_text, with_text_arguments, write_turns
 from swiftplug.data.read.conversation import Conversation, RowError
-from swiftplug.plugin.loss_scale import ContextType
+from swiftplug.plugin import ContextType
 from swiftplug.plugin.tools_format import ToolsFormat
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from itertools import accumulate
 from typing import NamedTuple, Self
 
 from swiftplug.data.chat.markers import Occurrence
-from swiftplug.plugin.loss_scale import ContextType
+from swiftplug.plugin import ContextType
 
 TEMPLATE_TEXT = -1
 

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 from swiftplug.data.read.conversation import RawRow, RowOrigin
 from swiftplug.data.read.files import READERS, without_nulls
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.registry import Registry
-from swiftplug.plugin.registry.causes import cause_of
-from swiftplug.plugin.registry.choice import PluginChoice
+from swiftplug.plugin.registry import PluginChoice, Registry, describe_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,7 +122,7 @@ def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source
     try:
         loaded = plugin.bound()
     except Exception as error:  # whatever the plugin may raise
-        raise UserError(f"{where}: {plugin.found} failed: {cause_of(error)}") from error
+        raise UserError(f"{where}: {plugin.found} failed: {describe_error(error)}") from error
     if not isinstance(loaded, Dataset):
         raise UserError(f"{where}: {plugin.found} returned {type(loaded).__name__}, expected datasets.Dataset")
     return _open_dataset(choice.name, loaded)

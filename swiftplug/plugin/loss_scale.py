@@ -1,3 +1,0 @@
-from swiftplug.plugin.loss import ContextType, LossScale
-
-__all__ = ["ContextType", "LossScale"]
