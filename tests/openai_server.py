@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that speaks as much of OpenAI's chat API as tests need, and fails as they tell it to.
+"""A real HTTP server on loopback with as much of OpenAI's chat API as tests need; it fails where they want it to.
 
 Tests get it from the fixture `openai_server` of `conftest.py`.
 """

@@ -11,7 +11,7 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The precision that is wanted, or what the device is best at: bfloat16 if it multiplies in it natively.
+    """The given precision; for `auto` bfloat16 on a device that multiplies in it natively, else float32.
 
     On a CPU without instructions for it, products in bfloat16 take five times as long as in float32.
 

@@ -163,7 +163,7 @@ def test_nobody_listens():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         ({}, "OPENAI_API_KEY is not set"),
         ({"base_url": "http://127.0.0.1/v1", "prompt": "Score {question}!"}, "has no {answer}"),
@@ -172,10 +172,10 @@ def test_nobody_listens():
         ({"base_url": "http://127.0.0.1/v1", "weight": 2}, "takes no option 'weight'"),
     ],
 )
-def test_what_cannot_work_is_refused_when_it_is_chosen(options, said):
+def test_what_cannot_work_is_refused_when_it_is_chosen(options, expected):
     with pytest.raises(UserError, match="--prm: ") as raised:
         judge(**options)
-    assert said in str(raised.value)
+    assert expected in str(raised.value)
 
 
 def test_the_judge_must_be_named():

@@ -265,7 +265,7 @@ def test_what_passes_is_tried_again(openai_server, opened, reply):
 
 
 @pytest.mark.parametrize(
-    ("reply", "said"),
+    ("reply", "expected"),
     [
         ({"status": 500, "body": {"error": {"message": "out\nof memory"}}}, "HTTP 500 after 3 tries: out of memory"),
         (
@@ -281,12 +281,12 @@ def test_what_passes_is_tried_again(openai_server, opened, reply):
         ({"text": "it never ends", "trickle": 0.1}, "no answer after 3 tries: nothing within 0.3 s"),
     ],
 )
-def test_what_does_not_pass_is_told_and_nothing_is_guessed(openai_server, opened, monkeypatch, reply, said):
+def test_what_does_not_pass_is_reported_and_nothing_is_guessed(openai_server, opened, monkeypatch, reply, expected):
     monkeypatch.setattr("swiftplug.builtin.openai.client.FIRST_WAIT", 0.01)
     server = openai_server(lambda request: reply)
-    told = failure(opened(server, max_retries=2, timeout=0.3))
-    assert told.startswith(said)
-    assert len(told) < 500
+    message = failure(opened(server, max_retries=2, timeout=0.3))
+    assert message.startswith(expected)
+    assert len(message) < 500
     assert len(server.requests) == 3
 
 
@@ -359,13 +359,13 @@ def test_a_refused_key_or_model_ends_the_run_at_once(openai_server, opened, monk
     engine = opened(server, n=4)
     with pytest.raises(UserError) as raised:
         answers(engine, *(f"question {i}" for i in range(100)))
-    told = str(raised.value)
-    assert "\n" not in told and server.base_url in told and f"HTTP {status}" in told and "judge-7b" in told
-    assert KEY not in told
+    message = str(raised.value)
+    assert "\n" not in message and server.base_url in message and f"HTTP {status}" in message and "judge-7b" in message
+    assert KEY not in message
     assert raised.value.__cause__ is None and raised.value.__suppress_context__
     assert len(server.requests) <= 16 * 2
     engine.close()
-    assert not any(capfd.readouterr())  # no task complains that nobody asked for its error
+    assert not any(capfd.readouterr())  # no thread prints its error
 
 
 def test_a_key_that_is_withdrawn_ends_the_run_and_a_refused_row_does_not(openai_server, opened):
@@ -407,7 +407,7 @@ def test_a_server_that_goes_away_ends_the_run_without_losing_a_row(openai_server
 
 
 @pytest.mark.parametrize(
-    ("options", "config", "said"),
+    ("options", "config", "expected"),
     [
         ({}, {}, "OPENAI_API_KEY is not set"),
         ({"base_url": "localhost:8000/v1"}, {}, "expected an address such as http://"),
@@ -419,10 +419,10 @@ def test_a_server_that_goes_away_ends_the_run_without_losing_a_row(openai_server
         ({"base_url": "http://127.0.0.1/v1"}, {"data": {"template": "x.jinja"}}, "data.template"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_sent(opened, options, config, said):
+def test_what_cannot_work_is_refused_before_anything_is_sent(opened, options, config, expected):
     with pytest.raises(UserError) as raised:
         opened(config=config, **options)
-    assert said in str(raised.value)
+    assert expected in str(raised.value)
     assert KEY not in str(raised.value)
 
 

@@ -163,7 +163,7 @@ def test_an_id_that_the_hub_does_not_give_is_refused(monkeypatch: pytest.MonkeyP
         scorer("prm", "no-one/no-such-model")
 
 
-def test_a_checkpoint_without_weights_is_told_in_a_line(lay: Callable[..., Path]) -> None:
+def test_a_checkpoint_without_weights_is_reported_in_a_line(lay: Callable[..., Path]) -> None:
     folder = lay(LlamaForSequenceClassification, LlamaConfig(**SMALL, num_labels=1))
     (folder / "model.safetensors").unlink()
     judge = scorer("orm", folder)

@@ -235,7 +235,9 @@ def test_a_model_whose_output_is_no_number_fails_its_prompts(tiny_model_dir: Pat
     assert {it.failure for it in answers.values()} == {"the model's output is not a number; try another dtype"}
 
 
-def test_memory_that_does_not_suffice_is_told_in_a_line(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_does_not_suffice_is_reported_in_a_line(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import LlamaForCausalLM
 
     def forward(self: Any, input_ids: Any = None, **kwargs: Any) -> Any:
@@ -289,7 +291,7 @@ def test_the_weights_are_of_the_type_asked_for(
     assert all(len(answered.completions) == 3 for answered in answers.values())
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux tells what a processor can do")
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux lists what a processor can do")
 def test_left_to_itself_it_takes_half_precision_only_where_the_processor_has_it() -> None:
     flags = set(Path("/proc/cpuinfo").read_text().split())
     native = flags & {"avx512_bf16", "amx_bf16"}
