@@ -1,6 +1,5 @@
 """The `swiftplug` command: its subcommands, and how their errors are printed."""
 
-import errno
 import os
 import sys
 from importlib import import_module
@@ -95,20 +94,13 @@ def _report(error: Exception) -> int:
         if is_first():  # the other processes of the run have the same error
             _print_error(str(error))
         return 2
-    if _disk_is_full(error):
+    from swiftplug.runs.errors import is_disk_full
+
+    if is_disk_full(error):
         _print_error(f"the disk is full: {error}")
     else:
         _print_error(f"unexpected {type(error).__name__}: {error} (run again with --debug for the traceback)")
     return 1
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether that is what lies behind an error; libraries wrap it, and some keep no more than its text."""
-    while error is not None:
-        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _print_error(message: str) -> None:
