@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises, and the words it is told in."""
+"""The one exception for mistakes of the user, and the hint at the end of its message."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

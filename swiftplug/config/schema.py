@@ -48,8 +48,8 @@ class ScorerChoice(PluginChoice):
 
 
 def _built_in(name: str) -> PluginChoice:
-    # By its qualified name, so that no other distribution's plugin can take its place.
-    return PluginChoice(name=f"swiftplug:{name}")
+    # By its qualified name, so that no other distribution's plugin can take its place; not validated, to stay fast.
+    return PluginChoice.model_construct(name=f"swiftplug:{name}")
 
 
 Choices = Annotated[list[WrittenChoice], BeforeValidator(_as_list)]

@@ -15,7 +15,7 @@ from swiftplug.cli.run_options import RunRequest, takes_run_options
 from swiftplug.config.load import load_sample_config, load_train_config, to_yaml
 from swiftplug.config.schema import RunConfig, SampleConfig, TrainConfig
 
-# A training room that writes down how it was called, or fails as it is told to, so that no test waits for torch.
+# A training room that writes down how it was called, or fails on request, so that no test waits for torch.
 ROOM = """
 import errno, json, os, sys, types
 def train(config, **options):
@@ -201,7 +201,7 @@ class TestErrors:
         assert done.stderr.startswith("Traceback")
         assert done.stderr.splitlines()[-1] == "ZeroDivisionError: by zero"
 
-    def test_one_process_of_a_launch_tells_what_all_found(self, tmp_path: Path) -> None:
+    def test_one_process_of_a_launch_prints_what_all_found(self, tmp_path: Path) -> None:
         ranks = [train("--set", "x", cwd=tmp_path, environment={"LOCAL_RANK": str(rank)}) for rank in (0, 1)]
         assert [done.returncode for done in ranks] == [2, 2]
         assert [len(done.stderr.splitlines()) for done in ranks] == [1, 0]

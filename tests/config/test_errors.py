@@ -1,4 +1,4 @@
-"""What a wrong config is told: one line with the place, what was found, what was expected, the nearest right word."""
+"""The error about a wrong config: one line with the place, what was found, what was expected, the nearest right word."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from swiftplug.config.load import load_train_config
 from swiftplug.errors import UserError
 
 
-def told(text: str | bytes, folder: Path, *sets: str, **options: Any) -> str:
+def error_of(text: str | bytes, folder: Path, *sets: str, **options: Any) -> str:
     """The error of a config whose file is `train.yaml`, with the path of its folder taken out."""
     path = folder / "train.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -60,7 +60,7 @@ def told(text: str | bytes, folder: Path, *sets: str, **options: Any) -> str:
     ],
 )
 def test_lines_of_yaml(line: str, message: str, tmp_path: Path) -> None:
-    assert message in told(f"model: m\ndataset: d\n{line}\n", tmp_path)
+    assert message in error_of(f"model: m\ndataset: d\n{line}\n", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,19 @@ def test_lines_of_yaml(line: str, message: str, tmp_path: Path) -> None:
     ],
 )
 def test_set(override: str, message: str, tmp_path: Path) -> None:
-    assert message in told("model: m\ndataset: [d, d#3]\nmetrics: [{name: acc, n: 1}]\nseed: 7\n", tmp_path, override)
+    assert message in error_of(
+        "model: m\ndataset: [d, d#3]\nmetrics: [{name: acc, n: 1}]\nseed: 7\n", tmp_path, override
+    )
 
 
 def test_options(tmp_path: Path) -> None:
-    assert told("model: m\ndataset: d\nplugins: {files: 3}", tmp_path, **{"plugins.files": ["a.py"]}) == (
+    assert error_of("model: m\ndataset: d\nplugins: {files: 3}", tmp_path, **{"plugins.files": ["a.py"]}) == (
         "--plugin: found 3, expected text; put it in quotes"
     )
-    assert told("model: m\ndataset: d\nplugins: 3", tmp_path, **{"plugins.files": ["a.py"]}) == (
+    assert error_of("model: m\ndataset: d\nplugins: 3", tmp_path, **{"plugins.files": ["a.py"]}) == (
         "--plugin: 'plugins' is 3, which has no keys"
     )
-    assert told("model: m\ndataset: d\n", tmp_path, task="stf") == (
+    assert error_of("model: m\ndataset: d\n", tmp_path, task="stf") == (
         "--task: found 'stf', expected 'pt' or 'sft'; did you mean 'sft'?"
     )
 
@@ -119,7 +121,7 @@ def test_options(tmp_path: Path) -> None:
     ],
 )
 def test_whole_files(text: str | bytes, message: str, tmp_path: Path) -> None:
-    assert message in told(text, tmp_path)
+    assert message in error_of(text, tmp_path)
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
