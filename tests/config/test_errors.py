@@ -1,4 +1,4 @@
-"""The error about a wrong config: one line with the place, what was found, what was expected, the nearest right word."""
+"""The error about a wrong config is one line: the place, what was found, what was expected, the nearest right word."""
 
 from pathlib import Path
 from typing import Any
