@@ -24,7 +24,7 @@ class CandidatesFile:
         path: The file.
         taken: The number of candidates that are in the ledger.
         unmatched: The number of candidates that belong to no row of the dataset.
-        first_unmatched: Where the first of those stands, as `file:line`; empty if there is none.
+        first_unmatched: Where the first of those is, as `file:line`; empty if there is none.
         torn: Where the file breaks off within a line, as `file:line`; empty if it does not.
     """
 

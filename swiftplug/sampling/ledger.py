@@ -77,10 +77,10 @@ class Ledger:
         try:
             self._file = sqlite3.connect(path, isolation_level=None, timeout=0)
             self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._file.execute("BEGIN EXCLUSIVE")
-            for statement in statements.split(";"):
-                self._file.execute(statement)
-            self._file.execute("COMMIT")
+            with self._file:
+                self._file.execute("BEGIN EXCLUSIVE")
+                for statement in statements.split(";"):
+                    self._file.execute(statement)
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):
                 raise LedgerInUseError(f"{path.parent}: another process is sampling into this folder") from None
@@ -101,13 +101,9 @@ class Ledger:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything written within is written, or none of it."""
-        self._file.execute("BEGIN")
-        try:
+        with self._file:
+            self._file.execute("BEGIN")
             yield
-        except BaseException:
-            self._file.execute("ROLLBACK")
-            raise
-        self._file.execute("COMMIT")
 
     def get(self, key: str) -> Any:
         """A fact about the run, as it was put; None if there is none."""

@@ -265,7 +265,7 @@ class Histogram:
             first, last = self._places(width)
         counts = _rebinned(self._counts, width)
         bins = [Bin(place * width, (place + 1) * width, counts[place * width]) for place in range(first, last + 1)]
-        if last * width == self._high:  # the highest score stands on its bin's lower edge: the bin below takes it in
+        if last * width == self._high:  # the highest score is the lower edge of its bin: count it in the bin below
             top = bins.pop()
             bins[-1] = Bin(bins[-1].low, bins[-1].high, bins[-1].count + top.count)
         return bins

@@ -86,7 +86,7 @@ def test_references_that_no_row_has_are_asked_for_before_anything_is_made(sample
         (["--dataset", "nothing.jsonl"], ["nothing.jsonl"]),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(
+def test_what_is_wrong_is_reported_in_one_line(
     questions: Callable[..., Path], sample: Command, scorer: list[str], words: list[str]
 ) -> None:
     data = [] if "--dataset" in scorer else ["--dataset", questions(9)]
@@ -123,7 +123,7 @@ def candidate(question: str, answer: str, **more: object) -> str:
     return json.dumps({"messages": messages, **more}, ensure_ascii=False)
 
 
-def test_a_torn_last_line_and_a_stranger_are_counted(
+def test_a_torn_last_line_and_an_unmatched_candidate_are_counted(
     questions: Callable[..., Path], sample: Command, tmp_path: Path
 ) -> None:
     known = candidate("问题 1: a die 🎲?", "\\boxed{1}")

@@ -65,7 +65,7 @@ def test_shards_and_a_killed_run_give_what_the_whole_gives(
 
 @pytest.fixture(scope="module")
 def adapter_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """The folder of a run that left a LoRA adapter which changes what the model says."""
+    """The folder of a run that left a LoRA adapter which changes what the model answers."""
     folder = tmp_path_factory.mktemp("adapter")
     row = {"messages": [{"role": "user", "content": "say"}, {"role": "assistant", "content": "aaaaaaaaaaaa"}]}
     (folder / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 16)
@@ -94,12 +94,12 @@ def test_an_adapter_is_loaded_onto_its_base_model(
         "both": ["--model", tiny_model_dir, "--adapter", adapter_run],
         "peft": ["--model", tiny_model_dir, "--adapter", "peft"],
     }
-    said = {}
+    sampled_texts = {}
     for name, options in ways.items():
         here(*options, *data, "--output-dir", f"by-{name}")
-        said[name] = sampled(tmp_path / f"by-{name}")
-    assert said["run"] != said["base"]
-    assert said["adapter"] == said["both"] == said["peft"] == said["run"]
+        sampled_texts[name] = sampled(tmp_path / f"by-{name}")
+    assert sampled_texts["run"] != sampled_texts["base"]
+    assert sampled_texts["adapter"] == sampled_texts["both"] == sampled_texts["peft"] == sampled_texts["run"]
 
 
 def test_a_tuner_of_a_file_loads_what_it_saved(

@@ -1,4 +1,4 @@
-"""A killed run that goes on ends in the bytes of one that was not killed, and shards joined are the whole."""
+"""A killed run that is resumed ends in the bytes of one that was not killed, and shards joined are the whole."""
 
 import multiprocessing
 import os
@@ -83,7 +83,7 @@ def test_shards_joined_are_the_whole(
     assert len(lines(tmp_path / "whole" / "candidates.jsonl")) == 3 * count
 
 
-def test_a_mended_scorer_scores_again_what_was_sampled(
+def test_a_corrected_scorer_scores_again_what_was_sampled(
     questions: Callable[..., Path], sample: Command, tmp_path: Path
 ) -> None:
     scorer = tmp_path / "scorer.py"
@@ -99,8 +99,8 @@ def test_a_mended_scorer_scores_again_what_was_sampled(
     assert broken.returncode == 2
     assert "nan" in broken.stderr
     scorer.write_text(text.format("0.75"))
-    mended = sample(*arguments, "--output-dir", "run", "--resume")
-    assert mended.returncode == 0, mended.stderr
+    corrected = sample(*arguments, "--output-dir", "run", "--resume")
+    assert corrected.returncode == 0, corrected.stderr
     candidates = lines(tmp_path / "run" / "candidates.jsonl")
     assert len(candidates) == 5 * 8
     assert {candidate["scores"]["mine"] for candidate in candidates} == {0.75}
@@ -174,15 +174,15 @@ def test_runs_begun_at_once_in_one_folder_leave_one(
     arguments = ["--dataset", str(questions(40)), *DRAW, "--model", "m"]
     command = [sys.executable, "-m", "swiftplug", "sample", "--plugin", str(DICE), *arguments, "--output-dir", "run"]
     runs = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [run.communicate(timeout=100)[1] for run in runs]
-    assert sorted(run.returncode for run in runs) == [0, 2, 2], said
-    assert all("another process" in it or "another run" in it for it in said if it)
+    errors = [run.communicate(timeout=100)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2, 2], errors
+    assert all("another process" in it or "another run" in it for it in errors if it)
     assert sample(*arguments, "--output-dir", "whole").returncode == 0
     for file in ("candidates.jsonl", "samples.jsonl"):
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-def test_a_run_that_goes_on_is_not_overwritten(questions: Callable[..., Path], sample: Command, tmp_path: Path) -> None:
+def test_a_run_in_progress_is_not_overwritten(questions: Callable[..., Path], sample: Command, tmp_path: Path) -> None:
     arguments = ["--dataset", str(questions(12)), *DRAW, "--set", "engine.seconds=0.3", "--model", "m"]
     command = [sys.executable, "-m", "swiftplug", "sample", "--plugin", str(DICE), *arguments, "--output-dir", "run"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:

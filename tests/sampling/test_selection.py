@@ -1,4 +1,4 @@
-"""Which candidates are kept, and what the files say of the others."""
+"""Which candidates are kept, and what the files record about the others."""
 
 import json
 import subprocess
@@ -163,7 +163,7 @@ def test_candidates_are_scored_again_by_other_scorers(
         assert all(it["scores"]["halves"] == [1.0, number(it) / 4] for it in after)
 
 
-def test_rows_of_one_content_are_told_apart_when_scored_again(sample: Command, tmp_path: Path) -> None:
+def test_rows_of_one_content_stay_apart_when_scored_again(sample: Command, tmp_path: Path) -> None:
     question = {"role": "user", "content": "roll"}
     rows = [{"messages": [question], "answer": answer} for answer in ("1", "1", "2")]
     (tmp_path / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

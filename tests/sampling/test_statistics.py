@@ -119,7 +119,7 @@ def test_majorities_are_those_of_a_plain_count() -> None:
         (_votes((None, False, 0.9), (None, False, 0.9), ("7", True, 0.1)), 1.0, 1.0),  # without an answer, no vote
         (_votes((None, False, 0.9), (None, True, 0.9)), 0.0, 0.0),  # nobody votes
         (_votes(("7", True, None), ("7", True, None), ("8", False, 0.1)), 1.0, 0.0),  # unscored: no weight, no vote
-        (_votes(("7", True, None)), 1.0, None),  # no vote has a weight: nothing to say
+        (_votes(("7", True, None)), 1.0, None),  # no vote has a weight: no majority
         (_votes(("7", True, 1.0), ("7", True, 1.0), ("7", False, 1.0)), 1.0, 1.0),  # one of three ill-formed
         (_votes(("7", None, 1.0), ("7", None, 1.0), ("8", True, 1.0)), None, None),  # nobody judged the winner
     ],

@@ -92,7 +92,7 @@ function make(tag, classes, ...children) {
   return node;
 }
 
-// The text as nodes, with what was searched for marked.
+// The text as nodes, with every match of the search marked.
 function marked(text) {
   if (!state.q) return [text];
   return text.split(pattern()).map((part, place) => (place % 2 ? make("mark", "", part) : part));
@@ -112,7 +112,7 @@ function textBlock(text) {
 
 const short = (value) => String(Number(value.toPrecision(3)));
 
-// The key tells the button from others when all are drawn anew, so that the focus can stay where it was.
+// The key identifies the button after all are drawn again, so that it can keep the focus.
 function makeButton(classes, key, change, ...children) {
   const button = make("button", classes, ...children);
   button.type = "button";
@@ -173,7 +173,7 @@ function listItem(row) {
   return make("li", "", link);
 }
 
-// One square a candidate while they are few: filled for right, hollow for wrong.
+// One square per candidate while they are few: filled for right, hollow for wrong.
 function pips(row) {
   const sampled = row.candidates.filter((candidate) => candidate.sampled);
   const squares = sampled.length > 16 ? [] : sampled.map((candidate) => make("i", verdict(candidate)));
@@ -213,20 +213,20 @@ function detail(row) {
   return [head, asked, bar, cards];
 }
 
-const MARKS = { right: "✓ right", wrong: "✗ wrong", unknown: "not judged" };
+const VERDICTS = { right: "✓ right", wrong: "✗ wrong", unknown: "not judged" };
 
 function card(candidate) {
   const judged = verdict(candidate);
   const head = make("header", "", make("span", "number", `#${candidate.index}`));
-  if (judged !== "unknown" || judges) head.append(make("span", `verdict ${judged}`, MARKS[judged]));
+  if (judged !== "unknown" || judges) head.append(make("span", `verdict ${judged}`, VERDICTS[judged]));
   if (!candidate.reasons.length) head.append(make("span", "kept", "kept"));
   const cut = candidate.finish === "length" ? "cut" : "";
   head.append(make("span", `finish ${cut}`, candidate.sampled ? candidate.finish : "the reference"));
   const foot = make("footer", "", scoreChips(candidate));
   for (const [scorer, rewards] of Object.entries(candidate.steps)) foot.append(stepChips(scorer, rewards));
-  const said = (classes, label, text) => foot.append(make("p", classes, make("span", "", label), " ", text));
-  if (candidate.answer !== null) said("answer", "Answer", plain(candidate.answer));
-  if (candidate.reasons.length) said("reasons", "Not kept", candidate.reasons.join("; "));
+  const addLine = (classes, label, text) => foot.append(make("p", classes, make("span", "", label), " ", text));
+  if (candidate.answer !== null) addLine("answer", "Answer", plain(candidate.answer));
+  if (candidate.reasons.length) addLine("reasons", "Not kept", candidate.reasons.join("; "));
   return make("section", `card ${judged}`, head, textBlock(candidate.text), foot);
 }
 
