@@ -145,7 +145,7 @@ def token_weights(starts: np.ndarray, spans: Sequence[WeightedSpan]) -> np.ndarr
         `(N,)` float32 weights.
     """
     filled = [span for span in spans if span.start < span.end] or [WeightedSpan(0, 1, 0.0)]
-    places = np.array([span.end for span in filled]).searchsorted(starts, side="right")
-    # A token that stands for no character at the very end (starts there, ends there) has the last weight.
     weights = np.array([span.weight for span in filled], dtype=np.float32)
-    return weights[np.minimum(places, len(filled) - 1)]
+    # The last end is left out: a token that stands for no character at the very end of the text has the last weight.
+    ends = np.array([span.end for span in filled[:-1]], dtype=np.int64)
+    return weights[ends.searchsorted(starts, side="right")]
