@@ -19,7 +19,7 @@ class PreviewSegment:
         type: Its context type.
         text: Its text, as far as the row shows it.
         first_token: The first token that begins in it.
-        end_token: Behind the last token that begins in it.
+        end_token: One past the last token that begins in it.
         is_last_round: Whether it belongs to the last round.
     """
 

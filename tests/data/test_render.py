@@ -98,7 +98,9 @@ def test_a_half_stripping_template_is_followed(tokenizer: PreTrainedTokenizerFas
     assert _texts(rendered, ContextType.RESPONSE) == [" a \n"]
 
 
-def test_dropped_thinking_is_told_and_kept_thinking_is_part_of_the_answer(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_dropped_thinking_is_reported_and_kept_thinking_is_part_of_the_answer(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     tokenizer.chat_template = THINKS
     conversation = _conversation("q", "<think>\nearlier\n</think>\n\na", "r", "b")
     conversation.messages[-1]["reasoning_content"] = "now"
@@ -195,7 +197,7 @@ def test_what_cannot_be_located_is_refused(tokenizer: PreTrainedTokenizerFast, c
     assert why in f"{refusal.value.reason}: {refusal.value.detail}"
 
 
-def test_an_answer_that_is_left_out_with_its_turn_is_told_and_one_whose_turn_stays_is_refused(
+def test_an_answer_that_is_left_out_with_its_turn_is_reported_and_one_whose_turn_stays_is_refused(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     conversation = _conversation("q", "early", "r", "a")

@@ -304,7 +304,7 @@ def test_what_trains_is_each_answer_and_its_end_of_turn_token(
         assert re.fullmatch(BEFORE + answer + re.escape(suffix), stretch), stretch
 
 
-# Where TRL's marks differ, and rightly or not train more: the header that the generation prompt writes...
+# Where TRL's generation blocks differ, and rightly or not train more: the header that the generation prompt writes...
 TRL_HEADERS = {
     "deepseek": r"<｜Assistant｜>|<｜tool▁outputs▁end｜>",
     "gptoss": r"<\|start\|>assistant",
@@ -315,7 +315,7 @@ TRL_HEADERS = {
 
 @pytest.mark.parametrize("template", [name for name in TEMPLATES if name.endswith("_training")])
 @pytest.mark.parametrize("case", CONVERSATIONS)
-def test_trains_what_the_generation_marks_of_trl_enclose(
+def test_trains_what_the_generation_blocks_of_trl_enclose(
     template: str, case: str, tokenizers: dict[str, PreTrainedTokenizerFast]
 ) -> None:
     if _expected_refusal(template, case):

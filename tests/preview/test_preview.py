@@ -173,7 +173,7 @@ class _Page(HTMLParser):
             self.tokens[-1] = (self.tokens[-1][0], self.tokens[-1][1] + data)
 
 
-def test_a_page_has_every_token_with_its_weight_and_escapes_what_data_says(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_page_has_every_token_with_its_weight_and_escapes_data(tokenizer: PreTrainedTokenizerFast) -> None:
     rows = _rows(CONVERSATIONS, tokenizer)
     html = to_html(rows, ["<i>note</i>"])
     page = _Page()

@@ -2,10 +2,10 @@
 
 An answer starts where the generation prompt ends, as a model that is asked to answer would start it; a thinking tag
 that the generation prompt opens still belongs to the answer. It ends with the end-of-turn token: what the template
-writes behind an answer, before anything that depends on what follows.
+writes after an answer, before anything that depends on what follows.
 
 What a template writes around answers is learned from one small conversation (`TurnFormat`). Where a template writes an
-answer otherwise, the conversation is cut off before or behind that answer and rendered again.
+answer otherwise, the conversation is cut off before or after that answer and rendered again.
 """
 
 import re
@@ -33,7 +33,7 @@ class Apply(Protocol):
 
 
 class Answer(NamedTuple):
-    """An answer's place in the rendering: its text, and behind it, up to `suffix_end`, the end-of-turn token."""
+    """An answer's place in the rendering: its text, and after it, up to `suffix_end`, the end-of-turn token."""
 
     message: int
     start: int
@@ -72,21 +72,21 @@ def learn_turn_format(apply: Apply, has_system: bool, in_parts: bool) -> TurnFor
     asked = (message("system", "zqjxsystem") if has_system else []) + message("user", _QUESTION)
     answered = asked + message("assistant", _ANSWER)
     try:
-        behind_question, prompted = (apply(asked, prompt).rpartition(_QUESTION) for prompt in (False, True))
-        behind_answer, reprompted = (apply(answered, prompt).rpartition(_ANSWER) for prompt in (False, True))
+        after_question, prompted = (apply(asked, prompt).rpartition(_QUESTION) for prompt in (False, True))
+        after_answer, reprompted = (apply(answered, prompt).rpartition(_ANSWER) for prompt in (False, True))
     except RowError:
         return TurnFormat()
-    between = behind_answer[0].rpartition(_QUESTION)
-    if not (behind_question[1] and prompted[1] and behind_answer[1] and reprompted[1] and between[1]):
+    between = after_answer[0].rpartition(_QUESTION)
+    if not (after_question[1] and prompted[1] and after_answer[1] and reprompted[1] and between[1]):
         return TurnFormat()
-    closes_question = _common_start(behind_question[2], prompted[2])
+    closes_question = _common_start(after_question[2], prompted[2])
     generation_prompt = prompted[2][len(closes_question) :]
     prompt = _without_thinking(_common_start(prompted[2], between[2]))
     closing = reprompted[2]
     if generation_prompt and closing.endswith(generation_prompt):
         closing = closing[: -len(generation_prompt)]
     else:
-        closing = _common_start(behind_answer[2], closing)
+        closing = _common_start(after_answer[2], closing)
     return TurnFormat(prompt, prompt[len(closes_question) :], generation_prompt, closing.rstrip())
 
 
@@ -128,19 +128,19 @@ class AnswerFinder:
         own = [occurrence for occurrence in self._occurrences if occurrence.field.message == index]
         if own:
             place = self._occurrences.index(own[0])
-            before, behind = self._occurrences[:place], self._occurrences[place + len(own) :]
+            before, following = self._occurrences[:place], self._occurrences[place + len(own) :]
             if self._occurrences[place : place + len(own)] != own or len({one.field for one in own}) != len(own):
                 raise RowError(ANSWER_NOT_LOCATED, f"the template scatters message {index + 1}")
         elif not any(field.text.strip() for field in text_fields([self._messages[index]])):
             # Nothing was answered, or only calls that hold no text.
             before = [occurrence for occurrence in self._occurrences if occurrence.field.message < index]
-            behind = [occurrence for occurrence in self._occurrences if occurrence.field.message > index]
+            following = [occurrence for occurrence in self._occurrences if occurrence.field.message > index]
         elif self._is_left_out(index):
             return None
         else:
             raise RowError(LEFT_OUT, f"message {index + 1}")
         last = max([_TEXT_START, *before], key=lambda occurrence: occurrence.end)
-        next_start = behind[0].start if behind else len(self._text)
+        next_start = following[0].start if following else len(self._text)
         gap_start = max(previous_end, last.end)
         gap_end = own[0].start if own else next_start
         if gap_start > gap_end:
@@ -169,11 +169,11 @@ class AnswerFinder:
             return gap.index(header) + len(header)
         if own and starts_whole and closing and not header:
             return len(gap.rstrip(" "))
-        written = self._written_behind(last, index, generation_prompt=True)
+        written = self._written_after(last, index, generation_prompt=True)
         return len(written) if written is not None and gap.startswith(written) else None
 
     def _close(self, index: int, start: int, last: Occurrence, next_start: int) -> Answer:
-        """The answer, once it is known what its turn is closed with.
+        """The answer, once its start is known: finds what closes its turn.
 
         Args:
             index: Its message.
@@ -191,7 +191,7 @@ class AnswerFinder:
                 return Answer(index, start, end, end + len(closing))
             if is_last and not closing:
                 return Answer(index, start, end, end + len(tail.rstrip()))
-        written = self._written_behind(last, index + 1)
+        written = self._written_after(last, index + 1)
         written_end = last.end + len(written or "")
         if written is not None and self._text[last.end : next_start].startswith(written) and written_end >= end:
             tail = self._text[end:written_end]
@@ -202,12 +202,12 @@ class AnswerFinder:
         return Answer(index, start, end + _end_of_turn(tail, closing), end + len(tail))
 
     def _ends_with(self, index: int, last: Occurrence) -> bool:
-        """Whether nothing of a message stands behind its last located text, such as a call with numbers alone."""
+        """Whether a message ends with its last located text, and not with a call whose arguments are numbers, say."""
         calls = self._messages[index].get("tool_calls")
         return not calls or (last.field.message == index and last.field.path[:2] == ("tool_calls", len(calls) - 1))
 
-    def _written_behind(self, last: Occurrence, length: int, generation_prompt: bool = False) -> str | None:
-        """What the template writes behind the last text of the first messages, when nothing but an answer may follow.
+    def _written_after(self, last: Occurrence, length: int, generation_prompt: bool = False) -> str | None:
+        """What the template writes after the last text of the first messages, when nothing but an answer may follow.
 
         Args:
             last: The text that is expected to be the last one.
@@ -243,7 +243,7 @@ class AnswerFinder:
     def _within_turns(self, occurrences: Sequence[Occurrence]) -> list[Occurrence]:
         """The occurrences without those that may stand away from their message's turn.
 
-        An empty content beside calls may stand behind their results; and where a template writes a result, it may write
+        An empty content beside calls may stand after their results; and where a template writes a result, it may write
         the name of its call again.
         """
         kept: list[Occurrence] = []
@@ -272,7 +272,7 @@ def _without_thinking(prompt: str) -> str:
 
 
 def _end_of_turn(tail: str, closing: str) -> int:
-    """Where the end-of-turn token begins in what stands behind an answer's last text; its length where there is none.
+    """Where the end-of-turn token begins in what follows an answer's last text; the length of that where there is none.
 
     Args:
         tail: That text, up to and including the end-of-turn token.

@@ -77,7 +77,7 @@ def text_fields(messages: Messages) -> list[Field]:
 
 
 def locate(messages: Messages, text: str, render: Callable[[Messages], str]) -> list[Occurrence]:
-    """Where each text of a conversation stands in its rendering.
+    """Where each text of a conversation is in its rendering.
 
     Args:
         messages: The conversation.
@@ -93,6 +93,10 @@ def locate(messages: Messages, text: str, render: Callable[[Messages], str]) -> 
     """
     fields = text_fields(messages)
     return _Locator(messages, fields, text, render).locate() if fields else []
+
+
+# Which part of a text, from its start to its end, is put between markers.
+Core = Callable[[str], tuple[int, int]]
 
 
 def _whole(text: str) -> tuple[int, int]:
@@ -112,7 +116,6 @@ def _inside_tags(text: str) -> tuple[int, int]:
     return start, max(start, end)
 
 
-Core = Callable[[str], tuple[int, int]]  # which part of a text is put between markers
 _CORES: tuple[Core, ...] = (_whole, _inside_space, _inside_tags)
 
 

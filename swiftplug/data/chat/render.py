@@ -28,8 +28,6 @@ from swiftplug.plugin.tools_format import ToolsFormat
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REFUSED = "the chat template refuses it"
-
 _TYPES = {
     "system": ContextType.SYSTEM,
     "developer": ContextType.SYSTEM,
@@ -125,7 +123,8 @@ class ChatRenderer:
                 messages, tools=tools, add_generation_prompt=generation_prompt, tokenize=False
             )
         except Exception as error:  # a template is a program of its author's: it may raise anything
-            raise RowError(REFUSED, " ".join(str(error).split()) or type(error).__name__) from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RowError("the chat template refuses it", reason) from error
         assert isinstance(text, str)
         return text
 

@@ -15,7 +15,7 @@ class Segment(NamedTuple):
 
     Attributes:
         start: Its first character.
-        end: Behind its last character. An empty answer is an empty segment.
+        end: One past its last character. An empty answer is an empty segment.
         type: What it is.
         is_last_round: Whether it belongs to the last round, which begins at the last message of the user.
         query: The content of the user's message or tool result that the segment is, or that the answer follows.
