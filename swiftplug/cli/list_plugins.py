@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from swiftplug.cli.process import silence_libraries
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry import KINDS, Check, FoundPlugin, Registry
 
@@ -41,6 +42,8 @@ def list_plugins(
     """List the installed plugins, without importing them."""
     if kind is not None and kind not in KINDS:
         raise UserError(f"--kind: there is no kind {kind!r}{nearest(kind, KINDS)}")
+    if check:
+        silence_libraries()
     with redirect_stdout(sys.stderr):  # what a plugin prints while it is imported does not belong to the list
         registry = Registry.discover(files=files or [])
         listed = [(it, registry.check(it) if check else None) for it in registry.found(kind)]

@@ -38,7 +38,7 @@ def prepare_process(*, debug: bool, num_proc: int = 1, uses_torch: bool = True) 
     # The threads of tokenizers do not survive in forked processes.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if num_proc == 1 else "false")
     if not debug:
-        _silence_libraries()
+        silence_libraries()
 
 
 def keep_freed_memory() -> bool:
@@ -75,7 +75,7 @@ def wait_without_spinning() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """Hide advice and deprecation warnings of libraries, so that what is printed is about the user's run."""
     import logging
 
