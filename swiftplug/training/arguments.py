@@ -12,33 +12,26 @@ from transformers.utils.import_utils import is_liger_kernel_available
 from swiftplug.config.schema import TrainConfig
 from swiftplug.errors import UserError, nearest
 
-# Fields of TrainingArguments that something of ours decides, and what to set instead.
-DECIDED_ELSEWHERE = {
-    "output_dir": "the key output_dir",
-    "seed": "the key seed",
-    "data_seed": "the key seed",
-    "resume_from_checkpoint": "the option --resume",
-    "label_smoothing_factor": "loss: {name: label_smoothing}",
-    "train_sampling_strategy": "data.group_by_length",
-    "length_column_name": "data.group_by_length",
-    "hub_token": "the environment variable HF_TOKEN",
-    "do_train": "nothing: `swiftplug train` trains",
-    "do_eval": "eval_dataset",
-    "do_predict": "eval_dataset",
-    "local_rank": "torchrun, or the option --nproc",
-    "auto_find_batch_size": "training.per_device_train_batch_size: with a size found at run time no resume is exact",
-    "enable_jit_checkpoint": "training.save_steps: a run may be killed at any moment",
+# Fields of TrainingArguments that cannot be set, and what to do instead.
+NOT_SETTABLE = {
+    "output_dir": "use the key output_dir",
+    "seed": "use the key seed",
+    "data_seed": "use the key seed",
+    "resume_from_checkpoint": "use the option --resume",
+    "label_smoothing_factor": "use loss: {name: label_smoothing}",
+    "train_sampling_strategy": "use data.group_by_length",
+    "length_column_name": "use data.group_by_length",
+    "hub_token": "use the environment variable HF_TOKEN",
+    "do_train": "`swiftplug train` always trains",
+    "do_eval": "use eval_dataset",
+    "do_predict": "use eval_dataset",
+    "local_rank": "use torchrun, or the option --nproc",
+    "auto_find_batch_size": "use training.per_device_train_batch_size: with one found at run time no resume is exact",
+    "enable_jit_checkpoint": "use training.save_steps: a run may be killed at any moment",
     # What Trainer pushes has its arguments pickled beside the weights.
     **dict.fromkeys(
-        (
-            "push_to_hub",
-            "hub_model_id",
-            "hub_strategy",
-            "hub_private_repo",
-            "hub_always_push",
-            "hub_revision",
-        ),
-        "nothing: push the folder of the finished run, by `hf upload REPOSITORY FOLDER`",
+        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
+        "push the folder of the finished run with `hf upload REPOSITORY FOLDER`",
     ),
     **dict.fromkeys(
         (
@@ -54,7 +47,7 @@ DECIDED_ELSEWHERE = {
             "ignore_data_skip",
             "disable_tqdm",
         ),
-        "nothing: it is fixed, and runs rely on it",
+        "swiftplug sets it itself",
     ),
 }
 
@@ -70,38 +63,39 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> 
         has_eval: Whether there is an evaluation dataset.
 
     Raises:
-        UserError: A field is unknown, of the wrong type, decided by another key, or at odds with one.
+        UserError: A field is unknown, of the wrong type, not settable, or contradicts another key.
     """
     given = check_training_section(config.training)
     _check_agreement(config, given, has_eval)
-    values = {
+    defaults = {
         "logging_steps": 10,
         "logging_first_step": True,
-        "eval_strategy": _eval_strategy(given, has_eval),
-        **given,
-        **_precision(config, given),
+        "eval_strategy": "no" if not has_eval else "steps" if "eval_steps" in given else "epoch",
+        # Without this, processes on a machine that has no accelerator would not find each other.
+        "use_cpu": not torch.accelerator.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        # Every trained parameter has a gradient in every step, and the head runs outside the wrapped forward.
+        "ddp_find_unused_parameters": False,
+        "log_level": "error",
+    }
+    fixed = {
         "output_dir": output_dir,
         "seed": config.seed,
         "remove_unused_columns": False,
         "label_names": ["labels"],
-        # Without this, processes on a machine that has no accelerator would not find each other.
-        "use_cpu": given.get("use_cpu", not torch.accelerator.is_available()),
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "non_padding",
-        "restore_callback_states_from_checkpoint": False,
+        "restore_callback_states_from_checkpoint": False,  # `CheckpointKeeper` does so, in place
         "disable_tqdm": True,
-        "dataloader_pin_memory": given.get("dataloader_pin_memory", torch.cuda.is_available()),
-        # Every trained parameter has a gradient in every step, and the head runs outside the wrapped forward.
-        "ddp_find_unused_parameters": given.get("ddp_find_unused_parameters", False),
-        "log_level": given.get("log_level", "error"),
     }
+    values = {**defaults, **given, **_precision(config, given), **fixed}
     if given.get("use_liger_kernel"):
         # Our loss computes logits in chunks by itself, for every loss plugin.
         own = {"fused_linear_cross_entropy": False, "cross_entropy": False}
         values["liger_kernel_config"] = own | (given.get("liger_kernel_config") or {})
     try:
         arguments = TrainingArguments(**values)
-        _try_out(arguments)
+        _check_early(arguments)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
     # One process drives one device; several devices are several processes (--nproc), never DataParallel.
@@ -110,8 +104,8 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> 
     return arguments
 
 
-def _try_out(arguments: TrainingArguments) -> None:
-    """Let fail now what Trainer would find out when the model is loaded: reporters, learning rate, schedule."""
+def _check_early(arguments: TrainingArguments) -> None:
+    """Check now what Trainer would check only when the model is loaded: reporters, learning rate, schedule."""
     for reporter in get_reporting_integration_callbacks(arguments.report_to):
         reporter()
     schedule: Any = arguments.lr_scheduler_kwargs
@@ -131,16 +125,16 @@ def check_training_section(section: dict[str, Any]) -> dict[str, Any]:
     """The `training:` section with its values in the types that `TrainingArguments` declares.
 
     Raises:
-        UserError: A field is unknown, decided elsewhere, or of the wrong type.
+        UserError: A field is unknown, not settable, or of the wrong type.
     """
     names = [field.name for field in dataclasses.fields(TrainingArguments)]
     hints = get_type_hints(TrainingArguments)
     checked = {}
     for name, value in section.items():
-        if name in DECIDED_ELSEWHERE:
-            raise UserError(f"training.{name}: not set here; set {DECIDED_ELSEWHERE[name]}")
+        if name in NOT_SETTABLE:
+            raise UserError(f"training.{name}: cannot be set; {NOT_SETTABLE[name]}")
         if name not in names:
-            close = nearest(name, set(names) - set(DECIDED_ELSEWHERE))
+            close = nearest(name, set(names) - set(NOT_SETTABLE))
             known = close if "did you mean" in close else "; expected one of transformers.TrainingArguments"
             raise UserError(f"training.{name}: unknown field{known}")
         if name.endswith("_strategy") and value is False:
@@ -155,7 +149,7 @@ def check_training_section(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_agreement(config: TrainConfig, given: dict[str, Any], has_eval: bool) -> None:
-    """Refuse what contradicts: of two answers to one question neither is taken in silence."""
+    """Refuse settings that contradict each other: neither is ignored in silence."""
     if "optim" in given and config.optimizer.name not in ("default", "swiftplug:default"):
         raise UserError(
             f"training.optim: {given['optim']!r} is for the default optimizer, and optimizer is "
@@ -179,16 +173,10 @@ def _check_agreement(config: TrainConfig, given: dict[str, Any], has_eval: bool)
         raise UserError("training.save_strategy: best needs training.metric_for_best_model, eval_loss for instance")
     if best is not None and not config.metrics and best.removeprefix("eval_") != "loss":
         raise UserError(
-            f"training.metric_for_best_model: {best!r} is no metric of this run; without metrics: eval_loss"
+            f"training.metric_for_best_model: {best!r} is no metric of this run; without metrics, use eval_loss"
         )
     if strategy == "no" and config.metrics and not given.get("eval_on_start"):
         raise UserError("metrics: nothing is measured with training.eval_strategy: no; drop one of them")
-
-
-def _eval_strategy(given: dict[str, Any], has_eval: bool) -> str:
-    if not has_eval:
-        return "no"
-    return "steps" if "eval_steps" in given else "epoch"
 
 
 def _precision(config: TrainConfig, given: dict[str, Any]) -> dict[str, bool]:

@@ -113,9 +113,7 @@ class CheckpointKeeper(TrainerCallback):
         self.best_before = self.run_dir / Path(saved.best_model_checkpoint or "none").name  # the folder may have moved
         return saved
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Find the best checkpoint of a resumed run."""
         if self.best_before is not None:
             state.best_model_checkpoint = str(self.best_before) if self.best_before.is_dir() else None
@@ -141,9 +139,7 @@ class CheckpointKeeper(TrainerCallback):
             self._delete_old(args.save_total_limit, state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """With a limit of one, keep the best checkpoint alone."""
         if args.should_save and args.save_total_limit == 1 and state.best_model_checkpoint:
             for path in checkpoints(self.run_dir):
@@ -179,9 +175,7 @@ class SaveAfterEpoch(TrainerCallback):
         if control.should_epoch_stop or control.should_training_stop or float(state.epoch or 0).is_integer():
             self.postponed, control.should_save = control.should_save, False
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Take it up again."""
         control.should_save = control.should_save or self.postponed
         self.postponed = False

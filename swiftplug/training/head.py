@@ -92,26 +92,8 @@ def replaced_forward(module: nn.Module, forward: Callable[[torch.Tensor], torch.
             module.forward = before
 
 
-class Headless(NamedTuple):
-    """The output of a model that ran without its head.
-
-    Attributes:
-        outputs: What the model returned, without meaningful logits.
-        hidden: `(B, T, H)` states that the head would have been given.
-    """
-
-    outputs: Any
-    hidden: torch.Tensor
-
-
-def run_headless(model: nn.Module, head: KnownHead, inputs: dict[str, Any]) -> Headless:
-    """Run a model up to its head.
-
-    Args:
-        model: The model as the trainer calls it (a DDP wrapper, say).
-        head: Its output head.
-        inputs: Arguments of `forward`, without labels.
-    """
+def run_headless(model: nn.Module, head: KnownHead, inputs: dict[str, Any]) -> tuple[Any, torch.Tensor]:
+    """Run a model up to its head: its output, without meaningful logits, and `(B, T, H)` states to give to the head."""
     seen: list[torch.Tensor] = []
 
     def capture(hidden: torch.Tensor) -> torch.Tensor:
@@ -121,7 +103,7 @@ def run_headless(model: nn.Module, head: KnownHead, inputs: dict[str, Any]) -> H
 
     with replaced_forward(head.module, capture):
         outputs = model(**inputs)
-    return Headless(outputs, seen[0])
+    return outputs, seen[0]
 
 
 def token_loss_sum(
@@ -140,7 +122,7 @@ def token_loss_sum(
         hidden: `(N, H)` states of the positions that have a target.
         targets: `(N,)` token ids.
         weights: `(N,)` weights, or None for 1 everywhere.
-        chunk_size: Positions a chunk; None keeps a chunk's logits within 256 MB.
+        chunk_size: Positions per chunk; None keeps a chunk's logits within 256 MB.
 
     Returns:
         A float32 scalar, with a gradient for `hidden` and the head's trainable parameters.

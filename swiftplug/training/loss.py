@@ -111,11 +111,10 @@ class LossComputer:
         targets = labels[:, 1:][trained[:, :-1]]
         weights = None if scale is None else scale[:, 1:][trained[:, :-1]]
         if self.head is not None:
-            headless = run_headless(model, self.head, inputs)
-            hidden = headless.hidden[:, -labels.shape[1] :][trained]
+            outputs, hidden = run_headless(model, self.head, inputs)
+            hidden = hidden[:, -labels.shape[1] :][trained]
             with self.accelerator.autocast():
                 total = token_loss_sum(self._token_loss, self.head, hidden, targets, weights)
-            outputs = headless.outputs
         else:
             if self.keeps_logits:
                 outputs = model(**inputs, logits_to_keep=trained)

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import TrainerCallback, TrainerState
 
-from swiftplug.runs.console import format_duration
+from swiftplug.runs.console import format_duration, print_line
 from swiftplug.runs.folder import atomic_path, write_atomically
 
 LOG = "log.jsonl"
@@ -46,48 +46,35 @@ class ProgressLine(TrainerCallback):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.progress: Progress | None = None
-        self.task = TaskID(0)
+        columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
+        hidden = console.quiet or not console.is_terminal
+        self.progress = Progress(*columns, console=console, transient=True, disable=hidden)
+        self.task = self.progress.add_task("starting", start=False)
         self.started = 0.0
         self.first_step = 0
         self.first_tokens = 0
         self.evaluated = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the clock; steps and tokens of an earlier part of the run do not count."""
         self.started = time.monotonic()
         self.first_step, self.first_tokens = state.global_step, state.num_input_tokens_seen
-        if state.is_world_process_zero and self.console.is_terminal:
-            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
-            self.progress = Progress(*columns, console=self.console, transient=True)
-            self.task = self.progress.add_task("starting", total=state.max_steps, completed=state.global_step)
-            self.progress.start()
+        self.progress.start_task(self.task)
+        self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
+        self.progress.start()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Move the live line on."""
-        if self.progress is not None:
-            self.progress.update(self.task, completed=state.global_step, description=self._pace(state))
+        self.progress.update(self.task, completed=state.global_step, description=self._pace(state))
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Show that an evaluation is under way."""
         self.evaluated += 1
-        if self.progress is not None:
-            self.progress.update(self.task, description=f"evaluating, batch {self.evaluated}")
+        self.progress.update(self.task, description=f"evaluating, batch {self.evaluated}")
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Write a line of what was logged."""
-        shown = {name: value for name, value in (logs or {}).items() if name not in {*BOOKKEEPING, "train_loss"}}
+        shown = {name: value for name, value in kwargs["logs"].items() if name not in {*BOOKKEEPING, "train_loss"}}
         if not state.is_world_process_zero or not shown:
             return
         evaluation = any(name.startswith("eval_") for name in shown)
@@ -96,16 +83,18 @@ class ProgressLine(TrainerCallback):
         values = "  ".join(f"{name} {_number(value)}" for name, value in shown.items())
         pace = "" if evaluation else f"  {self._pace(state, with_step=False)}"
         style = "bold green" if evaluation else ""
-        self.console.print(f"{step}  {values}{pace}", style=style, highlight=False, soft_wrap=True, markup=False)
+        print_line(self.console, f"{step}  {values}{pace}", style)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Take the live line away."""
+        self.progress.stop()
 
     def __enter__(self) -> "ProgressLine":
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take the live line away, also when a run breaks off."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        """Take the live line away when a run breaks off, too."""
+        self.progress.stop()
 
     def _pace(self, state: TrainerState, with_step: bool = True) -> str:
         seconds = max(time.monotonic() - self.started, 1e-9)
@@ -128,14 +117,12 @@ class RunLog(TrainerCallback):
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / LOG
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Begin with what the checkpoint remembers: lines that a killed run wrote after it are written again."""
         if state.is_world_process_zero:
             write_atomically(self.path, "".join(_line(entry) for entry in state.log_history))
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Append the newest entry."""
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:

@@ -73,10 +73,10 @@ def test_loss_and_gradient_equal_the_model_s_own(name: str, chunk_size: int) -> 
     model.zero_grad()
     head = find_known_head(model)
     assert head is not None
-    headless = run_headless(model, head, {"input_ids": data["input_ids"]})
+    _, hidden = run_headless(model, head, {"input_ids": data["input_ids"]})
     targets = data["labels"][:, 1:]
     trained = targets != -100
-    hidden = headless.hidden[:, :-1][trained]
+    hidden = hidden[:, :-1][trained]
     total = token_loss_sum(CrossEntropy().token_loss, head, hidden, targets[trained], None, chunk_size)
     found = total / trained.sum()
     found.backward()

@@ -107,7 +107,7 @@ def test_a_finished_run_resumed_is_left_as_it_is(run: Any) -> None:
     [
         ("learning_rat=1", "training.learning_rat: unknown field; did you mean 'learning_rate'?"),
         ("learning_rate=fast", "training.learning_rate: found 'fast'"),
-        ("output_dir=x", "training.output_dir: not set here; set the key output_dir"),
+        ("output_dir=x", "training.output_dir: cannot be set; use the key output_dir"),
         ("eval_strategy=steps", "training.eval_strategy: 'steps' needs eval_dataset or data.val_size"),
         ("lr_scheduler_type=linea", "training"),
         ("lr_scheduler_kwargs={foo: 1}", "unexpected keyword argument 'foo'"),
@@ -116,8 +116,8 @@ def test_a_finished_run_resumed_is_left_as_it_is(run: Any) -> None:
         ("gradient_accumulation_steps=0", "training.gradient_accumulation_steps: found 0, expected 1 or more"),
         ("report_to=wandbb", "training: wandbb is not supported"),
         ("eval_on_start=true", "training.eval_on_start: needs eval_dataset or data.val_size"),
-        ("push_to_hub=true", "by `hf upload REPOSITORY FOLDER`"),
-        ("enable_jit_checkpoint=true", "not set here; set training.save_steps"),
+        ("push_to_hub=true", "with `hf upload REPOSITORY FOLDER`"),
+        ("enable_jit_checkpoint=true", "cannot be set; use training.save_steps"),
     ],
 )
 def test_wrong_fields_of_training(run: Any, tmp_path: Path, field: str, words: str) -> None:
