@@ -1,4 +1,4 @@
-"""The embedded quickstart, as a newcomer runs it: no arguments, in an empty folder."""
+"""The built-in quickstart, as a newcomer runs it: no arguments, in an empty folder."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def test_quickstart_learns_arithmetic(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=800)
     assert done.returncode == 0, done.stderr
     first, *_, last = done.stdout.splitlines()
-    assert "embedded quickstart" in first
+    assert "built-in quickstart" in first
     assert last.startswith("Next: swiftplug ")
     log = [json.loads(line) for line in (tmp_path / "runs/quickstart/log.jsonl").read_text().splitlines()]
     (evaluation,) = [entry for entry in log if "eval_exact_match" in entry]

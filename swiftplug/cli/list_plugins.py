@@ -1,4 +1,4 @@
-"""`swiftplug list-plugins`: which plugins a config can name, and whether they work."""
+"""`swiftplug list-plugins`: the plugins that a config can name, and whether they work."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from swiftplug.plugin.registry import KINDS, Check, FoundPlugin, Registry
 if TYPE_CHECKING:
     from rich.text import Text
 
-_WIDE = 100  # columns of a terminal from which the distribution has a column of its own
+_WIDE = 100  # from this terminal width on, the distribution has its own column
 _STYLES = {"fits": "green", "broken": "bold red", "needs an extra": "yellow"}
 
 Listed = tuple[FoundPlugin, Check | None]
@@ -32,11 +32,13 @@ def list_plugins(
         bool, typer.Option("--check", metavar="", help="Import each plugin and check that it fits its kind.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", metavar="", help="Show where each plugin is defined, too.")
+        bool, typer.Option("--verbose", metavar="", help="Also show where each plugin is defined.")
     ] = False,
     files: Annotated[
         list[str] | None,
-        typer.Option("--plugin", metavar="FILE.py", help="Python file whose plugins to list too. Repeat for several."),
+        typer.Option(
+            "--plugin", metavar="FILE.py", help="Also list the plugins of this Python file. Repeat for several."
+        ),
     ] = None,
 ) -> None:
     """List the installed plugins, without importing them."""
@@ -44,16 +46,16 @@ def list_plugins(
         raise UserError(f"--kind: there is no kind {kind!r}{nearest(kind, KINDS)}")
     if check:
         silence_libraries()
-    with redirect_stdout(sys.stderr):  # what a plugin prints while it is imported does not belong to the list
+    with redirect_stdout(sys.stderr):  # what plugins print on import is not part of the list
         registry = Registry.discover(files=files or [])
-        listed = [(it, registry.check(it) if check else None) for it in registry.found(kind)]
+        listed = [(found, registry.check(found) if check else None) for found in registry.found(kind)]
     if as_json:
-        print(json.dumps([_as_object(it) for it in listed], indent=2, ensure_ascii=False))
+        print(json.dumps([_as_object(plugin) for plugin in listed], indent=2, ensure_ascii=False))
     elif sys.stdout.isatty() or "COLUMNS" in os.environ:
         _print_tables(listed, verbose)
     else:
         _print_lines(listed, verbose)
-    refused = {it.distribution for it in registry.refused(kind)}
+    refused = {found.distribution for found in registry.refused(kind)}
     if refused:
         print(f"Not listed, as SWIFTPLUG_PLUGINS does not allow them: {', '.join(sorted(refused))}", file=sys.stderr)
     if any(result and result.status == "broken" for _, result in listed):
@@ -90,13 +92,13 @@ def _print_tables(listed: Sequence[Listed], verbose: bool) -> None:
 
     console = Console(highlight=False)
     wide = console.width >= _WIDE
-    name_width = min(max((len(it.name) for it, _ in listed), default=0), console.width // 4)
-    for kind, plugins in groupby(listed, key=lambda it: it[0].kind):
+    name_width = min(max((len(found.name) for found, _ in listed), default=0), console.width // 4)
+    for kind, plugins in groupby(listed, key=lambda plugin: plugin[0].kind):
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False, expand=True)
         table.add_column(width=name_width, overflow="fold")
         table.add_column(ratio=1, overflow="fold")
         if wide:
-            table.add_column(width=max(len(_distribution(it)) for it, _ in listed), overflow="fold")
+            table.add_column(width=max(len(_distribution(found)) for found, _ in listed), overflow="fold")
         for found, result in plugins:
             text = _description(found, result)
             if not wide:
@@ -108,7 +110,7 @@ def _print_tables(listed: Sequence[Listed], verbose: bool) -> None:
 
 
 def _description(found: FoundPlugin, result: Check | None) -> "Text":
-    """What a plugin does or, if it was checked, what came of that."""
+    """The summary of a plugin or, if it was checked, the result."""
     from rich.text import Text
 
     if result is None:

@@ -22,7 +22,7 @@ _COMMANDS = {
 
 
 class _Commands(TyperGroup):
-    """Imports a command when it is the one to run: `swiftplug --help` should not wait for pydantic."""
+    """Imports a command only to run it: `swiftplug --help` should not wait for pydantic."""
 
     def resolve_command(self, context: Any, arguments: list[str]) -> Any:
         name, command, rest = super().resolve_command(context, arguments)
@@ -62,7 +62,7 @@ def _swiftplug(
 ) -> None:
     """Fine-tune language models and sample from them. Every part is a plugin that pip can install.
 
-    Example: swiftplug train        (the embedded quickstart, about a minute)
+    Example: swiftplug train        (the built-in quickstart, about a minute)
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -85,7 +85,7 @@ def main() -> NoReturn:
 
 
 def _report(error: Exception) -> int:
-    """Print an error as one line; the exit code for it."""
+    """Print an error as one line, and return its exit code."""
     if isinstance(error, typer.TyperException):
         message = error.format_message()
         _print_error(message[:1].lower() + message[1:])

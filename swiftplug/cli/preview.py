@@ -17,7 +17,7 @@ _PREVIEW = "Preview"
 
 
 class Format(StrEnum):
-    """The formats of a preview."""
+    """The output formats of a preview."""
 
     TEXT = "text"
     HTML = "html"
@@ -30,12 +30,12 @@ def preview(
     rows: Annotated[int, Option(metavar="N", min=1, help="Number of rows to show.", rich_help_panel=_PREVIEW)] = 3,
     format: Annotated[Format, Option(help="Output format.", rich_help_panel=_PREVIEW)] = Format.TEXT,
     output: Annotated[
-        str | None, Option(metavar="FILE", help="Write to this file, not to the screen.", rich_help_panel=_PREVIEW)
+        str | None, Option(metavar="FILE", help="Write to this file instead of the terminal.", rich_help_panel=_PREVIEW)
     ] = None,
 ) -> None:
     """Show rows as the model will see them, each token coloured by its weight in the loss.
 
-    It takes the same config and options as train.
+    It takes the config and options of train.
 
     Example: swiftplug preview --model HuggingFaceTB/SmolLM2-135M-Instruct --dataset train.jsonl --loss-scale last_round
     """

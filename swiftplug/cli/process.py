@@ -1,6 +1,6 @@
-"""The processes of a command: what is set before torch is imported, and how several are started.
+"""Prepares this process before torch is imported, and starts several processes.
 
-`swiftplug --help` imports this too; what it does not need is imported where it is used.
+`swiftplug --help` imports this module too, so heavy imports are inside the functions.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from swiftplug.errors import UserError
 
-# The names of these in <malloc.h>.
+# As in <malloc.h>.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _NEVER = -1
@@ -20,16 +20,16 @@ _OTHER_ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 
 
 def is_first() -> bool:
-    """Whether this process prints for all: it is alone, or the first on its machine."""
+    """Whether this is the process that prints: the only one, or the first on its machine."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def prepare_process(*, debug: bool, num_proc: int = 1, uses_torch: bool = True) -> None:
-    """Set up this process; call it before torch and Transformers are imported. What the user has set stays.
+    """Set up this process; call it before torch and Transformers are imported. Environment variables that are set stay.
 
     Args:
         debug: Whether the libraries may warn.
-        num_proc: Processes that will tokenize.
+        num_proc: Number of processes that will tokenize.
         uses_torch: Whether the command computes anything with torch.
     """
     if uses_torch:
@@ -44,11 +44,11 @@ def prepare_process(*, debug: bool, num_proc: int = 1, uses_torch: bool = True) 
 def keep_freed_memory() -> bool:
     """Serve large blocks from the heap and never shrink it.
 
-    By default glibc maps each block over 32 MiB anew and unmaps it when it is freed, so that the activations and
-    gradients of every step cost page faults again: about a quarter of a training step on a CPU.
+    By default glibc maps each block over 32 MiB anew and unmaps it when it is freed. The page faults of activations and
+    gradients then take about a quarter of a training step on a CPU.
 
     Returns:
-        Whether it was done: not where glibc is not the allocator, or the user has configured it.
+        Whether it was done: not if glibc is not the allocator, or the user has configured it.
     """
     import ctypes
 
@@ -68,15 +68,15 @@ def keep_freed_memory() -> bool:
 def wait_without_spinning() -> None:
     """Let OpenMP's threads sleep at a barrier instead of spinning.
 
-    Spinning saves microseconds where every thread has a core to itself. Where another process wants one of the cores, a
-    thread spins away its time slice while the one it waits for does not run: on two busy cores, a small model's steps
-    took fifteen times as long.
+    Spinning saves microseconds if every thread has its own core. If another process uses one of the cores, a thread
+    spins away the time slice that the thread it waits for needs: on two busy cores, a small model's steps took fifteen
+    times as long.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def silence_libraries() -> None:
-    """Hide advice and deprecation warnings of libraries, so that what is printed is about the user's run."""
+    """Hide advice and deprecation warnings of libraries that are not about the user's run."""
     import logging
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -94,7 +94,7 @@ def silence_libraries() -> None:
 def run_in_processes(nproc: int, arguments: Sequence[str]) -> int:
     """Run `swiftplug` with these arguments in `nproc` processes on this machine, as `torchrun --standalone` would.
 
-    torchrun's own command would print tracebacks of its own after the error of a process.
+    The `torchrun` command would add its own traceback to the error of a process.
 
     Returns:
         The exit code: 0, or that of the process that failed first.

@@ -1,4 +1,4 @@
-"""The options of a run: one for each key of its config that declares one, besides CONFIG, `--set` and `--debug`."""
+"""Builds the command-line options from the keys in `config/schema.py`; declare an option there."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -13,11 +13,13 @@ from swiftplug.plugin.registry import PluginChoice
 
 
 def flag(name: str, help: str, panel: str | None = RUN) -> Any:
-    """An option that takes no value."""
+    """An option without a value."""
     return Option(name, metavar="", help=help, rich_help_panel=panel)
 
 
-DryRun = Annotated[bool, flag("--dry-run", "Check everything up to the model and print the plan.")]
+DryRun = Annotated[
+    bool, flag("--dry-run", "Check config, plugins and data, print the plan, and stop before the model is loaded.")
+]
 
 
 class RunRequest(NamedTuple):
@@ -25,9 +27,9 @@ class RunRequest(NamedTuple):
 
     Attributes:
         path: The YAML file, or None.
-        options: The values of options by config key; None and [] where not given.
+        options: The values of options by config key; None or [] where not given.
         sets: The `KEY=VALUE` of each `--set`.
-        debug: Whether errors show their traceback.
+        debug: Whether to show tracebacks and the warnings of libraries.
         keys: The keys of the config.
     """
 
@@ -38,7 +40,7 @@ class RunRequest(NamedTuple):
     keys: Mapping[str, Key]
 
     def arguments(self) -> list[str]:
-        """A command line that asks for the same."""
+        """The same request as command-line arguments."""
         given = [(self.keys[name].flag, value) for name, value in self.options.items() if value not in (None, [])]
         values = [(flag, item) for flag, value in given for item in (value if isinstance(value, list) else [value])]
         return [
@@ -52,11 +54,13 @@ class RunRequest(NamedTuple):
 def takes_run_options(
     config: type[RunConfig], set_examples: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of a config as well as its own; it gets them as one argument, a `RunRequest`."""
+    """Add the options of a config to a command, which gets them as its first argument, a `RunRequest`."""
     keys = keys_of(config)
     names = {key.name.replace(".", "_"): key for key in keys.values() if key.panel}
     by_panel = sorted(names.items(), key=lambda item: PANELS.index(item[1].panel))
-    config_file = Argument(metavar="CONFIG", help="YAML file. Without it, a model and a dataset, the quickstart runs.")
+    config_file = Argument(
+        metavar="CONFIG", help="YAML file. With no CONFIG, --model or --dataset, the built-in quickstart is used."
+    )
     settings = Option(
         "--set",
         metavar="KEY=VALUE",
@@ -91,7 +95,7 @@ def _parameter(name: str, value_type: Any, declaration: Any, default: Any) -> Pa
 
 
 def _typer_type(key: Key) -> Any:
-    """The type of an option; None, its default, means that it is not given."""
+    """The type of an option; its default, None, means that it is not given."""
     if key.is_list:
         return list[str] | None
     return (key.type if key.type in (bool, int, float) else str) | None

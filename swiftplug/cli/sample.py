@@ -13,14 +13,16 @@ from swiftplug.config.schema import SampleConfig
 def sample(
     request: RunRequest,
     resume: Annotated[bool, flag("--resume", "Continue an interrupted run.")] = False,
-    overwrite: Annotated[bool, flag("--overwrite", "Replace the run in the run folder by a new one.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace the run in the output folder with a new one.")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Generate several answers to each question, score them, and keep the best to train on.
 
     Options override --set, which overrides CONFIG, which overrides the defaults.
 
-    Without a model, a dataset and a config it samples from the model of the last quickstart training.
+    Names of plugins: swiftplug list-plugins. Option of a plugin: --set KEY.OPTION=VALUE, as below.
+
+    With no model, dataset or config it samples from the model of the last quickstart training.
 
     Example: swiftplug sample --model runs/my-run --dataset test.jsonl --orm math --num-return-sequences 8
     """

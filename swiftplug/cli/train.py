@@ -10,21 +10,25 @@ from swiftplug.cli.run_options import DryRun, RunRequest, flag, takes_run_option
 from swiftplug.config.schema import RUN, TrainConfig
 
 
-@takes_run_options(TrainConfig, "training.learning_rate=1e-4, tuner.r=8 or metrics.nlg.max_new_tokens=64")
+@takes_run_options(TrainConfig, "training.num_train_epochs=3 or metrics.nlg.max_new_tokens=64")
 def train(
     request: RunRequest,
-    resume: Annotated[bool, flag("--resume", "Continue from the last checkpoint in the run folder.")] = False,
+    resume: Annotated[bool, flag("--resume", "Continue from the last checkpoint in the output folder.")] = False,
     allow_changed_plugins: Annotated[
         bool, flag("--allow-changed-plugins", "Resume even if the source code of a plugin has changed.")
     ] = False,
     dry_run: DryRun = False,
     nproc: Annotated[
-        int, Option(metavar="N", min=1, help="Number of processes to train in, on this machine.", rich_help_panel=RUN)
+        int, Option(metavar="N", min=1, help="Number of training processes on this machine.", rich_help_panel=RUN)
     ] = 1,
 ) -> None:
     """Train a model. Options override --set, which overrides CONFIG, which overrides the defaults.
 
-    Without a model, a dataset and a config it runs the embedded quickstart, which takes about a minute on a laptop.
+    Any field of transformers.TrainingArguments: --set training.FIELD=VALUE, such as training.learning_rate=1e-4.
+
+    Names of plugins: swiftplug list-plugins. Option of a plugin: --set KEY.OPTION=VALUE, such as tuner.r=8.
+
+    With no model, dataset or config it runs the built-in quickstart, which takes about a minute on a laptop.
 
     Example: swiftplug train --model HuggingFaceTB/SmolLM2-135M-Instruct --dataset train.jsonl --tuner lora
     """
@@ -39,7 +43,7 @@ def train(
         arguments = [*request.arguments(), *given, f"--output-dir={config.output_dir}"]
         raise typer.Exit(run_in_processes(nproc, ["train", *arguments]))
     if quickstart and is_first():
-        typer.echo("No model, dataset or config given: this is the embedded quickstart. Nothing is downloaded.")
+        typer.echo("No model, dataset or config given: this is the built-in quickstart. Nothing is downloaded.")
     prepare_process(debug=request.debug, num_proc=config.data.num_proc)
     from swiftplug.training.run import train as run
 

@@ -1,4 +1,4 @@
-"""A config before it is checked: what YAML, then `--set`, then options make of it."""
+"""A config before it is checked: YAML, then `--set`, then options."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from swiftplug.config.explain import explain
-from swiftplug.config.keys import Key, KeySource, KeySources, Path, keys_of
+from swiftplug.config.keys import Key, KeySource, KeySources, Path, keys_of, value_at
+from swiftplug.config.messages import config_error
 from swiftplug.config.schema import RunConfig
 from swiftplug.config.yaml_file import describe, read_config, read_value
 from swiftplug.errors import UserError, nearest
@@ -22,7 +22,7 @@ class Setting(NamedTuple):
         path: The key, split at its dots.
         value: The value, read as YAML.
         source: The option as typed.
-        is_plugin_option: Whether it gives an option to the plugin of a key, whichever that will be.
+        is_plugin_option: Whether it sets an option of the plugin that a key names.
     """
 
     path: tuple[str, ...]
@@ -49,12 +49,12 @@ class Setting(NamedTuple):
 
 
 class Draft(Generic[C]):
-    """The config that a command line asks for, before it is checked: plain values, and where each came from.
+    """The config that a command line asks for, not yet checked: plain values, and where each came from.
 
     Attributes:
         model: The schema to check it against.
-        options: The values of options by key, of those that were given.
-        values: The values by key, nested.
+        options: The values of the given options, by key.
+        values: The values by key, in nested dicts and lists.
         sources: Where they came from, by path.
         keys: The keys of the schema.
     """
@@ -69,11 +69,11 @@ class Draft(Generic[C]):
 
     def names_any(self, *keys: str) -> bool:
         """Whether the command line gives any of these keys a value."""
-        named = {*self.options, *(it.path[0] for it in self._settings if not it.is_plugin_option)}
+        named = {*self.options, *(setting.path[0] for setting in self._settings if not setting.is_plugin_option)}
         return not named.isdisjoint(keys)
 
     def merge_onto(self, path: str | None) -> C:
-        """Lay the command line over a file, that over the defaults, and check the result.
+        """Merge the defaults, a config file and the command line, in that order, and check the result.
 
         Raises:
             UserError: Something is unknown, of the wrong type or out of place; the message says where.
@@ -84,24 +84,12 @@ class Draft(Generic[C]):
         try:
             config = self.model.model_validate({key: value for key, value in self.values.items() if value is not None})
         except ValidationError as error:
-            raise explain(error, self) from error
+            raise config_error(error, self.values, self.sources, self.keys) from error
         config.set_sources(self.sources)
         return config
 
-    def get(self, *path: str | int) -> Any:
-        """The value at a path, None where there is none."""
-        at: Any = self.values
-        for part in path:
-            if isinstance(at, dict):
-                at = at.get(part)
-            elif isinstance(at, list) and isinstance(part, int) and part < len(at):
-                at = at[part]
-            else:
-                return None
-        return at
-
     def _override(self) -> None:
-        """Apply every `--set`, then the options, then what `--set` gives to the plugins that are named by then."""
+        """Apply every `--set`, then the options, then plugin options from `--set`: by now the plugins are known."""
         for setting in self._settings:
             if not setting.is_plugin_option:
                 self._set(setting.path, setting.value, setting.source)
@@ -109,7 +97,7 @@ class Draft(Generic[C]):
             key = self.keys[name]
             path = tuple(name.split("."))
             if key.is_list and not key.is_plugin:
-                before = _as_list(self.get(*path))
+                before = _as_list(value_at(self.values, path))
                 value = [*before, *(item for item in value if item not in before)]
             self._set(path, list(value) if key.is_list else value, KeySource(key.flag))
         for setting in self._settings:
@@ -117,12 +105,12 @@ class Draft(Generic[C]):
                 self._set_plugin_option(setting)
 
     def _set(self, path: tuple[str, ...], value: Any, source: KeySource) -> None:
-        """Set a key; a plugin keeps the options it has if it is named again."""
+        """Set a key; a plugin that is named again keeps its options."""
         key = self.keys.get(path[0])
         if key is None or not key.is_plugin:
             self._put(path, value, source)
             return
-        before = {_name(item): item for item in _as_list(self.get(key.name)) if isinstance(item, dict)}
+        before = {_name(item): item for item in _as_list(self.values.get(key.name)) if isinstance(item, dict)}
 
         def with_options(item: Any) -> Any:
             known = before.get(_name(item)) if isinstance(item, str) else None
@@ -137,20 +125,21 @@ class Draft(Generic[C]):
         path: Path = (key.name,)
         option = setting.path[1:]
         if key.is_list:
-            plugins = _as_list(self.get(key.name))
+            plugins = _as_list(self.values.get(key.name))
             index, option = _find(plugins, setting, key)
             self._put(path, plugins, self.sources.get(path, setting.source))
             path = (key.name, index)
-        elif self.get(key.name) is None:
+        elif self.values.get(key.name) is None:
             if key.default is None:
-                raise UserError(f"{setting.source.place}: no {key.name} is named that could take an option")
+                raise UserError(f"{setting.source.place}: no {key.name} is set; name one with {key.flag} first")
             self._put(path, key.default.name, setting.source)
-        if isinstance(self.get(*path), str):
-            self._put(path, {"name": self.get(*path)}, self.sources.nearest(path) or setting.source)
+        plugin = value_at(self.values, path)
+        if isinstance(plugin, str):
+            self._put(path, {"name": plugin}, self.sources.nearest(path) or setting.source)
         self._put((*path, *option), setting.value, setting.source)
 
     def _put(self, path: Path, value: Any, source: KeySource) -> None:
-        """Set the value at a path, whatever was there; mappings on the way are made."""
+        """Set the value at a path, replacing any other; missing mappings on the way are created."""
         at: Any = self.values
         part: Any
         for depth, part in enumerate(path):
@@ -163,13 +152,13 @@ class Draft(Generic[C]):
                 at[part] = {}
                 self.sources[path[: depth + 1]] = source
             at = at[part]
-        for inside in [it for it in self.sources if it[: len(path)] == path]:
+        for inside in [source_path for source_path in self.sources if source_path[: len(path)] == path]:
             del self.sources[inside]
         self.sources[path] = source
 
 
 def _find(plugins: list[Any], setting: Setting, key: Key) -> tuple[int, tuple[str, ...]]:
-    """Which plugin of a list `NAME.OPTION` means, and the option; names may have dots in them."""
+    """The index of the plugin that `NAME.OPTION` refers to, and the option; names may contain dots."""
     target = ".".join(setting.path[1:])
     found = [
         (index, target[len(name) + 1 :])
@@ -201,4 +190,4 @@ def _name(item: Any) -> str:
 def _names(item: Any) -> set[str]:
     """The names of a plugin: with and without its distribution."""
     name = _name(item)
-    return {it for it in (name, name.partition(":")[2]) if it}
+    return {form for form in (name, name.partition(":")[2]) if form}

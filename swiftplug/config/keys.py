@@ -1,5 +1,6 @@
 """The keys of a config: what the schema declares about each, and where a run's value for it came from."""
 
+from collections.abc import Mapping
 from functools import cache
 from inspect import isclass
 from types import NoneType
@@ -17,15 +18,15 @@ _FLAGS_OF_KINDS = {kind.key: kind.option for kind in KINDS.values()}
 
 
 def key(default: Any, help: str, panel: str = "", *, metavar: str = "", flag: str = "", **constraints: Any) -> Any:
-    """Declare a key of a config: a pydantic field with what the command line needs to know.
+    """Declare a key of a config: a pydantic field with the help text and option of the command line.
 
     Args:
         default: The value where none is given.
-        help: What it is, in a sentence or two.
-        panel: The panel of `--help` that shows its option. Without one there is no option; `--set` always works.
-        metavar: What stands for the value in `--help`. Without it, it follows from the type.
-        flag: The option. Without it, it follows from the key (for plugins, from `KINDS`).
-        constraints: Those of `pydantic.Field`, such as `ge=1`.
+        help: The text of `--help`, in a sentence or two.
+        panel: The panel of `--help` that lists its option. Without one there is no option; `--set` always works.
+        metavar: The placeholder of the value in `--help`; by default it follows from the type.
+        flag: The option; by default it follows from the key (for plugins, from `KINDS`).
+        constraints: Constraints of `pydantic.Field`, such as `ge=1`.
     """
     shown: JsonDict = {"panel": panel, "metavar": metavar, "flag": flag}
     return Field(default, description=help, json_schema_extra=shown, **constraints)
@@ -35,13 +36,13 @@ class Key(NamedTuple):
     """A key of a config.
 
     Attributes:
-        name: With its section in front: `data.template`.
+        name: The name, with its section: `data.template`.
         type: The type of the value or, for a list, of its items; without `None`.
         is_list: Whether the value is a list.
         default: The value where none is given.
-        help: What it is.
-        panel: The panel of `--help` that shows its option; empty where it has none.
-        metavar: What stands for the value in `--help`; empty where the type says it.
+        help: The text of `--help`.
+        panel: The panel of `--help` that lists its option; empty where it has none.
+        metavar: The placeholder of the value in `--help`; empty where it follows from the type.
         flag: The option, such as `--metric` for `metrics`.
     """
 
@@ -56,7 +57,7 @@ class Key(NamedTuple):
 
     @property
     def is_plugin(self) -> bool:
-        """Whether it names a plugin, or several."""
+        """Whether its value names a plugin, or several."""
         return isclass(self.type) and issubclass(self.type, PluginChoice)
 
     @property
@@ -66,7 +67,7 @@ class Key(NamedTuple):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values to choose from; empty if any will do."""
+        """The values to choose from; empty if there is no fixed list."""
         return get_args(self.type) if get_origin(self.type) is Literal else ()
 
 
@@ -99,8 +100,21 @@ def _without_wrappers(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         return _without_wrappers(get_args(annotation)[0])
     if NoneType in get_args(annotation):
-        return _without_wrappers(next(it for it in get_args(annotation) if it is not NoneType))
+        return _without_wrappers(next(inner for inner in get_args(annotation) if inner is not NoneType))
     return annotation
+
+
+def value_at(values: Mapping[str, Any], path: Path) -> Any:
+    """The value at a path of a config; None where there is none."""
+    at: Any = values
+    for part in path:
+        if isinstance(at, Mapping):
+            at = at.get(part)
+        elif isinstance(at, list) and isinstance(part, int) and part < len(at):
+            at = at[part]
+        else:
+            return None
+    return at
 
 
 class KeySource(NamedTuple):
@@ -108,7 +122,7 @@ class KeySource(NamedTuple):
 
     Attributes:
         place: `train.yaml:7`, or the option as typed.
-        in_file: Whether the place is a line of a file, which does not name the key.
+        in_file: Whether the place is a line of a file, so that a message must also name the key.
     """
 
     place: str
@@ -116,7 +130,7 @@ class KeySource(NamedTuple):
 
 
 class KeySources(dict[Path, KeySource]):
-    """Where each value of a config came from, by its path; defaults are not among them."""
+    """Where each value of a config came from, by its path. Defaults have no source."""
 
     def where(self, path: Path) -> str:
         """The beginning of an error message about the value at a path."""
@@ -127,5 +141,5 @@ class KeySources(dict[Path, KeySource]):
         return f"{source.place}: {key}" if source.in_file else source.place
 
     def nearest(self, path: Path) -> KeySource | None:
-        """The source of a value or of the innermost thing around it that has one."""
+        """The source of a value, else of the innermost section or list around it that has one."""
         return next((self[path[:length]] for length in range(len(path), 0, -1) if path[:length] in self), None)

@@ -1,4 +1,4 @@
-"""Defaults, YAML, `--set` and options, merged into one checked config; and a config as YAML."""
+"""Merges defaults, YAML, `--set` and options into one checked config, and writes a config as YAML."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Loaded(NamedTuple, Generic[C]):
 
     Attributes:
         config: The config.
-        quickstart: Whether it is the embedded quickstart, because no model, dataset or config was given.
+        quickstart: Whether it is the built-in quickstart, because no model, dataset or config was given.
     """
 
     config: C
@@ -33,18 +33,18 @@ class Loaded(NamedTuple, Generic[C]):
 def load_train_config(
     path: str | None, options: Mapping[str, Any], sets: Sequence[str], *, resume: bool = False
 ) -> Loaded[TrainConfig]:
-    """Merge defaults, YAML, `--set` and options, of which the later beat the earlier.
+    """Merge defaults, YAML, `--set` and options; each overrides those before it.
 
-    Without a config, a model and a dataset it is the embedded quickstart, to which `--set` and options apply as well.
+    With no config, model or dataset, the built-in quickstart is the YAML.
     An option or a `--set` that names another plugin than the YAML drops the YAML's options; one that names the same
     keeps them. A repeated option replaces the YAML's list, except `plugins.files`, to which it adds.
 
     Args:
-        path: The YAML file, relative to the current directory like all paths in it. None: there is none.
+        path: The YAML file, or None. Paths, also those in the file, are relative to the current directory.
         options: Values of options by config key (`{"loss": "focal", "metrics": ["acc"], "data.template": "x.jinja"}`);
-            None and an empty list mean that the option was not given.
+            None or an empty list if the option was not given.
         sets: The `KEY=VALUE` of each `--set`, in order.
-        resume: Whether the run continues an earlier one, in the last run folder by the default name.
+        resume: Whether the run continues an earlier one; the default `output_dir` is then the last run's folder.
 
     Raises:
         UserError: Something is unknown, of the wrong type or missing; the message says where.
@@ -70,8 +70,7 @@ def load_sample_config(
 ) -> Loaded[SampleConfig]:
     """Merge the config of a sampling run, as `load_train_config` does for training.
 
-    Without a config, a model, a dataset and a file of candidates it samples from the last finished quickstart run in
-    the current folder.
+    With no config, model, dataset or file of candidates, it samples from the last finished quickstart run in `runs/`.
 
     Raises:
         UserError: Something is unknown, of the wrong type or missing; the message says where.
@@ -96,15 +95,15 @@ def load_sample_config(
 
 
 def _check_candidates_file(config: SampleConfig) -> None:
-    """Existing candidates and an engine that generates new ones exclude each other."""
+    """Existing candidates need engine `none`, and engine `none` needs existing candidates."""
     if not config.generates and config.candidates_file is None:
         raise UserError(
-            f"{config.where('engine')}: none generates nothing; name existing candidates with --candidates-file"
+            f"{config.where('engine')}: engine 'none' only scores; name existing candidates with --candidates-file"
         )
     if config.generates and config.candidates_file is not None:
         raise UserError(
-            f"{config.where('candidates_file')}: existing candidates are scored with --engine none, and the engine is "
-            f"{config.engine.name!r}"
+            f"{config.where('candidates_file')}: scoring existing candidates needs --engine none, but the engine "
+            f"is {config.engine.name!r}"
         )
 
 
@@ -115,10 +114,10 @@ def _require(value: Any, key: str, what: str, path: str | None) -> None:
 
 
 def default_output_dir(name: str, resume: bool) -> str:
-    """`runs/NAME`, or `runs/NAME-2` and so on where a run is there already; to resume, the last of those.
+    """`runs/NAME`, or `runs/NAME-2` and so on if that holds a run already; to resume, the last one that does.
 
-    The processes of one run (`torchrun`) must agree, and cannot all look at what the others just made: they take
-    `runs/NAME` as it is. `--nproc` looks first and passes the folder on.
+    The processes that `torchrun` starts must agree, although one may create the folder before another looks: they take
+    `runs/NAME` without looking. With `--nproc`, the folder is chosen before the processes start.
     """
     folder = latest = Path("runs", name)
     if "WORLD_SIZE" not in os.environ:
@@ -130,7 +129,7 @@ def default_output_dir(name: str, resume: bool) -> str:
 
 
 def _last_quickstart_run() -> str:
-    """The folder of the last quickstart training that finished in the current folder."""
+    """The last finished quickstart training under `runs/`."""
     numbers = {"": 1, **{f"-{number}": number for number in range(2, 1000)}}
     finished = [
         folder

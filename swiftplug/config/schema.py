@@ -23,12 +23,12 @@ _TEMPLATE = "Jinja file with a chat template, used instead of the tokenizer's ow
 
 
 def _as_list(value: Any) -> Any:
-    """One item stands for a list of one."""
+    """Accept a single item in place of a list."""
     return [value] if isinstance(value, (str, dict, PluginChoice)) else value
 
 
 def _scorer_fields(value: Any) -> Any:
-    """The fields of a scorer as a config writes it; `weight` is not one of the plugin's options."""
+    """Split a scorer as written in a config into its fields; `weight` is not an option of the plugin."""
     if isinstance(value, dict) and "weight" in value:
         plugin = {key: item for key, item in value.items() if key != "weight"}
         return {**fields_of(plugin), "weight": value["weight"]}
@@ -52,9 +52,9 @@ def _built_in(name: str) -> PluginChoice:
     return PluginChoice.model_construct(name=f"swiftplug:{name}")
 
 
-Choices = Annotated[list[WrittenChoice], BeforeValidator(_as_list)]
-Scorers = Annotated[list[Annotated[ScorerChoice, BeforeValidator(_scorer_fields)]], BeforeValidator(_as_list)]
-Texts = Annotated[list[str], BeforeValidator(_as_list)]
+PluginList = Annotated[list[WrittenChoice], BeforeValidator(_as_list)]
+ScorerList = Annotated[list[Annotated[ScorerChoice, BeforeValidator(_scorer_fields)]], BeforeValidator(_as_list)]
+StringList = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class Section(BaseModel):
@@ -67,26 +67,30 @@ class Section(BaseModel):
 class PluginsSection(Section):
     """The `plugins:` section: where plugins may come from."""
 
-    files: Texts = key(
-        [], "Python file that registers plugins. Repeat for several.", PLUGINS, metavar="FILE.py", flag="--plugin"
+    files: StringList = key(
+        [], "Load plugins from a Python file. Repeat for several.", PLUGINS, metavar="FILE.py", flag="--plugin"
     )
-    allow: Texts | None = key(None, "Distributions whose plugins may load; null allows all. Built-in ones always may.")
+    allow: StringList | None = key(
+        None, "Distributions whose plugins may be loaded, besides the built-in ones; null allows all."
+    )
 
 
 class ModelOptions(Section):
     """The `model_options:` section: how a model from a folder or the hub is loaded."""
 
     revision: str | None = key(None, "Branch, tag or commit on the hub; null is the main branch.")
-    attn_implementation: str | None = key(None, "Attention of Transformers to use; null is the fastest exact one.")
-    quantization: Literal["4bit", "8bit"] | None = key(None, "Bits of the frozen base model; 4bit is NF4, as in QLoRA.")
-    trust_remote_code: bool = key(False, "Whether code that comes with the model may run.")
+    attn_implementation: str | None = key(None, "Attention implementation; null is Transformers' default.")
+    quantization: Literal["4bit", "8bit"] | None = key(
+        None, "Quantization of the frozen base model; 4bit is NF4, as in QLoRA."
+    )
+    trust_remote_code: bool = key(False, "Allow custom model code from the hub.")
 
 
 class SampleDataOptions(Section):
     """The `data:` section of a sampling run: how rows are read and rendered."""
 
     template: str | None = key(None, _TEMPLATE)
-    columns: dict[str, str] = key({}, "Columns to rename, from the name in the dataset to the name to use.")
+    columns: dict[str, str] = key({}, "Columns to rename: {name in the dataset: new name}.")
 
     @field_validator("columns")
     @classmethod
@@ -108,15 +112,15 @@ class DataOptions(SampleDataOptions):
         "What to do with a longer example: drop it, truncate its end, or split it into several. "
         "null depends on the task: pt splits, sft drops.",
     )
-    packing: bool = key(False, "Pack short examples into rows of max_length tokens; never done in evaluation.")
-    num_proc: int = key(1, "Number of processes that tokenize.", ge=1)
+    packing: bool = key(False, "Pack short training examples into rows of max_length tokens.")
+    num_proc: int = key(1, "Number of processes for tokenization.", ge=1)
     val_size: float | int = key(
         0, "Rows to hold out for evaluation if there is no eval_dataset: a fraction (below 1.0) or a number.", ge=0
     )
     group_by_length: bool = key(True, "Batch examples of similar length together, so that less padding is needed.")
     cache_dir: str | None = key(
         None,
-        "Folder for encoded datasets, of which it keeps the 20 GB used last; "
+        "Folder for encoded datasets, limited to 20 GB (least recently used removed); "
         "null is $SWIFTPLUG_CACHE, else ~/.cache/swiftplug/data.",
     )
 
@@ -125,31 +129,35 @@ class DataOptions(SampleDataOptions):
     def _check_val_size(cls, value: float | int) -> float | int:
         if isinstance(value, float) and value >= 1:
             raise ValueError(
-                f"found {value}, expected a share below 1, or a whole number of rows such as {round(value)}"
+                f"found {value}, expected a fraction below 1, or a whole number of rows such as {round(value)}"
             )
         return value
 
 
 class RunConfig(Section):
-    """The keys that every run has, and where each of them got its value."""
+    """The keys that train and sample share, and where each got its value."""
 
-    model: WrittenChoice | None = key(None, "Folder, hub id, run folder or model plugin.", DATA)
-    dataset: Choices = key(
+    model: WrittenChoice | None = key(None, "Hub id, model folder, folder of an earlier run, or model plugin.", DATA)
+    dataset: PluginList = key(
         [],
-        "File, hub id (org/name:subset/split) or dataset plugin; #N at the end takes N rows. "
+        "File, hub id (org/name:subset/split) or dataset plugin; append #N for the first N rows. "
         "Repeat to concatenate several.",
         DATA,
     )
     output_dir: str | None = key(
-        None, "Run folder. If not given, it is runs/ and the name of the config.", RUN, metavar="FOLDER"
+        None, "Folder of the run. Default: runs/ and the config's name.", RUN, metavar="FOLDER"
     )
-    tools: WrittenChoice = key(_built_in("template"), "Format of tools and tool calls in the prompt.", PLUGINS)
+    tools: WrittenChoice = key(
+        _built_in("template"),
+        "How tools and their calls are written in the prompt; template leaves it to the chat template.",
+        PLUGINS,
+    )
     plugins: PluginsSection = Field(default_factory=PluginsSection)
     model_options: ModelOptions = Field(default_factory=ModelOptions)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
-        "auto", "Data type of the weights; auto is the best one for the device."
+        "auto", "Compute precision; trainable weights stay float32 in training. auto is the best one for the device."
     )
-    seed: int = key(42, "Seed of everything random.", ge=0, lt=2**32)
+    seed: int = key(42, "Random seed.", ge=0, lt=2**32)
 
     _sources: KeySources = PrivateAttr(default_factory=KeySources)
 
@@ -160,7 +168,7 @@ class RunConfig(Section):
             path: The key, and what is under it: a key of a section, or the index in a list.
 
         Returns:
-            For instance `train.yaml:7: loss`, `--set training.seed=1`, `--metric`; the key itself for a default.
+            For example `train.yaml:7: loss`, `--set training.seed=1`, `--metric`; the key itself for a default.
 
         Example:
             >>> TrainConfig().where("training", "learning_rate")
@@ -173,7 +181,7 @@ class RunConfig(Section):
         self._sources = sources
 
     def __eq__(self, other: object) -> bool:
-        """Equal when they describe the same run, wherever the values came from."""
+        """Whether both describe the same run, wherever the values came from."""
         return type(self) is type(other) and isinstance(other, RunConfig) and self.model_dump() == other.model_dump()
 
 
@@ -181,15 +189,17 @@ class TrainConfig(RunConfig):
     """The config of a training run, merged and checked."""
 
     task: Literal["pt", "sft"] = key("sft", "Train on all text (pt) or on the answers (sft).", DATA)
-    eval_dataset: Choices = key([], "Dataset to evaluate on. Repeat to concatenate several.", DATA)
-    tuner: WrittenChoice = key(_built_in("full"), "Which parameters are trained, and how.", PLUGINS)
+    eval_dataset: PluginList = key([], "Dataset to evaluate on. Repeat to concatenate several.", DATA)
+    tuner: WrittenChoice = key(_built_in("full"), "Full fine-tuning or an adapter, such as full or lora.", PLUGINS)
     optimizer: WrittenChoice = key(_built_in("default"), "Optimizer and learning rate scheduler.", PLUGINS)
-    loss: WrittenChoice = key(_built_in("cross_entropy"), "Loss function.", PLUGINS)
+    loss: WrittenChoice = key(_built_in("cross_entropy"), "Loss function, such as cross_entropy or focal.", PLUGINS)
     loss_scale: WrittenChoice = key(
-        _built_in("default"), "Weight of each token in the loss; a+b multiplies those of a and b.", PLUGINS
+        _built_in("default"),
+        "Weight of each token in the loss, such as default, last_round or react; a+b multiplies them.",
+        PLUGINS,
     )
-    metrics: Choices = key([], "Metric to compute at evaluation. Repeat for several.", PLUGINS)
-    callbacks: Choices = key([], "Callback to run during training. Repeat for several.", PLUGINS)
+    metrics: PluginList = key([], "Metric to compute at evaluation, such as acc or nlg. Repeat for several.", PLUGINS)
+    callbacks: PluginList = key([], "Callback to run during training, such as early_stop. Repeat for several.", PLUGINS)
     data: DataOptions = Field(default_factory=DataOptions)
     training: dict[str, Any] = key({}, "Fields of transformers.TrainingArguments.")
 
@@ -198,22 +208,24 @@ class SampleConfig(RunConfig):
     """The config of a sampling run, merged and checked."""
 
     adapter: str | None = key(
-        None, "Adapter to load onto the model: a run folder, or one that PEFT wrote.", DATA, metavar="FOLDER"
+        None, "Adapter to load onto the model: folder of a run, or of a PEFT adapter.", DATA, metavar="FOLDER"
     )
     candidates_file: str | None = key(None, "Existing candidates to score, with --engine none.", DATA, metavar="FILE")
     system: str | None = key(None, "System message for rows that have none.", DATA, metavar="TEXT")
-    shard: str | None = key(
-        None, "Process only part I, counted from 0, of N equal parts of the rows.", DATA, metavar="I/N"
-    )
+    shard: str | None = key(None, "Process only part I (0 to N-1) of N equal parts of the rows.", DATA, metavar="I/N")
     engine: WrittenChoice = key(
         _built_in("transformers"),
         "What generates the answers: transformers, vllm, openai or none.",
         PLUGINS,
     )
-    orm: Scorers = key(
-        [], "Outcome reward model: a plugin, folder or hub id that scores answers. Repeat for several.", PLUGINS
+    orm: ScorerList = key(
+        [], "Outcome reward model that scores each answer: a plugin, folder or hub id. Repeat for several.", PLUGINS
     )
-    prm: Scorers = key([], "Process reward model: the same for the steps of an answer. Repeat for several.", PLUGINS)
+    prm: ScorerList = key(
+        [],
+        "Process reward model that scores each step of an answer: a plugin, folder or hub id. Repeat for several.",
+        PLUGINS,
+    )
     num_return_sequences: int = key(8, "Number of answers per question.", GENERATION, ge=1)
     max_new_tokens: int = key(512, "Maximum number of tokens per answer.", GENERATION, ge=1)
     temperature: float = key(1.0, "Sampling temperature; 0 is greedy decoding.", GENERATION, ge=0, allow_inf_nan=False)
@@ -221,18 +233,18 @@ class SampleConfig(RunConfig):
         1.0, "Sample from the most likely tokens whose probabilities add up to X.", GENERATION, gt=0, le=1
     )
     top_k: int = key(0, "Sample from the N most likely tokens; 0 is all.", GENERATION, ge=0)
-    include_reference: bool = key(False, "Add the reference answer to the candidates.", GENERATION)
+    include_reference: bool = key(False, "Add the reference answer to the generated ones.", GENERATION)
     n_best_to_keep: int = key(1, "Maximum number of answers to keep per question.", SELECTION, ge=1)
     prm_threshold: float | None = key(
         None, "Keep only answers with at least this PRM score.", SELECTION, allow_inf_nan=False
     )
     prm_reduce: Literal["min", "mean", "last", "prod"] = key(
-        "min", "How the scores of the steps become the PRM score of the answer.", SELECTION
+        "min", "How the scores of the steps are combined into the PRM score of the answer.", SELECTION
     )
     easy_query_threshold: float | None = key(
-        None, "Skip questions of which more than this fraction of answers is correct.", SELECTION, ge=0, le=1
+        None, "Skip a question if more than this fraction of its answers is correct.", SELECTION, ge=0, le=1
     )
-    score_timeout: float = key(600, "Seconds that one call of a scorer may take.", gt=0, allow_inf_nan=False)
+    score_timeout: float = key(600, "Time limit of one call of a scorer, in seconds.", gt=0, allow_inf_nan=False)
     data: SampleDataOptions = Field(default_factory=SampleDataOptions)
 
     @field_validator("shard")
@@ -249,6 +261,6 @@ class SampleConfig(RunConfig):
         return self.engine.name not in ("none", "swiftplug:none")
 
     def shard_rows(self, total: int) -> range:
-        """The positions of the rows of this shard; the shards of a dataset differ by one row at most."""
+        """The indices of the rows of this shard; the shards of a dataset differ by one row at most."""
         index, count = map(int, (self.shard or "0/1").split("/"))
         return range(index * total // count, (index + 1) * total // count)

@@ -1,4 +1,4 @@
-"""YAML as a config uses it: plain values, line numbers, no duplicate keys, and the numbers of YAML 1.2."""
+"""YAML as a config uses it: plain values, line numbers, no duplicate keys, and numbers as in YAML 1.2."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ _PLAIN = {f"{_TAG}{name}" for name in ("map", "seq", "str", "float", "bool", "nu
 _DIGITS = "-+.0123456789"
 _INT_1_2 = re.compile(r"[-+]?[0-9]+$|0o[0-7]+$|0x[0-9a-fA-F]+$")
 _FLOAT_1_2 = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
-# PyYAML resolves plain scalars as YAML 1.1 did: 1e-4 is text to it, 010 is 8, 1:30 is 90, and 2024-01-01 a date.
+# PyYAML reads plain scalars as in YAML 1.1: 1e-4 is text, 010 is 8, 1:30 is 90, and 2024-01-01 is a date.
 _RESOLVERS = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag in {*_PLAIN, _MERGE} - {_FLOAT}]
     + ([(_INT, _INT_1_2), (_FLOAT, _FLOAT_1_2)] if first in _DIGITS else [])
@@ -48,13 +48,13 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Make the value of a node; an alias gets one of its own, so that no two parts of a config share an object."""
+        """Make the value of a node; each alias gets its own copy, so that no two parts of a config share an object."""
         if node in self.recursive_objects:
             raise _error(node, "an alias that contains itself")
         try:
             value = super().construct_object(node, deep=True)
         except (KeyError, ValueError):
-            raise _error(node, f"{node.value!r} is no {node.tag.removeprefix(_TAG)}") from None
+            raise _error(node, f"{node.value!r} is not a valid {node.tag.removeprefix(_TAG)}") from None
         del self.constructed_objects[node]
         return value
 
@@ -74,11 +74,11 @@ _Loader.add_constructor(None, _refuse)
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
-        """Write the same object twice as two."""
+        """Write an object that occurs twice in full both times."""
         return True
 
 
-# Text that a reader of YAML 1.1 or 1.2 would take for a number is written in quotes.
+# Text that YAML 1.1 or 1.2 would read as a number is written in quotes.
 _Dumper.add_implicit_resolver(_INT, _INT_1_2, list(_DIGITS))
 _Dumper.add_implicit_resolver(_FLOAT, _FLOAT_1_2, list(_DIGITS))
 
@@ -130,7 +130,7 @@ def write_yaml(value: Any) -> str:
 
 
 def describe(value: Any) -> str:
-    """A value as an error message shows it: as YAML writes it, or what it is."""
+    """A value as an error message shows it."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
@@ -153,9 +153,7 @@ def _parse(text: str, place: Callable[[int], str]) -> tuple[Any, dict[Path, int]
         raise UserError(f"{place(mark.line + 1 if mark else 1)}: {kind}{error.problem or error.context}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise UserError(
-            f"{place(line)}: not YAML: the character {text[error.position]!r} has no place in it"
-        ) from error
+        raise UserError(f"{place(line)}: not YAML: the character {text[error.position]!r} is not allowed") from error
 
 
 def _lines(node: yaml.Node, path: Path) -> Iterator[tuple[Path, int]]:

@@ -51,7 +51,7 @@ def error_of(text: str | bytes, folder: Path, *sets: str, **options: Any) -> str
         ("seed: 1\n\tloss: x", "train.yaml:4: not YAML: "),
         ("training: !!python/object:os.system {a: 1}", "train.yaml:3: unknown tag"),
         ("training:\n  a: !!python/name:os.system ''", "train.yaml:4: unknown tag"),
-        ("training:\n  a: !!int x", "train.yaml:4: 'x' is no int"),
+        ("training:\n  a: !!int x", "train.yaml:4: 'x' is not a valid int"),
         ("training: &a {b: *a}", "train.yaml:3: an alias that contains itself"),
         ("training: {1: 2}", "train.yaml:3: key 1 is not text; put it in quotes"),
         ("training: {<<: [3]}", "train.yaml:3: expected a mapping for merging, but found scalar"),

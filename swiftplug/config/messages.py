@@ -1,16 +1,14 @@
-"""Turns what pydantic finds wrong with a config into one line."""
+"""The error message for a config that pydantic rejects."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from swiftplug.config.keys import Path
+from swiftplug.config.keys import Key, KeySources, Path, value_at
 from swiftplug.config.yaml_file import describe
 from swiftplug.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from swiftplug.config.draft import Draft
 
 _PLUGIN = "the name of a plugin, or {name: ..., and its options}"
 _EXPECTED = {
@@ -26,48 +24,57 @@ _EXPECTED = {
 }
 
 
-def explain(error: ValidationError, draft: "Draft[Any]") -> UserError:
-    """The first problem of a config: where, what was found, what was expected, and the nearest right word."""
+def config_error(
+    error: ValidationError, values: Mapping[str, Any], sources: KeySources, keys: Mapping[str, Key]
+) -> UserError:
+    """The first problem of a config: where, what was found, what was expected, and the nearest valid word.
+
+    Args:
+        error: What pydantic found wrong.
+        values: The config that it rejects.
+        sources: Where its values came from.
+        keys: The keys that a config may have.
+    """
     details = error.errors(include_url=False)
     first = details[0]
     if first["type"] == "extra_forbidden":
-        return _unknown_key(first["loc"], draft)
-    path = _existing(first["loc"], draft)
-    where = draft.sources.where(path)
+        return _unknown_key(first["loc"], sources, keys)
+    path = _existing(first["loc"], values)
+    where = sources.where(path)
     if first["type"] == "missing":
         return UserError(f"{where}: has no {first['loc'][-1]!r}")
     if first["type"] == "value_error":
         return UserError(f"{where}: {first['ctx']['error']}")
     # A union has one error for each of its types, all in the same place.
-    expected = dict.fromkeys(_expected(detail) for detail in details if _existing(detail["loc"], draft) == path)
-    found = draft.get(*path)
+    expected = dict.fromkeys(_expected(detail) for detail in details if _existing(detail["loc"], values) == path)
+    found = value_at(values, path)
     hint = ""
     if isinstance(found, (int, float)) and expected.keys() & {_EXPECTED["string_type"], _PLUGIN}:
         hint = "; put it in quotes"
     elif first["type"] == "literal_error" and isinstance(found, str):
-        close = nearest(found, draft.keys[".".join(map(str, path))].choices)
+        close = nearest(found, keys[".".join(map(str, path))].choices)
         hint = close if "did you mean" in close else ""
     return UserError(f"{where}: found {describe(found)}, expected {' or '.join(expected)}{hint}")
 
 
-def _unknown_key(loc: Path, draft: "Draft[Any]") -> UserError:
+def _unknown_key(loc: Path, sources: KeySources, keys: Mapping[str, Key]) -> UserError:
     *sections, key = map(str, loc)
     prefix = "".join(f"{section}." for section in sections)
-    names = [name.removeprefix(prefix) for name in draft.keys if name.startswith(prefix)]
+    names = [name.removeprefix(prefix) for name in keys if name.startswith(prefix)]
     hint = nearest(key, [name for name in names if "." not in name])
     if "did you mean" not in hint:
         hint = next((f"; did you mean {name!r}?" for name in names if name.endswith(f".{key}")), hint)
     if "did you mean" not in hint and not sections and "training" in names:
         hint += " (fields of TrainingArguments go under 'training')"
-    source = draft.sources.nearest(loc)
+    source = sources.nearest(loc)
     inside = f" in {'.'.join(sections)!r}" if sections else ""
     return UserError(f"{source.place if source else prefix + key}: unknown key {key!r}{inside}{hint}")
 
 
-def _existing(loc: Path, draft: "Draft[Any]") -> Path:
-    """As much of pydantic's location as exists in the draft; the rest names types and missing keys."""
+def _existing(loc: Path, values: Mapping[str, Any]) -> Path:
+    """The beginning of pydantic's location that exists in the config; the rest names types and missing keys."""
     for depth, part in enumerate(loc):
-        at = draft.get(*loc[:depth])
+        at = value_at(values, loc[:depth])
         if not (isinstance(at, dict) and part in at) and not (isinstance(at, list) and isinstance(part, int)):
             return loc[:depth]
     return loc
