@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator
 
 from swiftplug.config.keys import KeySources, key
-from swiftplug.plugin.registry import PluginChoice, WrittenChoice, fields_of
+from swiftplug.plugin.registry import PluginChoice, PluginField, fields_of
 
 DATA = "Model and data"
 PLUGINS = "Plugins"
@@ -52,7 +52,7 @@ def _built_in(name: str) -> PluginChoice:
     return PluginChoice.model_construct(name=f"swiftplug:{name}")
 
 
-PluginList = Annotated[list[WrittenChoice], BeforeValidator(_as_list)]
+PluginList = Annotated[list[PluginField], BeforeValidator(_as_list)]
 ScorerList = Annotated[list[Annotated[ScorerChoice, BeforeValidator(_scorer_fields)]], BeforeValidator(_as_list)]
 StringList = Annotated[list[str], BeforeValidator(_as_list)]
 
@@ -137,7 +137,7 @@ class DataOptions(SampleDataOptions):
 class RunConfig(Section):
     """The keys that train and sample share, and where each got its value."""
 
-    model: WrittenChoice | None = key(None, "Hub id, model folder, folder of an earlier run, or model plugin.", DATA)
+    model: PluginField | None = key(None, "Hub id, model folder, folder of an earlier run, or model plugin.", DATA)
     dataset: PluginList = key(
         [],
         "File, hub id (org/name:subset/split) or dataset plugin; append #N for the first N rows. "
@@ -147,7 +147,7 @@ class RunConfig(Section):
     output_dir: str | None = key(
         None, "Folder of the run. Default: runs/ and the config's name.", RUN, metavar="FOLDER"
     )
-    tools: WrittenChoice = key(
+    tools: PluginField = key(
         _built_in("template"),
         "How tools and their calls are written in the prompt; template leaves it to the chat template.",
         PLUGINS,
@@ -190,10 +190,10 @@ class TrainConfig(RunConfig):
 
     task: Literal["pt", "sft"] = key("sft", "Train on all text (pt) or on the answers (sft).", DATA)
     eval_dataset: PluginList = key([], "Dataset to evaluate on. Repeat to concatenate several.", DATA)
-    tuner: WrittenChoice = key(_built_in("full"), "Full fine-tuning or an adapter, such as full or lora.", PLUGINS)
-    optimizer: WrittenChoice = key(_built_in("default"), "Optimizer and learning rate scheduler.", PLUGINS)
-    loss: WrittenChoice = key(_built_in("cross_entropy"), "Loss function, such as cross_entropy or focal.", PLUGINS)
-    loss_scale: WrittenChoice = key(
+    tuner: PluginField = key(_built_in("full"), "Full fine-tuning or an adapter, such as full or lora.", PLUGINS)
+    optimizer: PluginField = key(_built_in("default"), "Optimizer and learning rate scheduler.", PLUGINS)
+    loss: PluginField = key(_built_in("cross_entropy"), "Loss function, such as cross_entropy or focal.", PLUGINS)
+    loss_scale: PluginField = key(
         _built_in("default"),
         "Weight of each token in the loss, such as default, last_round or react; a+b multiplies them.",
         PLUGINS,
@@ -213,7 +213,7 @@ class SampleConfig(RunConfig):
     candidates_file: str | None = key(None, "Existing candidates to score, with --engine none.", DATA, metavar="FILE")
     system: str | None = key(None, "System message for rows that have none.", DATA, metavar="TEXT")
     shard: str | None = key(None, "Process only part I (0 to N-1) of N equal parts of the rows.", DATA, metavar="I/N")
-    engine: WrittenChoice = key(
+    engine: PluginField = key(
         _built_in("transformers"),
         "What generates the answers: transformers, vllm, openai or none.",
         PLUGINS,

@@ -1,4 +1,4 @@
-"""What plugins get as `args`: the run's config and, of a training run, its `TrainingArguments`, by attribute."""
+"""What plugins get as `args`: the run's config and, in a training run, its `TrainingArguments`, as attributes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ class RunArguments:
 
     Attributes:
         config: The whole config, as `config.yaml` in the run's folder has it.
-        training_args: The `TrainingArguments` of a training run; None of a sampling run.
+        training_args: The `TrainingArguments` of a training run; None in a sampling run.
         num_training_steps: The optimizer steps of the whole run; known when the optimizer is made, 0 before.
 
     Example:
@@ -31,7 +31,7 @@ class RunArguments:
     num_training_steps: int = 0
 
     def __getattr__(self, name: str) -> Any:
-        # `config` and `training_args` are missing only while a copy of the object is being made.
+        # `config` and `training_args` are missing only while the object is being copied.
         if name.startswith("__") or name in ("config", "training_args"):
             raise AttributeError(name)
         source = self.config if name in type(self.config).model_fields or not self.training_args else self.training_args
@@ -49,15 +49,15 @@ class RunArguments:
         raise NotImplementedError
 
     def load_model(self, dtype: "torch.dtype | None" = None) -> "torch.nn.Module":
-        """Load the model that the run names: a folder, a hub id, a model plugin's, or what another run left.
+        """Load the run's model: from a folder, the hub, a model plugin or an earlier run.
 
         An adapter is loaded through the tuner that trained it, and merged into the weights where it can be.
 
         Args:
-            dtype: The type of the weights; None keeps the type that they were saved in.
+            dtype: The data type of the weights; None keeps that of the checkpoint.
 
         Returns:
-            A fresh model in evaluation mode, on the CPU, or where its quantization put it.
+            A new model in evaluation mode, on the CPU, or on the device on which it was quantized.
 
         Raises:
             UserError: The run names no model, or it cannot be loaded.
@@ -65,14 +65,14 @@ class RunArguments:
         raise NotImplementedError
 
     def export_model(self, folder: str | Path) -> str:
-        """Give the run's model as something that plain Transformers, or another library, loads by name.
+        """Return a folder or hub id from which plain Transformers, or another library, can load the run's model.
 
         Args:
-            folder: An empty folder for the weights and the tokenizer; used only where the model is not a checkpoint
-                already, but has an adapter or is built by a plugin.
+            folder: An empty folder. A model that is not a complete checkpoint (it has an adapter, or a plugin builds
+                it) is written there, with its tokenizer.
 
         Returns:
-            The folder or hub id of the model.
+            The folder or hub id.
 
         Raises:
             UserError: The run names no model, or its adapter cannot be merged.

@@ -1,4 +1,4 @@
-"""The contract of engines: they turn prompts into candidates."""
+"""The contract of engines, which turn prompts into candidates."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,13 +8,13 @@ if TYPE_CHECKING:
 
 
 class Prompt(NamedTuple):
-    """A question to answer, several times.
+    """A question, for which candidates are generated.
 
     Attributes:
-        id: The id of its row. With the seed of the run and the index of a candidate it decides what is drawn.
-        messages: The conversation up to the question, ready for the chat template. A tools format has already written
-            its tools into it.
-        tools: The tools that are left to the chat template, or None.
+        id: The id of its row. Together with the run's seed and a candidate's index, it determines the candidate's seed.
+        messages: The conversation up to the question, ready for the chat template. If a tools format writes the
+            tools, it has already done so.
+        tools: The tools that the chat template is to write, or None.
     """
 
     id: str
@@ -27,8 +27,8 @@ class Completion(NamedTuple):
 
     Attributes:
         text: The answer. Reasoning that a server returns separately is put in front of it, in a `<think>` block.
-        finish_reason: Why it ended: `stop` (the model ended its turn), `length` (it reached `max_new_tokens`), or the
-            reason that a server gives.
+        finish_reason: Why generation ended: `stop` (end of turn), `length` (`max_new_tokens` was reached), or what a
+            server reports.
     """
 
     text: str
@@ -40,8 +40,8 @@ class Answered(NamedTuple):
 
     Attributes:
         id: The id of the prompt.
-        completions: Its candidates, ordered by index; empty if it failed.
-        failure: Why there are none, in one line; empty if there are.
+        completions: Its candidates, ordered by index; empty if generation failed.
+        failure: Why there are no candidates, in one line; empty if there are some.
     """
 
     id: str
@@ -70,7 +70,7 @@ class Sampling(NamedTuple):
     seed: int
 
     def seed_of(self, prompt_id: str, index: int) -> int:
-        """The seed of one candidate. It does not depend on what else is sampled, in which order, or on which machine.
+        """The seed of one candidate. It does not depend on other candidates, their order, or the machine.
 
         Args:
             prompt_id: `Prompt.id`.
@@ -99,7 +99,7 @@ class Engine:
     """
 
     # Whether the candidates of a prompt may depend, if only by rounding, on the other prompts of the same call. If so,
-    # `generate` always gets the same prompts together, whatever was interrupted and however the dataset was split.
+    # `generate` always gets the same prompts together, even after an interruption or in a sharded run.
     together: bool = False
 
     def prompts_at_once(self, sampling: Sampling) -> int:
@@ -114,23 +114,23 @@ class Engine:
         """Load the model, or connect to the server. Called once, after everything else has been checked.
 
         Args:
-            args: The run's arguments, with which it can load the run's model; see `swiftplug.plugin.RunArguments`.
+            args: The run's arguments; they can load the run's model, see `swiftplug.plugin.RunArguments`.
             sampling: How candidates are drawn.
 
         Raises:
-            UserError: If there is no such model or server.
+            UserError: The model cannot be loaded, or the server cannot be reached.
         """
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Answered]:
-        """Answer prompts.
+        """Generate the candidates of prompts.
 
         Args:
             prompts: At most `prompts_at_once` of them.
 
         Yields:
-            The result of each prompt, in any order, as soon as it is there.
+            The result of each prompt, in any order, as soon as it is available.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Release what `open` took."""
+        """Release what `open` acquired."""

@@ -1,4 +1,4 @@
-"""The contracts of losses and loss scales: the loss of a token, and its weight."""
+"""The contracts of losses and loss scales."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,9 @@ IGNORED_LABEL = -100
 class TokenLoss:
     """Base class of losses that are a sum over tokens: subclass it and define `token_loss`.
 
-    An instance is a loss like any other. But because each position counts on its own, training can also compute it in
-    chunks and at labelled positions only, so that the logits of a whole batch never exist at once. It does so wherever
-    it knows the form of the model's head. The parameters of `__init__` are the options of the plugin.
+    An instance is called like any other loss. Because positions are independent, training can also compute it in chunks
+    and at labelled positions only, so that the logits of a whole batch never exist at once. It does so for models whose
+    output head it knows. The parameters of `__init__` are the options of the plugin.
 
     Example:
         >>> class CrossEntropy(TokenLoss):
@@ -74,7 +74,7 @@ class ContextType(StrEnum):
 class LossScale:
     """Weights responses with 1 and everything else with 0. Subclass it and override `get_loss_scale` for other weights.
 
-    A weight of 0 leaves a token out of the loss, 1 is plain, and any other float multiplies the loss of the token.
+    A weight of 0 leaves a token out of the loss; any other weight multiplies the token's loss.
     The parameters of `__init__` are the options of the plugin.
 
     Example:
@@ -90,12 +90,12 @@ class LossScale:
 
         Args:
             context: The text of the segment, as the chat template rendered it.
-            context_type: The type of the segment. It is never `SUFFIX` (the end-of-turn token): a suffix gets the
-                weight of the last part of its response.
+            context_type: The type of the segment, never `SUFFIX`: it is not called for a suffix (the end of a turn),
+                which gets the weight of the last part of its response.
             is_last_round: Whether the segment belongs to the last round of the conversation.
-            **kwargs: `query`, the text of the query of this round.
+            **kwargs: Only `query`, the text of the user's message in this round.
 
         Returns:
-            The parts, which joined are exactly `context`, and one weight per part, each >= 0.
+            The parts, which joined are exactly `context`, and one finite weight per part, normally at least 0.
         """
         return [context], [float(context_type is ContextType.RESPONSE)]

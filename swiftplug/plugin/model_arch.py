@@ -1,4 +1,4 @@
-"""The parts of a model by name. They are found from its modules, so that this works for any decoder model."""
+"""The parts of a model by name, found by inspecting its modules, so that this works for any decoder model."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -43,7 +43,7 @@ class ModelKeys:
     down_proj: str | None = None
 
 
-# The parts of every architecture that was loaded in this process, by model type (`llama`, `gpt2`...).
+# The parts of each architecture loaded in this process, by model type (`llama`, `gpt2`...).
 MODEL_ARCH_MAPPING: dict[str, ModelKeys] = {}
 
 _ATTENTION = re.compile("attn|attention", re.IGNORECASE)
@@ -97,7 +97,9 @@ def _layers(model: "nn.Module") -> tuple[str | None, Iterable["nn.Module"]]:
     from torch.nn import ModuleList
 
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, ModuleList)]
-    return max(lists, key=lambda named: sum(it.numel() for it in named[1].parameters()), default=(None, []))
+    return max(
+        lists, key=lambda named: sum(parameter.numel() for parameter in named[1].parameters()), default=(None, [])
+    )
 
 
 def _parts_of_layer(layer: "nn.Module") -> dict[str, str]:
@@ -165,7 +167,7 @@ def _linear_names(model: "nn.Module") -> Iterator[str]:
     from transformers.pytorch_utils import Conv1D
 
     for name, module in model.named_modules():
-        # Quantized layers come from many libraries. They have no common base class, but this word in their names.
+        # Quantized layers come from many libraries without a common base class, but have this word in their names.
         quantized = "Linear" in type(module).__name__ and not any(module.children())
         if isinstance(module, Linear | Conv1D) or quantized:
             yield name

@@ -17,16 +17,16 @@ class Registered(NamedTuple):
         kind: The kind of plugin.
         name: The name that a config uses.
         plugin: The object.
-        active: Whether it is used without being chosen.
+        always_on: Whether it is used without being chosen.
     """
 
     kind: str
     name: str
     plugin: Any
-    active: bool = False
+    always_on: bool = False
 
 
-registered: list[Registered] = []  # every use of a decorator in this process, in order
+registered: list[Registered] = []  # what decorators registered in this process, in order
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def register_loss_func(loss_type: str, loss_func: Any = None) -> Any:
     return Register("loss")(loss_type, loss_func)
 
 
-# The tables of SWIFT 3.0. A file defines tables of these names, or imports these and writes into them.
+# The tables of SWIFT 3.0. A file defines tables with these names, or imports these and adds to them.
 extra_callbacks: list[Any] = []  # instances or classes; every run that is given the file uses them
 LOSS_MAPPING: dict[str, Any] = {}  # name -> function, or {"loss_func": function}
 loss_scale_map: dict[str, Any] = {}  # name -> instance or class

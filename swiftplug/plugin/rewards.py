@@ -28,7 +28,7 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class Unscored:
-    """Takes the place of a reward that could not be had, for example because a server failed.
+    """Takes the place of a reward that could not be computed, for example because a server failed.
 
     The reason is recorded with the candidate.
 
@@ -51,9 +51,9 @@ class ORM:
         ...         return [float(answer == truth) for answer, truth in zip(answers, ground_truths)]
     """
 
-    # Whether it compares answers with references. If so, a run without any reference refuses it.
+    # Whether it compares answers with references. If so, a run without any reference rejects it.
     needs_reference: bool = True
-    # The score from which an answer counts as right; None if the scores only rank answers.
+    # An answer counts as right from this score on; None if the scores only rank answers.
     right_from: float | None = 0.5
 
     def __call__(

@@ -1,4 +1,4 @@
-"""The chat template of a tokenizer: a file's, its own, or ChatML."""
+"""Sets the chat template of a tokenizer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +17,14 @@ CHATML = (
 
 
 def set_chat_template(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> list[str]:
-    """Give a tokenizer its chat template: a file's, else its own, else ChatML.
+    """Set the chat template: from a file if one is given, else the tokenizer's own, else ChatML.
 
     Args:
         tokenizer: The tokenizer; its `chat_template` is set.
         template: A Jinja file, or None.
 
     Returns:
-        What the user should be told, a sentence each.
+        Notes for the user, one sentence each.
 
     Raises:
         UserError: If the file cannot be read or is not a Jinja template.
@@ -35,7 +35,7 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerBase", template: str | None
     if tokenizer.chat_template is not None:
         return []
     tokenizer.chat_template = CHATML
-    note = "the tokenizer has no chat template: ChatML is used (another one: --template FILE.jinja)"
+    note = "the tokenizer has no chat template: ChatML is used (to use another: --template FILE.jinja)"
     unknown = [marker for marker in ("<|im_start|>", "<|im_end|>") if marker not in tokenizer.get_vocab()]
     if unknown:
         note += f"; {' and '.join(unknown)} are not in its vocabulary and are written as plain text"

@@ -8,7 +8,7 @@ class ToolsFormat(Protocol):
     """Writes the text that describes the tools to the model: a function, or an object with `__call__`.
 
     The text follows the row's own system message after a blank line; without a system message, the text becomes it.
-    If a format returns None, the tools, their calls and their results are left to the chat template.
+    If a format returns None, the chat template writes the tools, the calls and the results.
 
     Calls and results become plain turns: a call is text at the end of the assistant's answer, a result is a user turn.
     A call is written as one JSON object with `name` and `arguments` per line, a result as it is. A format that writes
@@ -27,7 +27,7 @@ class ToolsFormat(Protocol):
             tool_descs: The description of each tool: a string, or an object to be written as JSON (not ASCII-escaped).
 
         Returns:
-            The text, or None to leave the tools to the chat template.
+            The text, or None if the chat template is to write the tools.
         """
         ...
 

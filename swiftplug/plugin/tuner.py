@@ -61,7 +61,7 @@ class Tuner:
         Args:
             model: The base model.
             model_id: The folder that `save_pretrained` wrote.
-            **kwargs: `is_trainable=True` if training goes on.
+            **kwargs: `is_trainable=True` if training continues.
 
         Returns:
             The model, wrapped as `prepare_model` would wrap it.

@@ -77,7 +77,7 @@ def resolve_plugins(config: RunConfig) -> RunPlugins:
     for key in type(config).model_fields:
         if kind := _kind_of(key):
             # A file's `extra_callbacks` act in a training run without being named.
-            by_kind[kind] = list(registry.active_callbacks) if kind == "callback" else []
+            by_kind[kind] = list(registry.always_on_callbacks) if kind == "callback" else []
     for kind, choices, where in _named(config, registry):
         if len(choices) == 1:
             by_kind[kind].append(registry.resolve(kind, choices[0], where))

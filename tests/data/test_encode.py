@@ -205,7 +205,7 @@ def test_a_tokenizer_without_offsets_is_refused(tokenizer: PreTrainedTokenizerFa
 def test_a_tokenizer_without_a_chat_template_gets_chatml_with_a_note(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = None
     [note] = set_chat_template(tokenizer, None)
-    assert note == "the tokenizer has no chat template: ChatML is used (another one: --template FILE.jinja)"
+    assert note == "the tokenizer has no chat template: ChatML is used (to use another: --template FILE.jinja)"
     text = tokenizer.apply_chat_template(_chat("q", "a").messages, add_generation_prompt=True, tokenize=False)
     assert text == ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>assistant\n")
     own = tokenizer.chat_template

@@ -99,8 +99,8 @@ def test_wrong_options(refusal: Any, options: dict[str, Any], message: str) -> N
 def test_a_parameter_that_is_not_keyword_only_is_named(refusal: Any) -> None:
     message = refusal("dataset", "def it(size: int = 3): return size\n", size=4)
     assert message == (
-        "dataset: dataset 'it' of acme 1.0 takes no option 'size': its function has that parameter, but not behind "
-        "a `*`, as options are"
+        "dataset: dataset 'it' of acme 1.0 takes no option 'size': the parameter is not keyword-only; "
+        "declare it after `*`"
     )
 
 

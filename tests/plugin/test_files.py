@@ -145,7 +145,7 @@ def test_decorators_of_every_kind(write: Any) -> None:
     assert resolve(registry, "loss", "loss-a", k="4")(0, 0) == 4
     assert resolve(registry, "loss", "loss-c")(0, 0) == "b"
     assert resolve(registry, "dataset", "data", rows="9")() == 9
-    assert registry.active_callbacks == []
+    assert registry.always_on_callbacks == []
     (found,) = (it for it in registry.found("loss") if it.name == "loss-a")
     assert (found.qualified_name, found.version, found.summary) == ("file:loss-a", "", "Loss A.")
     assert found.value == f"{path}:loss_a"
@@ -168,13 +168,13 @@ def test_older_style_tables_of_every_kind(write: Any) -> None:
         assert weigh("x", ContextType.QUERY, True, query="q") == (["x"], [0.0])
     assert resolve(registry, "tools", "u")(["a", "b"], ["x", {"y": "é"}]) == 'x+{"y": "é"}'
     assert registry.resolve("tools", PluginChoice(name="u"), "--tools").source_file == str(path)
-    assert [loaded.bound(None).n for loaded in registry.active_callbacks] == [3, 5, 3]
-    assert {loaded.found.qualified_name for loaded in registry.active_callbacks} == {
+    assert [loaded.bound(None).n for loaded in registry.always_on_callbacks] == [3, 5, 3]
+    assert {loaded.found.qualified_name for loaded in registry.always_on_callbacks} == {
         "file:Stop",
         "file:Stop_2",
         "file:Stop_3",
     }
-    assert {loaded.source_file for loaded in registry.active_callbacks} == {str(path)}
+    assert {loaded.source_file for loaded in registry.always_on_callbacks} == {str(path)}
 
 
 def test_a_table_shadows_no_built_in(write: Any) -> None:
@@ -200,7 +200,7 @@ def test_tables_of_the_package_may_be_written_into(write: Any) -> None:
     for _ in range(2):  # a second time in one process finds the same
         registry = Registry.discover(files=[path])
         assert names(registry) == expected
-        assert len(registry.active_callbacks) == 2
+        assert len(registry.always_on_callbacks) == 2
     other = Registry.discover(files=[write("orms = {'r': lambda requests, truths: []}\n", "other.py")])
     assert names(other) == {("orm", "r")}
 
@@ -227,7 +227,7 @@ def test_a_file_runs_once_however_often_it_is_looked_at(write: Any, capsys: pyte
     for _ in range(2):  # a run looks for names first, and resolves them later
         registry = Registry.discover(files=[path])
         assert names(registry) == {("optimizer", "mine"), ("callback", "Watch"), ("loss", "decorated")}
-        assert len(registry.active_callbacks) == 1
+        assert len(registry.always_on_callbacks) == 1
     assert capsys.readouterr().out == "running\n"
     write(text + "prms = {'steps': lambda requests, **kwargs: []}\n")
     assert ("prm", "steps") in names(Registry.discover(files=[path]))  # changed, it is another file
@@ -297,7 +297,7 @@ def test_a_wrong_plugin_of_a_file_breaks_only_what_uses_it(write: Any) -> None:
     with pytest.raises(UserError, match=rf"--orm: orm 'bad' of {re.escape(str(path))} has the wrong signature \(\)"):
         resolve(registry, "orm", "bad")
     with pytest.raises(UserError, match=r"extra_callbacks: callback 'int' of .* is int 3, expected a subclass"):
-        _ = registry.active_callbacks
+        _ = registry.always_on_callbacks
 
 
 def test_the_allow_list_does_not_keep_a_given_file_out(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:

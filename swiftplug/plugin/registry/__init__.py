@@ -3,7 +3,7 @@
 from swiftplug.plugin.registry.errors import describe_error
 from swiftplug.plugin.registry.finder import FoundPlugin
 from swiftplug.plugin.registry.kinds import KINDS
-from swiftplug.plugin.registry.options import BoundMetric, BoundTuner, PluginChoice, WrittenChoice, fields_of
+from swiftplug.plugin.registry.options import BoundMetric, BoundTuner, PluginChoice, PluginField, fields_of
 from swiftplug.plugin.registry.registry import Check, LoadedPlugin, Registry
 
 __all__ = [
@@ -14,8 +14,8 @@ __all__ = [
     "FoundPlugin",
     "LoadedPlugin",
     "PluginChoice",
+    "PluginField",
     "Registry",
-    "WrittenChoice",
     "describe_error",
     "fields_of",
 ]

@@ -137,7 +137,7 @@ def _makes_metric(plugin: Any) -> bool:
 def _check_method(kind: str, plugin: Any, name: str, call: Call) -> None:
     """Check a method of a class or an instance."""
     is_class = inspect.isclass(plugin)
-    owner = next((it for it in (plugin if is_class else type(plugin)).__mro__ if name in vars(it)), None)
+    owner = next((base for base in (plugin if is_class else type(plugin)).__mro__ if name in vars(base)), None)
     if owner is None or getattr(owner, name) in _NOT_IMPLEMENTED:
         raise ContractError(f"is {_describe(plugin)} that does not define {name}{call}")
     if is_class and inspect.isfunction(vars(owner)[name]):
@@ -160,11 +160,11 @@ def _check_call(function: Any, call: Call, name: str = "", *, takes_options: boo
     parameters = signature.parameters.values()
     passed = {*call.keywords, *(signature.parameters.keys() & set(call.optional))}
     if takes_options:
-        passed |= {it.name for it in parameters if it.kind is it.KEYWORD_ONLY}
+        passed |= {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
     try:
         signature.bind(*call.positional, **dict.fromkeys(passed))
     except TypeError as error:
-        plain = [it.replace(annotation=inspect.Parameter.empty) for it in parameters]
+        plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
         found = signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)
         raise ContractError(f"has the wrong signature {name}{found}, expected {name}{call} ({error})") from None
 

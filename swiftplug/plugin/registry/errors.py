@@ -8,19 +8,19 @@ _OUR_FOLDER = Path(__file__).parent
 
 
 class ContractError(Exception):
-    """A plugin that does not fit its contract, or the options given to it. The message continues "this plugin ..."."""
+    """A plugin does not fit its contract, or an option does not fit it. The message continues "this plugin ..."."""
 
 
 class MissingExtraError(Exception):
-    """A plugin whose extra is not installed. The message continues "this plugin ..."."""
+    """The extra of a plugin is not installed. The message continues "this plugin ..."."""
 
 
 def describe_error(error: BaseException) -> str:
     """What went wrong and where: `NameError: name 'x' is not defined (acme/loss.py:12)`."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
-    frames = [it for it in traceback.extract_tb(error.__traceback__) if not it.filename.startswith("<frozen")]
-    # Where a module or an attribute is missing, the last line is of the import, and not of the plugin.
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    # If a module or an attribute is missing, the last frame is in the import machinery or here, not in the plugin.
     if not frames or frames[-1].filename == importlib.__file__ or Path(frames[-1].filename).parent == _OUR_FOLDER:
         return _one_line(error)
     return f"{_one_line(error)} ({frames[-1].filename}:{frames[-1].lineno})"
@@ -30,7 +30,7 @@ def describe_error_in(path: Path, shown: str, error: BaseException) -> str:
     """What went wrong in a file that the user gave as `shown`: `my.py:12: NameError: name 'x' is not defined`."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{shown}:{error.lineno}: SyntaxError: {error.msg}"
-    lines = [it.lineno for it in traceback.extract_tb(error.__traceback__) if it.filename == str(path)]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return f"{shown}:{lines[-1]}: {_one_line(error)}" if lines else f"{shown}: {_one_line(error)}"
 
 

@@ -1,4 +1,4 @@
-"""`--plugin FILE.py`: run a file, and see what its decorators and its module-level tables name."""
+"""`--plugin FILE.py`: run a file, and collect the plugins that its decorators and module-level tables name."""
 
 import importlib.util
 import inspect
@@ -23,8 +23,8 @@ from swiftplug.plugin.registry.kinds import KINDS
 def load_file(path: str | Path) -> tuple[FoundPlugin, ...]:
     """Run a plugin file and collect its plugins.
 
-    Its folder goes to the end of `sys.path`, so that it can import the files beside it. Like a module, a file runs once
-    in a process: modules that it imports would not register anything a second time.
+    Its folder goes to the end of `sys.path`, so that it can import the files beside it. A file runs once
+    per process, like a module: the modules that it imports would not register anything a second time.
 
     Args:
         path: The Python file.
@@ -57,13 +57,13 @@ def _load(path: Path, shown: str, content: bytes) -> tuple[FoundPlugin, ...]:
             added += _added(own, type(shared)())
         for name, plugin in added:
             plugin = _with_texts(plugin) if kind == "tools" else plugin
-            registered.append(Registered(kind, name, plugin, active=kind == "callback"))
+            registered.append(Registered(kind, name, plugin, always_on=kind == "callback"))
     if not registered:
         raise UserError(f"--plugin {shown}: it registers no plugin and has no table of plugins")
     unique: dict[tuple[str, str], FoundPlugin] = {}
-    for kind, name, plugin, active in registered:
+    for kind, name, plugin, always_on in registered:
         value = f"{shown}:{definition_of(plugin).__qualname__}"
-        found = FoundPlugin(kind, name, FROM_FILE, version="", value=value, obj=plugin, active=active)
+        found = FoundPlugin(kind, name, FROM_FILE, version="", value=value, obj=plugin, always_on=always_on)
         first = unique.setdefault((kind, name), found)  # a file may both decorate a plugin and put it into a table
         if inspect.unwrap(first.obj) is not inspect.unwrap(plugin):
             raise UserError(f"--plugin {shown}: two plugins are called {kind} {name!r}")
@@ -128,7 +128,7 @@ def _with_texts(tools_format: Any) -> Any:
 
     @wraps(tools_format)
     def format_texts(tool_names: list[str], tool_descs: list[Any], **options: Any) -> Any:
-        texts = [it if isinstance(it, str) else json.dumps(it, ensure_ascii=False) for it in tool_descs]
+        texts = [desc if isinstance(desc, str) else json.dumps(desc, ensure_ascii=False) for desc in tool_descs]
         return tools_format(tool_names, texts, **options)
 
     return format_texts

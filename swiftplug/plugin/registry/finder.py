@@ -30,8 +30,8 @@ class FoundPlugin:
         version: The version of the distribution; empty for a file.
         value: Where the object is: `package.module:attribute` or `path/to/file.py:attribute`.
         extras: The extras of the distribution that the plugin needs.
-        obj: The object itself, if it comes from a file. A file runs as soon as it is given.
-        active: Whether it is used without being chosen, as the callbacks in a file's `extra_callbacks` are.
+        obj: The object itself, if it comes from a file: a file runs as soon as it is given.
+        always_on: Whether it is used without being chosen, as the callbacks in a file's `extra_callbacks` are.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class FoundPlugin:
     value: str
     extras: tuple[str, ...] = ()
     obj: Any = field(default=None, compare=False, repr=False)
-    active: bool = False
+    always_on: bool = False
 
     @property
     def qualified_name(self) -> str:
@@ -56,6 +56,7 @@ class FoundPlugin:
     @property
     def from_file(self) -> bool:
         """Whether it comes from a `--plugin` file."""
+        # An installed distribution may be called "file" too, but it has a version.
         return self.distribution == FROM_FILE and not self.version
 
     @property
@@ -67,7 +68,7 @@ class FoundPlugin:
         return f"{self.kind.replace('_', ' ')} {self.name!r} of {self.source}"
 
     def load(self) -> Any:
-        """Import the object; that of a file is there already.
+        """Import the object, or return that of a file, which has already run.
 
         Raises:
             MissingExtraError: If its extra is not installed.
@@ -86,9 +87,9 @@ class FoundPlugin:
 
 
 def find_installed() -> list[FoundPlugin]:
-    """Every plugin that an installed distribution declares as an entry point, in order of kind, name, distribution.
+    """All plugins that installed distributions declare as entry points, sorted by kind, name and distribution.
 
-    Where a distribution is on `sys.path` twice, the first one counts, as it does for `import`.
+    If a distribution is on `sys.path` twice, the first one counts, as it does for `import`.
     """
     names = set()
     for distribution in importlib_metadata.distributions():
@@ -96,18 +97,26 @@ def find_installed() -> list[FoundPlugin]:
         declares = "[swiftplug." in (distribution.read_text("entry_points.txt") or "")
         # An interrupted uninstall leaves a folder without metadata.
         if declares and (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO")):
-            names.add(normalize(distribution.name))
+            names.add(normalize_distribution(distribution.name))
     kinds = {kind.group: kind.name for kind in KINDS.values()}
     found = []
     for distribution in map(importlib_metadata.distribution, names):
         name, version = distribution.name, distribution.version
-        for point in distribution.entry_points:
-            if point.group in kinds:
-                value, _, extras = point.value.partition("[")
+        for entry_point in distribution.entry_points:
+            if entry_point.group in kinds:
+                value, _, extras = entry_point.value.partition("[")
                 value, needed = re.sub(r"\s", "", value), tuple(re.findall(r"[\w.-]+", extras))
-                found.append(FoundPlugin(kinds[point.group], point.name, name, version, value, needed))
+                found.append(FoundPlugin(kinds[entry_point.group], entry_point.name, name, version, value, needed))
     order = list(KINDS)
-    return sorted(found, key=lambda it: (order.index(it.kind), it.name, normalize(it.distribution), it.value))
+    return sorted(
+        found,
+        key=lambda plugin: (
+            order.index(plugin.kind),
+            plugin.name,
+            normalize_distribution(plugin.distribution),
+            plugin.value,
+        ),
+    )
 
 
 def missing_requirements(found: FoundPlugin) -> list[str]:
@@ -130,14 +139,14 @@ def missing_requirements(found: FoundPlugin) -> list[str]:
 def install_hint(name: str) -> str:
     """The end of an error message: how to install the plugin `name` if the distribution `swiftplug-NAME` has it."""
     for line in importlib_metadata.requires(BUILT_IN) or []:
-        extra = re.match(rf"{BUILT_IN}-{re.escape(normalize(name))}\b[^;]*;.*extra == ['\"]([\w-]+)", line)
+        extra = re.match(rf"{BUILT_IN}-{re.escape(normalize_distribution(name))}\b[^;]*;.*extra == ['\"]([\w-]+)", line)
         if extra:
             return f"; install it with: pip install '{BUILT_IN}[{extra[1]}]'"
     return ""
 
 
 def allow_lists(allow: Sequence[str] | None) -> dict[str, set[str]]:
-    """The lists that limit which distributions may load plugins: normalized names, by where the list is given.
+    """The lists of distributions whose plugins may be loaded: normalized names, by where the list is given.
 
     A distribution must be on all of them; an empty list leaves the built-ins only.
 
@@ -148,9 +157,9 @@ def allow_lists(allow: Sequence[str] | None) -> dict[str, set[str]]:
     lists = {} if allow is None else {"plugins.allow": allow}
     if "SWIFTPLUG_PLUGINS" in os.environ:
         lists["SWIFTPLUG_PLUGINS"] = os.environ["SWIFTPLUG_PLUGINS"].split(",")
-    return {origin: {normalize(name.strip()) for name in names} for origin, names in lists.items()}
+    return {origin: {normalize_distribution(name.strip()) for name in names} for origin, names in lists.items()}
 
 
-def normalize(distribution: str) -> str:
+def normalize_distribution(distribution: str) -> str:
     """The normalized spelling of a distribution's name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()

@@ -25,7 +25,7 @@ class PluginChoice(BaseModel):
         {'name': 'focal', 'gamma': 2}
     """
 
-    # Validators are built with the first choice: that takes 30 ms, and `--help` and `list-plugins` make none.
+    # Build validators at the first use: that takes 30 ms, which `--help` and `list-plugins` do not need.
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str = Field(min_length=1)
@@ -37,9 +37,9 @@ class PluginChoice(BaseModel):
 
 
 def fields_of(value: Any) -> Any:
-    """The fields of the choice that a config writes as `focal` or as `{name: focal, gamma: 2}`.
+    """The fields of a `PluginChoice`, from its form in a config: `focal` or `{name: focal, gamma: 2}`.
 
-    Anything else is returned as it is, for pydantic to refuse.
+    Anything else is returned unchanged; pydantic then rejects it.
     """
     if isinstance(value, str):
         return {"name": value}
@@ -48,8 +48,8 @@ def fields_of(value: Any) -> Any:
     return value
 
 
-# A choice, as the type of a config's field.
-WrittenChoice = Annotated[PluginChoice, BeforeValidator(fields_of)]
+# The type of a config field that chooses a plugin.
+PluginField = Annotated[PluginChoice, BeforeValidator(fields_of)]
 
 
 class BoundMetric(NamedTuple):
@@ -83,7 +83,7 @@ class BoundTuner:
     def save_pretrained(
         self, model: Any, save_directory: str, state_dict: Any = None, safe_serialization: bool = True, **kwargs: Any
     ) -> None:
-        """Save without `state_dict` if it is None: tuners written for SWIFT 3.0 do not know it."""
+        """Leave out `state_dict` if it is None: tuners written for SWIFT 3.0 do not accept it."""
         if state_dict is not None:
             kwargs["state_dict"] = state_dict
         self.tuner.save_pretrained(model, save_directory, safe_serialization=safe_serialization, **kwargs)
@@ -123,16 +123,19 @@ def declared_options(kind: str, plugin: Any) -> DeclaredOptions:
         return DeclaredOptions({})
     named, any_other, misplaced = {}, False, set()
     annotations = _annotations(function)
-    for index, it in enumerate(inspect.signature(function).parameters.values()):
-        if it.kind is it.VAR_KEYWORD:
+    for index, parameter in enumerate(inspect.signature(function).parameters.values()):
+        if parameter.kind is parameter.VAR_KEYWORD:
             # In a loss, an ORM or a PRM it leaves room for later versions of the contract.
             any_other = constructed or kind not in ("loss", "orm", "prm")
-        elif it.name in (*call.keywords, *call.optional) or it.kind not in (it.KEYWORD_ONLY, it.POSITIONAL_OR_KEYWORD):
+        elif parameter.name in (*call.keywords, *call.optional) or parameter.kind not in (
+            parameter.KEYWORD_ONLY,
+            parameter.POSITIONAL_OR_KEYWORD,
+        ):
             continue
-        elif it.kind is it.KEYWORD_ONLY or (constructed and index > 0):
-            named[it.name] = it.replace(annotation=annotations.get(it.name, Any))
+        elif parameter.kind is parameter.KEYWORD_ONLY or (constructed and index > 0):
+            named[parameter.name] = parameter.replace(annotation=annotations.get(parameter.name, Any))
         elif index >= len(call.positional):
-            misplaced.add(it.name)
+            misplaced.add(parameter.name)
     return DeclaredOptions(named, any_other, frozenset(misplaced))
 
 
@@ -150,9 +153,7 @@ def check_options(given: Mapping[str, Any], declared: DeclaredOptions) -> dict[s
         if name in named or declared.any_other:
             continue
         if name in declared.misplaced:
-            raise ContractError(
-                f"takes no option {name!r}: its function has that parameter, but not behind a `*`, as options are"
-            )
+            raise ContractError(f"takes no option {name!r}: the parameter is not keyword-only; declare it after `*`")
         raise ContractError(
             f"takes no option {name!r}{nearest(name, named)}" if named else f"takes no options, found {name!r}"
         )
@@ -163,7 +164,7 @@ def check_options(given: Mapping[str, Any], declared: DeclaredOptions) -> dict[s
 
 
 def _convert(name: str, value: Any, parameter: inspect.Parameter) -> Any:
-    if parameter.annotation is Any or value is parameter.default:  # `x: int = None` is common: its None is right
+    if parameter.annotation is Any or value is parameter.default:  # `x: int = None` is common, and None is then valid
         return value
     try:
         adapter = TypeAdapter(parameter.annotation, config=ConfigDict(arbitrary_types_allowed=True))
@@ -182,7 +183,7 @@ def _convert(name: str, value: Any, parameter: inspect.Parameter) -> Any:
 
 
 def _keys(value: Any) -> list[Any]:
-    """All keys and indices inside a value, at any depth: pydantic's locations mix them with names of types."""
+    """All keys and indices inside a value, at any depth. Pydantic's error locations mix them with names of types."""
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
     return [*value, *(key for item in value.values() for key in _keys(item))] if isinstance(value, dict) else []

@@ -10,7 +10,14 @@ from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry.contracts import check_contract
 from swiftplug.plugin.registry.errors import ContractError, MissingExtraError, describe_error
 from swiftplug.plugin.registry.files import definition_of, load_file
-from swiftplug.plugin.registry.finder import BUILT_IN, FoundPlugin, allow_lists, find_installed, install_hint, normalize
+from swiftplug.plugin.registry.finder import (
+    BUILT_IN,
+    FoundPlugin,
+    allow_lists,
+    find_installed,
+    install_hint,
+    normalize_distribution,
+)
 from swiftplug.plugin.registry.kinds import KINDS
 from swiftplug.plugin.registry.options import PluginChoice, bind, check_options, declared_options
 
@@ -24,8 +31,8 @@ class LoadedPlugin:
         options: Its options, checked and converted to the annotated types.
         bound: What the run calls, options applied (see `bind`).
         source_file: The file that defines it; None if there is none (a module written in C).
-        source_hash: SHA-256 of that file and of the entry point's module, in hexadecimal. By it, a resumed run knows
-            that a plugin has changed.
+        source_hash: SHA-256 of that file and of the entry point's module, in hexadecimal. A resumed run compares it
+            to detect a changed plugin.
     """
 
     found: FoundPlugin
@@ -57,7 +64,7 @@ class Registry:
 
     def __init__(self, plugins: Sequence[FoundPlugin], allow_lists: dict[str, set[str]]) -> None:
         kinds = list(KINDS)
-        self._plugins = sorted(plugins, key=lambda it: kinds.index(it.kind))
+        self._plugins = sorted(plugins, key=lambda plugin: kinds.index(plugin.kind))
         self._allow_lists = allow_lists
 
     @classmethod
@@ -66,23 +73,24 @@ class Registry:
 
         Args:
             files: Plugin files.
-            allow: The distributions that may load plugins; None for all. `SWIFTPLUG_PLUGINS` limits them too; built-ins
-                and files always may.
+            allow: The distributions whose plugins may be loaded; None for all. `SWIFTPLUG_PLUGINS` limits them too.
+                Built-ins and files are always allowed.
 
         Raises:
             UserError: If a file fails.
         """
         unique = {Path(file).resolve(): file for file in files}
         installed = find_installed()
-        return cls([*installed, *(it for file in unique.values() for it in load_file(file))], allow_lists(allow))
+        from_files = [plugin for file in unique.values() for plugin in load_file(file)]
+        return cls([*installed, *from_files], allow_lists(allow))
 
     def found(self, kind: str | None = None) -> list[FoundPlugin]:
         """The plugins that may be used, of one kind or of all, in order of kind; those from files come last."""
-        return [it for it in self._plugins if kind in (None, it.kind) and not self._forbidden_by(it)]
+        return [plugin for plugin in self._plugins if kind in (None, plugin.kind) and not self._forbidden_by(plugin)]
 
     def refused(self, kind: str | None = None) -> list[FoundPlugin]:
         """The plugins that an allow-list forbids, of one kind or of all."""
-        return [it for it in self._plugins if kind in (None, it.kind) and self._forbidden_by(it)]
+        return [plugin for plugin in self._plugins if kind in (None, plugin.kind) and self._forbidden_by(plugin)]
 
     def has(self, kind: str, name: str) -> bool:
         """Whether there is a plugin, allowed or not, of this name or qualified name. Imports nothing."""
@@ -102,13 +110,13 @@ class Registry:
         return self._load(self._choose(kind, choice.name, where), choice.options, where)
 
     @property
-    def active_callbacks(self) -> list[LoadedPlugin]:
+    def always_on_callbacks(self) -> list[LoadedPlugin]:
         """The callbacks that are used without being chosen: those that a plugin file lists in `extra_callbacks`.
 
         Raises:
             UserError: If one does not fit its contract.
         """
-        return [self._load(it, {}, "extra_callbacks") for it in self._plugins if it.active]
+        return [self._load(plugin, {}, "extra_callbacks") for plugin in self._plugins if plugin.always_on]
 
     def check(self, found: FoundPlugin) -> Check:
         """Import a plugin and check its contract."""
@@ -128,9 +136,8 @@ class Registry:
             check_contract(found.kind, plugin)
             options = check_options(given, declared_options(found.kind, plugin))
             if further := getattr(plugin, "check_options", None):
-                further(
-                    **options
-                )  # what annotations cannot express, such as the fields of a class that an option names
+                # What annotations cannot express, such as the fields of a class that an option names.
+                further(**options)
             bound = bind(found.kind, found.name, plugin, options)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
@@ -142,32 +149,33 @@ class Registry:
 
     def _choose(self, kind: str, name: str, where: str) -> FoundPlugin:
         named = self._named(kind, name)
-        allowed = [it for it in named if not self._forbidden_by(it)]
+        allowed = [plugin for plugin in named if not self._forbidden_by(plugin)]
         if len(allowed) == 1:
             return allowed[0]
         label = kind.replace("_", " ")
         if not named:
-            known = [it.qualified_name if ":" in name else it.name for it in self.found(kind)]
+            known = [plugin.qualified_name if ":" in name else plugin.name for plugin in self.found(kind)]
             raise UserError(f"{where}: there is no {label} {name!r}{install_hint(name) or nearest(name, known)}")
         if not allowed:
             raise UserError(f"{where}: {named[0]} is not allowed by {' and '.join(self._forbidden_by(named[0]))}")
-        names = " and ".join(f"{it.qualified_name} ({it.source})" for it in allowed)
-        same = len({it.qualified_name for it in allowed}) < len(allowed)
+        names = " and ".join(f"{plugin.qualified_name} ({plugin.source})" for plugin in allowed)
+        same = len({plugin.qualified_name for plugin in allowed}) < len(allowed)
         remedy = "rename one" if same else "give the qualified name"
         raise UserError(f"{where}: {label} {name!r} is ambiguous: {names}; {remedy}")
 
     def _named(self, kind: str, name: str) -> list[FoundPlugin]:
         distribution, _, bare = name.partition(":")
-        qualified = (bare, normalize(distribution))
+        qualified = (bare, normalize_distribution(distribution))
         return [
-            it
-            for it in self._plugins
-            if it.kind == kind and (it.name == name or (it.name, normalize(it.distribution)) == qualified)
+            plugin
+            for plugin in self._plugins
+            if plugin.kind == kind
+            and (plugin.name == name or (plugin.name, normalize_distribution(plugin.distribution)) == qualified)
         ]
 
     def _forbidden_by(self, found: FoundPlugin) -> list[str]:
         """The allow-lists that forbid a plugin, by where they are given."""
-        distribution = normalize(found.distribution)
+        distribution = normalize_distribution(found.distribution)
         if found.from_file or distribution == BUILT_IN:
             return []
         return [origin for origin, allowed in self._allow_lists.items() if distribution not in allowed]
