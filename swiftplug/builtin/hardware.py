@@ -1,4 +1,4 @@
-"""Where a model runs on this machine, and in which precision."""
+"""The device and the precision in which a model runs on this machine."""
 
 import torch
 
@@ -11,9 +11,9 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The given precision; for `auto` bfloat16 on a device that multiplies in it natively, else float32.
+    """The given precision; for `auto`, bfloat16 on devices that support it natively, else float32.
 
-    On a CPU without instructions for it, products in bfloat16 take five times as long as in float32.
+    On a CPU without bfloat16 instructions, its products take five times as long as in float32.
 
     Args:
         wanted: `float32`, `bfloat16`, `float16`, or `auto`.

@@ -1,4 +1,4 @@
-"""Regular expressions given as options: compiled, and searched for in the names of a model's parts."""
+"""Regular expressions given as options, compiled and matched with the names of a model's parts."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -28,8 +28,8 @@ def matching_names(
         names: Dotted names of a model's parameters or modules.
         patterns: Regular expressions; each must match a name.
         where: The option or plugin, for messages.
-        noun: What has the names, for messages.
-        match: `re.Pattern.search` finds a pattern anywhere in a name, `re.Pattern.fullmatch` wants the whole name.
+        noun: What the names belong to, for messages.
+        match: `re.Pattern.search` matches anywhere in a name, `re.Pattern.fullmatch` only the whole name.
 
     Raises:
         UserError: A pattern is malformed or matches nothing.

@@ -1,4 +1,4 @@
-"""A loaded reward checkpoint: conversations in, rewards out, in batches."""
+"""Scores conversations with a reward checkpoint, in batches."""
 
 from typing import Any, NamedTuple
 
@@ -17,14 +17,14 @@ class _Text(NamedTuple):
 
 
 class RewardCheckpoint:
-    """A model with a head that scores.
+    """A model with a head that gives rewards.
 
     Args:
         model: A folder or hub id.
         by_step: Whether it scores the steps of an answer, not the whole.
         batch_size: Conversations scored at once.
         step_separator: What is between the steps of an answer.
-        dtype: Of the weights, or `auto`.
+        dtype: The data type of the weights, or `auto`.
 
     Raises:
         UserError: The checkpoint cannot be loaded.
@@ -46,13 +46,13 @@ class RewardCheckpoint:
         self._has_padding = self._config.pad_token_id is not None
 
     def score(self, requests: list[InferRequest]) -> list[list[float] | Unscored]:
-        """Score the last message of each request, conversations of about one length together.
+        """Score the last message of each request; conversations of similar length form a batch.
 
         Args:
             requests: The conversations, answer last.
 
         Returns:
-            For each the rewards of its steps, at least one, or the reward of the whole as the only one.
+            For each request the rewards of its steps, or a single reward for the whole answer.
 
         Raises:
             UserError: A batch does not fit into the GPU's memory.
@@ -86,7 +86,7 @@ class RewardCheckpoint:
                     for text in (step, self._separator):
                         ids = [*ids, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
                     ends.append(len(ids) - 1)
-        except Exception as error:  # a template is a program, and raises what it likes
+        except Exception as error:  # a template is a program and may raise anything
             return Unscored(f"the reward model's chat template refuses it: {' '.join(str(error).split())}")
         longest = getattr(self._config, "max_position_embeddings", None)
         if longest is not None and len(ids) > longest:
@@ -96,8 +96,8 @@ class RewardCheckpoint:
     @torch.inference_mode()
     def _score_batch(self, texts: list[_Text]) -> list[list[float]]:
         if not self._has_padding:
-            # A sequence classifier finds the end of a text by the padding token. One whose config names none scores the
-            # last token, whatever it is; so it pads with a token that no text has.
+            # A sequence classifier finds the end of a text by the padding token. If its config names none, it would
+            # score the last token, even padding. So pad with a token that no text contains.
             used = {token for text in texts for token in text.ids}
             self._config.pad_token_id = next(token for token in range(len(used) + 1) if token not in used)
         width, pad = max(len(text.ids) for text in texts), self._config.pad_token_id

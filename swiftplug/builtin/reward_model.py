@@ -16,17 +16,17 @@ _SEQUENCE, _TOKEN = "ForSequenceClassification", "ForTokenClassification"
 
 
 class _RewardModel:
-    """A reward checkpoint: its config is checked when a run begins; it is loaded at the first call, and kept.
+    """A reward checkpoint: its config is checked when a run begins, its weights are loaded at the first call.
 
     Args:
         model: A folder or hub id.
         batch_size: Conversations scored at once.
-        step_separator: What is between the steps of an answer, and followed each step in training; None for a line
+        step_separator: The text between the steps of an answer, which followed each step in training; None for a line
             break. For token classification only.
-        dtype: Of the weights; `auto` is the best that the device does well.
+        dtype: The data type of the weights; `auto` is the best one for the device.
 
     Raises:
-        UserError: There is no such checkpoint, or it does not score.
+        UserError: There is no such checkpoint, or it is not a reward model.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class _RewardModel:
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     ) -> None:
         if step_separator == "":
-            raise UserError("reward_model.step_separator: is empty, expected what is between steps")
+            raise UserError("reward_model.step_separator: is empty, expected the text between steps")
         self._model, self._batch_size, self._dtype = model, batch_size, dtype
         self._step_separator = step_separator or "\n"
         self._by_step = _scores_steps(model)
@@ -101,11 +101,11 @@ class ProcessRewardModel(_RewardModel, PRM):
             UserError: The checkpoint cannot be loaded, or a batch does not fit into the GPU's memory.
         """
         scored = self._checkpoint.score(infer_requests)
-        return [it if self._by_step or isinstance(it, Unscored) else it[0] for it in scored]
+        return [rewards if self._by_step or isinstance(rewards, Unscored) else rewards[0] for rewards in scored]
 
 
 def _scores_steps(model: str) -> bool:
-    """Whether a checkpoint scores steps, not whole answers, by its `config.json`; nothing else of it is read."""
+    """Whether a checkpoint scores steps, not whole answers. Only its `config.json` is read."""
     config = json.loads(_config_file(model).read_text(encoding="utf-8"))
     architecture = str((config.get("architectures") or ["model of no named architecture"])[0])
     num_labels = len(config["id2label"]) if "id2label" in config else 2  # Transformers' default is not written
@@ -130,4 +130,6 @@ def _config_file(model: str) -> Path:
         return Path(hf_hub_download(model, "config.json"))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"reward_model: {model!r} is no folder, and the hub does not give it: {reason}") from error
+        raise UserError(
+            f"reward_model: {model!r} is not a folder, and cannot be loaded from the hub: {reason}"
+        ) from error

@@ -9,19 +9,19 @@ from pydantic import Field, PositiveInt
 from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError
 
 _CANDIDATES_AT_ONCE = 4096
-"""Several times what vLLM decodes side by side, so that the slow end of a batch weighs little."""
+"""Several times what vLLM generates in parallel, so that the wait for the last ones matters little."""
 
 
 class VLLMEngine(Engine):
-    """Decodes with vLLM: continuous batching, and the prefill of a prompt shared by its candidates.
+    """Generates with vLLM: continuous batching, and one prefill per prompt for all its candidates.
 
-    The run's model is loaded as plain Transformers would: an adapter is merged into its base model first.
+    An adapter is merged into its base model first.
 
     Args:
-        tensor_parallel_size: GPUs that share the model.
+        tensor_parallel_size: Number of GPUs that share the model.
         gpu_memory_utilization: The share of each GPU's memory that vLLM takes.
-        max_model_len: The most tokens of a prompt and its answer together; None for as many as the model was made for.
-        engine_args: Anything else that `vllm.LLM` takes.
+        max_model_len: Maximum number of tokens of a prompt and its answer together; None for the model's own maximum.
+        engine_args: Further arguments of `vllm.LLM`.
     """
 
     together = True
@@ -42,14 +42,14 @@ class VLLMEngine(Engine):
         self._folder: TemporaryDirectory[str] | None = None
 
     def prompts_at_once(self, sampling: Sampling) -> int:
-        """As many prompts as keep vLLM busy; it makes its own batches of them."""
+        """Enough prompts to keep vLLM busy; it forms its own batches."""
         return max(256, _CANDIDATES_AT_ONCE // sampling.num_return_sequences)
 
     def open(self, args: Any, sampling: Sampling) -> None:
         """Load the model.
 
         Raises:
-            UserError: There is no such model, an option does not fit vLLM, or vLLM cannot load the model.
+            UserError: An option is not supported by vLLM, or the model cannot be loaded.
         """
         options = args.model_options
         if options.attn_implementation is not None:
@@ -62,7 +62,7 @@ class VLLMEngine(Engine):
         model = args.export_model(self._folder.name)
         settings = {
             "model": model,
-            # A folder of ours has no revisions.
+            # An exported folder has no revisions.
             "revision": options.revision if model != self._folder.name else None,
             "dtype": args.dtype,
             "seed": args.seed,
@@ -71,7 +71,7 @@ class VLLMEngine(Engine):
             **self._given,
         }
         try:
-            from vllm import LLM, SamplingParams  # takes long; choosing and checking the plugin should not
+            from vllm import LLM, SamplingParams  # slow to import: not while plugins are checked
 
             self._llm = LLM(**settings)
         except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -80,7 +80,7 @@ class VLLMEngine(Engine):
         self._longest = self._llm.llm_engine.model_config.max_model_len
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Answered]:
-        """Answer prompts; all at once, when the last is done."""
+        """Generate the candidates of prompts; results come when all are done."""
         sampling = self._sampling
         # Greedy candidates are all the same.
         num_different = sampling.num_return_sequences if sampling.temperature > 0 else 1
@@ -90,11 +90,11 @@ class VLLMEngine(Engine):
                 ids = self._tokenizer.apply_chat_template(
                     prompt.messages, tools=prompt.tools, add_generation_prompt=True, return_dict=True
                 )["input_ids"]
-            except Exception as error:  # a template is a program, and raises what it likes
+            except Exception as error:  # a template is a program and may raise anything
                 reason = " ".join(str(error).split())
                 yield Answered(prompt.id, failure=f"the chat template refuses the prompt: {reason}")
                 continue
-            if len(ids) >= self._longest:  # vLLM would refuse all prompts for one
+            if len(ids) >= self._longest:  # vLLM would reject all prompts because of one
                 reason = f"the prompt has {len(ids):,} tokens, too many for max_model_len {self._longest:,}"
                 yield Answered(prompt.id, failure=reason)
                 continue
@@ -113,13 +113,13 @@ class VLLMEngine(Engine):
         if not answerable:
             return
         outputs = self._llm.generate(requests, params, use_tqdm=False)
-        drawn = [Completion(it.outputs[0].text, it.outputs[0].finish_reason or "unknown") for it in outputs]
+        drawn = [Completion(output.outputs[0].text, output.outputs[0].finish_reason or "unknown") for output in outputs]
         for number, prompt in enumerate(answerable):
             own = drawn[number * num_different : (number + 1) * num_different]
             yield Answered(prompt.id, own * (sampling.num_return_sequences // num_different))
 
     def close(self) -> None:
-        """Let the model go, and its folder; vLLM ends its processes with the model."""
+        """Release the model, with which vLLM ends its processes, and remove its folder."""
         self._llm = None
         if self._folder is not None:
             self._folder.cleanup()

@@ -159,7 +159,9 @@ def test_another_checkpoint_is_refused_before_anything_is_loaded(
 
 def test_an_id_that_the_hub_does_not_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"reward_model: 'no-one/no-such-model' is no folder, and the hub does not"):
+    with pytest.raises(
+        UserError, match=r"reward_model: 'no-one/no-such-model' is not a folder, and cannot be loaded from the hub"
+    ):
         scorer("prm", "no-one/no-such-model")
 
 

@@ -98,7 +98,7 @@ def test_a_learned_prompt_loads_to_answer_but_not_to_train(base: Callable[[], An
     learn(model)
     plugin.save_pretrained(model, str(tmp_path))
     assert torch.equal(logits(model), logits(plugin.from_pretrained(base(), str(tmp_path))))
-    with pytest.raises(UserError, match="PEFT cannot go on training an adapter of type PROMPT_TUNING"):
+    with pytest.raises(UserError, match="PEFT cannot continue training an adapter of type PROMPT_TUNING"):
         plugin.from_pretrained(base(), str(tmp_path), is_trainable=True)
 
 

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class EarlyStop(TrainerCallback, ExportableState):
-    """Stops training after `patience` evaluations in a row without a better metric.
+    """Stops training after `patience` consecutive evaluations without a better metric.
 
     A metric whose name ends in `loss` or `perplexity` is better when lower, any other when higher; for
     `training.metric_for_best_model`, `training.greater_is_better` decides. A resumed run continues the count.
@@ -23,8 +23,8 @@ class EarlyStop(TrainerCallback, ExportableState):
         """Set when to stop.
 
         Args:
-            patience: Number of evaluations in a row without a new best after which training stops.
-            threshold: How much better than the last best a new best must be.
+            patience: Number of consecutive evaluations without a new best after which training stops.
+            threshold: How much better than the previous best a new best must be.
             metric: The metric, with or without `eval_`. None is `training.metric_for_best_model`, or else `eval_loss`.
         """
         self.patience = patience
@@ -36,14 +36,14 @@ class EarlyStop(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse a run without evaluations."""
+        """Reject a run without evaluations."""
         if args.eval_strategy == "no":
             raise UserError(
                 "callback early_stop: there are no evaluations; give eval_dataset and training.eval_strategy"
             )
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Compare the metric with the best so far, and stop the run when patience is used up.
+        """Compare the metric with the best so far; stop the run when patience runs out.
 
         Raises:
             UserError: The evaluation has no such metric.

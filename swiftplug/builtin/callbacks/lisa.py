@@ -37,7 +37,7 @@ class Lisa(TrainerCallback):
         """Find the layers; the optimizer already has the parameters of all of them.
 
         Raises:
-            UserError: The model has adapters, or too few layers, or several processes would wait for gradients.
+            UserError: The model has adapters or too few layers, or several processes would wait for missing gradients.
         """
         model: Any = unwrap_model(kwargs["model"])
         if isinstance(model, PeftModel):

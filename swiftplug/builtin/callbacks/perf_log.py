@@ -20,19 +20,19 @@ class PerfLog(TrainerCallback):
     They are added to every log that has the training loss, and so to `log.jsonl`:
 
     - `tokens_per_second`: input tokens of all processes, without padding, per second of training since the last log;
-      evaluations and checkpoints do not count.
+      the time of evaluations and checkpoints does not count.
     - `mfu`: model FLOPs utilization (arXiv 2204.02311, appendix B), from 0 to 1: the FLOPs of the matrix products with
-      the model's parameters, divided by what the devices could do. A frozen weight needs no gradient, so a token costs
+      the model's parameters, divided by the devices' peak. A frozen weight needs no gradient, so a token costs
       4 FLOPs for it instead of 6. Products inside attention, and recomputation, are not counted. Missing if the device
       is unknown, and for mixtures of experts.
     - `peak_memory_gib`: the highest memory of one process so far: allocated on its GPU, or resident if it has none.
     """
 
     def __init__(self, peak_tflops: PositiveFloat | None = None) -> None:
-        """Set the peak of a device.
+        """Set the peak performance of a device.
 
         Args:
-            peak_tflops: What one device could do, in 10^12 operations per second; None looks the device up.
+            peak_tflops: Peak of one device, in 10^12 operations per second; None looks it up by the device's name.
         """
         self.peak_tflops = peak_tflops
         self._flops_per_token: float | None = None
@@ -47,7 +47,8 @@ class PerfLog(TrainerCallback):
         """Start the clock."""
         model = unwrap_model(kwargs["model"])
         self._flops_per_token = _flops_per_token(model)
-        self._peak = self.peak_tflops or known_peak_tflops(args.device, _computes_in_half(args, model))
+        in_half = args.bf16 or args.fp16 or next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+        self._peak = self.peak_tflops or known_peak_tflops(args.device, in_half)
         self._tokens = state.num_input_tokens_seen
         self._seconds = 0.0
         self._last_time = time.perf_counter()
@@ -74,7 +75,7 @@ class PerfLog(TrainerCallback):
         self._tokens, self._seconds = state.num_input_tokens_seen, 0.0
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Do not count the time of an evaluation, nor of a checkpoint."""
+        """Restart the clock: the time of an evaluation or a checkpoint does not count."""
         self._last_time = time.perf_counter()
 
     on_save = on_evaluate
@@ -102,12 +103,8 @@ def _flops_per_token(model: Any) -> float | None:
     return 4.0 * weights + 2.0 * trained
 
 
-def _computes_in_half(args: TrainingArguments, model: torch.nn.Module) -> bool:
-    return args.bf16 or args.fp16 or next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
-
-
 def _peak_memory(device: torch.device) -> int:
-    """Bytes."""
+    """The highest memory of this process so far, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -115,7 +112,7 @@ def _peak_memory(device: torch.device) -> int:
 
 
 # Dense matrix products in 10^12 operations per second: bfloat16 or float16, TF32, float32 without tensor cores.
-# From NVIDIA's data sheets, by words of the device's name; the first that matches counts.
+# From NVIDIA's data sheets, by words in the device's name; the first match counts.
 _PEAKS = {
     "B200": (2250.0, 1125.0, 75.0),
     "H200 NVL": (835.5, 417.5, 60.0),
@@ -153,5 +150,5 @@ def known_peak_tflops(device: torch.device, half: bool) -> float | None:
     in_half, in_tf32, in_float32 = peaks
     if half:
         return in_half
-    # The only switch that follows torch's two others, and Trainer's `tf32`.
+    # This setting also reflects torch's two other TF32 settings, and Trainer's `tf32`.
     return in_tf32 if torch.backends.cuda.matmul.fp32_precision == "tf32" else in_float32

@@ -24,7 +24,7 @@ EVENTS: dict[Operator, tuple[str, ...]] = {
 QUESTIONS = ("How many {things} does {name} have now?", "How many {things} are left with {name}?")
 
 TEST_SHARE = 5  # one calculation in five belongs to the test split
-ATTEMPTS = 2000  # after so many draws in a row without a new problem, there are assumed to be no more
+ATTEMPTS = 2000  # after this many consecutive draws without a new problem, it is assumed that there are no more
 
 
 class Step(NamedTuple):
@@ -54,8 +54,8 @@ def arithmetic(
 ) -> datasets.Dataset:
     r"""Generated arithmetic word problems with step-by-step answers that end in `\boxed{...}`, all different.
 
-    The split of a problem depends on its calculation, not on its words: no calculation of one split occurs in the
-    other, whatever the sizes, seeds and difficulties.
+    The split of a problem depends on its calculation, not on its words: for any sizes, seeds and difficulties, no
+    calculation of one split occurs in the other.
 
     Args:
         size: Number of problems.
@@ -69,7 +69,7 @@ def arithmetic(
         Rows with `messages`, a question and its answer, and `solution`, the answer's last line: `\boxed{...}`.
 
     Raises:
-        UserError: A number that allows no problems, or a size above the number of different problems.
+        UserError: An option allows no problems, or `size` exceeds the number of different problems.
     """
     if size < 1 or not 1 <= min_steps <= max_steps or max_number < 2:
         raise UserError(

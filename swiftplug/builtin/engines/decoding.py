@@ -1,6 +1,6 @@
-"""Decoding a batch: each prompt is read once, then all of its candidates get a token per step.
+"""Generates a batch: one forward pass per prompt, then one token per step for all of its candidates.
 
-The random numbers belong to a candidate and to nothing else, so that it is the same whatever is decoded beside it.
+Random numbers depend on the candidate alone, so that it is the same whatever else is in the batch.
 """
 
 import inspect
@@ -13,17 +13,17 @@ from peft import PeftModel
 from swiftplug.builtin.engines.fast_parts import growing_cache
 from swiftplug.plugin import Sampling
 
-_ENDED_SHARE = 16  # rows that ended are taken out once they are one in so many
-_FIRST_LOOK = 64  # tokens; where they hold less than `top_p` together, eight times as many are looked at, and so on
+_ENDED_SHARE = 16  # ended rows are removed once they are 1/16 of the batch
+_FIRST_LOOK = 64  # likeliest tokens to sort first; while they hold less than `top_p`, eight times as many are sorted
 
 
 class Task(NamedTuple):
-    """A prompt, and the candidates to draw for it.
+    """A prompt, and the candidates to generate for it.
 
     Attributes:
         ids: The prompt's tokens.
-        numbers: `(candidates, max_new_tokens)`, uniform in [0, 1): what each candidate draws with.
-        longest: Tokens after which a candidate is cut off; at most `max_new_tokens`.
+        numbers: `(candidates, max_new_tokens)`, uniform in [0, 1): the random numbers of each candidate.
+        longest: Maximum length of a candidate in tokens; at most `max_new_tokens`.
     """
 
     ids: list[int]
@@ -40,14 +40,14 @@ class Drawn(NamedTuple):
 
 @dataclass
 class _Rows:
-    """What is being decoded, one candidate per row.
+    """The batch being generated, one candidate per row.
 
     Attributes:
         cache: Keys and values of all tokens but the last.
-        mask: `(rows, width)`, which tokens are not padding; it covers all tokens to come.
+        mask: `(rows, width)`, which tokens are not padding; it covers all future tokens too.
         positions: `(rows,)`, of the next token.
         candidates: `(rows,)`, which candidate a row is.
-        ended: `(rows,)`, whether that is complete and the row is only carried along.
+        ended: `(rows,)`, whether that candidate is complete; its row stays in the batch until it is removed.
     """
 
     cache: Any
@@ -57,17 +57,17 @@ class _Rows:
     ended: torch.Tensor
 
     def take(self, rows: torch.Tensor) -> None:
-        """Keep the rows of these numbers, in this order."""
+        """Keep the rows with these indices, in this order."""
         self.cache.reorder_cache(rows)
         self.mask, self.positions = self.mask[rows], self.positions[rows]
         self.candidates, self.ended = self.candidates[rows], self.ended[rows]
 
 
 class Decoder:
-    """Decodes with one causal language model in evaluation mode.
+    """Generates with one causal language model in evaluation mode.
 
     Attributes:
-        num_virtual_tokens: Learned prompt tokens before each prompt; where there are some, no prompt may be padded.
+        num_virtual_tokens: Learned prompt tokens before each prompt; if there are any, no prompt may be padded.
 
     Args:
         model: The model.
@@ -77,7 +77,7 @@ class Decoder:
     def __init__(self, model: Any, end_ids: list[int]) -> None:
         learned = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
         self.num_virtual_tokens: int = model.active_peft_config.num_virtual_tokens if learned else 0
-        # PEFT puts learned prompts before its input, which is right for the prompt and wrong for a step.
+        # PEFT puts learned prompts before every input: right for the prompt, wrong for a later step.
         self._reader, self._stepper = model, model.base_model if learned else model
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self._config = inner.config
@@ -89,9 +89,9 @@ class Decoder:
 
     @torch.inference_mode()
     def decode(self, tasks: list[Task], sampling: Sampling) -> list[list[Drawn]]:
-        """Draw the candidates of each task, all at once.
+        """Generate the candidates of all tasks together.
 
-        When enough rows have ended, the last ones move into their places, so that little is copied.
+        When enough rows have ended, the last running rows take their places, so that little is copied.
         """
         counts = torch.tensor([len(task.numbers) for task in tasks], device=self._device)
         owners = torch.repeat_interleave(counts)
@@ -136,7 +136,7 @@ class Decoder:
         return [candidates[end - len(task.numbers) : end] for task, end in zip(tasks, counts.cumsum(0), strict=True)]
 
     def _read_prompts(self, tasks: list[Task]) -> tuple[_Rows, torch.Tensor]:
-        """Run the prompts through the model, padded on the left; also the logits behind each, `(tasks, vocabulary)`."""
+        """Run the prompts, padded on the left, through the model; also return their next logits, `(tasks, V)`."""
         width, virtual = max(len(task.ids) for task in tasks), self.num_virtual_tokens
         lengths = torch.tensor([len(task.ids) for task in tasks], device=self._device)
         padded = torch.tensor([[0] * (width - len(task.ids)) + task.ids for task in tasks], device=self._device)
@@ -145,11 +145,11 @@ class Decoder:
         if not virtual:
             mask[:, :width] = torch.arange(width, device=self._device) >= width - lengths[:, None]
         seen = mask[:, :width]
-        # PEFT counts positions itself where it puts a learned prompt before.
+        # With a learned prompt, PEFT computes the positions itself.
         positions = None if virtual else (seen.cumsum(dim=-1) - 1).clamp(min=0)
         output = self._forward(self._reader, padded, seen, positions, growing_cache(self._config, full_width))
         numbers, ended = torch.arange(len(tasks), device=self._device), torch.zeros_like(lengths, dtype=torch.bool)
-        # Prefix tuning has made a cache of its own.
+        # Take the output's cache: prefix tuning makes its own.
         return _Rows(output.past_key_values, mask, virtual + lengths, numbers, ended), output.logits[:, -1]
 
     def _forward(
@@ -166,9 +166,9 @@ class Decoder:
 
 
 def uniform_numbers(seeds: list[int], count: int) -> torch.Tensor:
-    """Random numbers in [0, 1), `(len(seeds), count)`, float64, a row for each candidate's seed.
+    """Random numbers in [0, 1), `(len(seeds), count)`, float64, one row per seed.
 
-    They are made on the CPU, whose generator gives the same on every machine.
+    They are made on the CPU, whose generator gives the same numbers on every machine.
     """
     return torch.stack(
         [torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
@@ -193,8 +193,8 @@ def draw(logits: torch.Tensor, numbers: torch.Tensor, sampling: Sampling) -> tor
     cumulative = (kept - kept.amax(dim=-1, keepdim=True)).exp_().cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[:, -1:].contiguous()
     drawn = torch.searchsorted(cumulative, numbers[:, None] * total, right=True)
-    # A product that rounds up to the total would point behind the last token that has a probability; where the logits
-    # are not numbers, behind all of them.
+    # A product that rounds up to the total would give an index after the last token with a probability, or, if the
+    # logits are not finite, after the whole vocabulary.
     last = torch.searchsorted(cumulative, total).clamp(max=logits.shape[-1] - 1)
     return torch.minimum(drawn, last).squeeze(1)
 
@@ -202,8 +202,8 @@ def draw(logits: torch.Tensor, numbers: torch.Tensor, sampling: Sampling) -> tor
 def keep_likeliest(scores: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
     """Set all but the likeliest tokens to minus infinity.
 
-    What is kept is what the warpers of Transformers keep: the `top_k` likeliest, and of these the fewest whose
-    probabilities, rescaled to sum to 1, reach `top_p`. Tokens that tie with the last one kept are kept too.
+    It keeps the same tokens as the logits processors of Transformers: the `top_k` likeliest, and of these the fewest
+    whose probabilities, rescaled to sum to 1, reach `top_p`. Tokens that tie with the last one kept are kept too.
 
     Args:
         scores: `(rows, vocabulary)`, logits over the temperature.
@@ -219,12 +219,12 @@ def keep_likeliest(scores: torch.Tensor, top_k: int, top_p: float) -> torch.Tens
 
 
 def _least_of_nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The score of the last token of each row's nucleus, `(rows, 1)`; it sorts no further than it must."""
+    """The score of the last token of each row's nucleus, `(rows, 1)`; it sorts only as many tokens as necessary."""
     log_total = scores.logsumexp(dim=-1, keepdim=True)
     size, vocabulary = min(_FIRST_LOOK, scores.shape[-1]), scores.shape[-1]
     while True:
         highest = scores.topk(size, dim=-1).values
-        # Of the likelier ones before each; the first one past `top_p` is the first that is not needed.
+        # The total probability of the likelier tokens; the first token where it reaches `top_p` is not needed.
         before = (highest - log_total).exp().cumsum(dim=-1, dtype=torch.float64).roll(1, dims=-1)
         before[:, 0] = 0
         needed = (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)

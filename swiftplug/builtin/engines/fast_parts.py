@@ -1,4 +1,4 @@
-"""What replaces parts of a model for fast decoding: a cache that grows in place, and linear layers packed for a CPU."""
+"""Parts of a model replaced for faster generation: a cache that grows in place, and packed linear layers."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ _SPARE_TOKENS = 128
 class GrowingLayer(DynamicLayer):
     """One layer's keys and values, `(rows, heads, length, head_dim)`, views of buffers with room for more tokens.
 
-    Transformers' own layer concatenates, so that each step copies everything: a third of float32 decoding on two CPU
-    cores. Here a step writes its own token only, and rows that ended are overwritten by the last ones.
+    Transformers' own layer concatenates, so each step copies everything: a third of the time of float32 generation on
+    two CPU cores. Here a step writes only its own token, and the last rows overwrite those that ended.
 
     Args:
-        longest: The most tokens that a row may get; there is never room for more.
+        longest: Maximum number of tokens of a row; buffers never have room for more.
     """
 
     keys: Any
@@ -34,7 +34,7 @@ class GrowingLayer(DynamicLayer):
         """Append the keys and values of new tokens; return all of them so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states  # of the prompts; buffers come with the candidates
+            self.keys, self.values = key_states, value_states  # of the prompts; buffers are made for the candidates
             return self.keys, self.values
         rows, start, end = key_states.shape[0], self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         if self._buffers is None or self._buffers[0].shape[-2] < end:
@@ -46,7 +46,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Make row `i` what row `beam_idx[i]` was: more rows than before where rows repeat, fewer where some ended."""
+        """Make row `i` what row `beam_idx[i]` was; rows may repeat, or be left out."""
         rows, length = beam_idx.numel(), self.keys.shape[-2]
         if self._buffers is None or rows > self._buffers[0].shape[0]:
             self._move(beam_idx)
@@ -71,7 +71,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def growing_cache(config: PreTrainedConfig, longest: int) -> DynamicCache:
-    """The cache that a model wants, with growing layers for full attention.
+    """The cache of a model, with growing layers for full attention.
 
     Layers with a sliding window or with a recurrent state are small and stay as they are.
     """
@@ -81,10 +81,10 @@ def growing_cache(config: PreTrainedConfig, longest: int) -> DynamicCache:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference whose weight is laid out once as oneDNN reads it, not at every call.
+    """A linear layer for inference whose weight is converted to oneDNN's layout once, not at every call.
 
-    With few rows a plain product spends much of its time on that layout. On two cores with AVX2, SmolLM2-135M's layers
-    take 0.85 of the time at 64 rows, 0.6 at 16. `rows` is the usual number of rows; any other works too.
+    With few rows a plain product spends much of its time on that conversion. On two cores with AVX2, SmolLM2-135M's
+    layers take 0.85 of the time at 64 rows, 0.6 at 16. `rows` is the usual number of rows; any other works too.
     """
 
     def __init__(self, linear: nn.Linear, rows: int) -> None:
@@ -106,9 +106,9 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(model: nn.Module, rows: int) -> None:
-    """Pack the plain linear layers of a float32 model on the CPU, in place, where torch has oneDNN.
+    """Pack the plain linear layers of a float32 model on the CPU, in place, if torch has oneDNN.
 
-    Layers with hooks stay as they are. The model cannot be trained any more.
+    Layers with hooks stay as they are. The model can no longer be trained.
     """
     if not torch.backends.mkldnn.is_available():
         return

@@ -1,4 +1,4 @@
-"""No sampling: the candidates exist already."""
+"""An engine for candidates that exist already."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,12 +6,12 @@ from swiftplug.plugin import Answered, Engine, Prompt, UserError
 
 
 class NoEngine(Engine):
-    """Samples nothing: the candidates come from a file."""
+    """Generates nothing: the candidates come from a file."""
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Answered]:
-        """Refuse; a run with this engine has nothing to sample.
+        """Raise an error: this engine cannot generate.
 
         Raises:
             UserError: Always.
         """
-        raise UserError("engine 'none' samples nothing; name the candidates to score with --candidates-file")
+        raise UserError("engine 'none' only scores; name existing candidates with --candidates-file")

@@ -14,14 +14,14 @@ from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, Use
 
 
 class TransformersEngine(Engine):
-    """Decodes many candidates at once with a model on this machine, on its GPU if it has one.
+    """Generates many candidates at once with a model on this machine, on its GPU if it has one.
 
-    A prompt is read once for all of its candidates; candidates that end make way. Tokens are drawn from the model's own
-    distribution, changed by `temperature`, `top_k` and `top_p` and by nothing that a `generation_config.json` may ask
-    for. An answer ends at the tokenizer's end token or at one that the model's generation config names.
+    A prompt is processed once for all of its candidates. Tokens are drawn from the model's distribution, changed only
+    by `temperature`, `top_k` and `top_p`: other settings in `generation_config.json` do not apply. A candidate ends at
+    the tokenizer's end token or at one that the model's generation config names.
 
     Args:
-        batch_size: Candidates that are decoded at once; memory bounds it.
+        batch_size: Maximum number of candidates generated at once; lower it if memory runs out.
     """
 
     together = True
@@ -31,14 +31,14 @@ class TransformersEngine(Engine):
         self._decoder: Decoder | None = None
 
     def prompts_at_once(self, sampling: Sampling) -> int:
-        """As many prompts as have their candidates in one batch."""
+        """As many prompts as have all their candidates in one batch."""
         return max(1, self.batch_size // _num_different(sampling))
 
     def open(self, args: Any, sampling: Sampling) -> None:
         """Load the model.
 
         Raises:
-            UserError: There is no such model.
+            UserError: The model cannot be loaded.
         """
         self._sampling = sampling
         device = pick_device()
@@ -47,7 +47,7 @@ class TransformersEngine(Engine):
         model: Any = args.load_model(dtype)
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         if not getattr(inner, "is_quantized", False):
-            model.to(device)  # quantized weights are where they were quantized
+            model.to(device)  # quantized weights stay where they are
         pack_linears(model, self.batch_size)
         configured = inner.generation_config.eos_token_id
         end_ids = {self._tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
@@ -56,10 +56,10 @@ class TransformersEngine(Engine):
         self._context = None if context is None else context - self._decoder.num_virtual_tokens
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Answered]:
-        """Answer prompts.
+        """Generate the candidates of prompts.
 
         Raises:
-            UserError: The GPU's memory does not hold a batch.
+            UserError: A batch does not fit into the GPU's memory.
         """
         assert self._decoder is not None, "not opened"
         tasks: dict[str, Task] = {}
@@ -76,28 +76,28 @@ class TransformersEngine(Engine):
             yield from map(self._answer, batch, self._decode([tasks[prompt_id] for prompt_id in batch]))
 
     def close(self) -> None:
-        """Let the model go."""
+        """Release the model."""
         self._decoder = None
 
     def _task(self, prompt: Prompt) -> Task | str:
-        """What there is to decode for a prompt, or why it cannot be answered."""
+        """What to generate for a prompt, or why that is impossible."""
         sampling = self._sampling
         try:
             ids = self._tokenizer.apply_chat_template(
                 prompt.messages, tools=prompt.tools, add_generation_prompt=True, return_dict=True
             )["input_ids"]
-        except Exception as error:  # a template is a program, and raises what it likes
+        except Exception as error:  # a template is a program and may raise anything
             return f"the chat template refuses the prompt: {' '.join(str(error).split())}"
         longest = sampling.max_new_tokens
         if self._context is not None:
             if len(ids) > self._context:
                 return f"the prompt has {len(ids):,} tokens, the model reads at most {self._context:,}"
-            longest = min(longest, self._context - len(ids) + 1)  # the last token is not read again
+            longest = min(longest, self._context - len(ids) + 1)  # the last token is not fed back
         seeds = [sampling.seed_of(prompt.id, index) for index in range(_num_different(sampling))]
         return Task(ids, uniform_numbers(seeds, sampling.max_new_tokens), longest)
 
     def _decode(self, tasks: list[Task]) -> list[list[Drawn]]:
-        """Decode prompts; one with more candidates than a batch holds, part by part."""
+        """Generate a batch; a prompt with more candidates than fit into one is split."""
         assert self._decoder is not None
         try:
             if len(tasks) > 1:
@@ -120,5 +120,5 @@ class TransformersEngine(Engine):
 
 
 def _num_different(sampling: Sampling) -> int:
-    """How many candidates of a prompt may differ: greedy ones are all the same."""
+    """How many different candidates a prompt has: greedy ones are all the same."""
     return 1 if sampling.temperature == 0 else sampling.num_return_sequences

@@ -1,4 +1,4 @@
-"""Weighing a response by the words and patterns found in it."""
+"""Weights for parts of a response, by the words and patterns found in it."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from swiftplug.builtin.patterns import compile_pattern
 from swiftplug.plugin import ContextType, LossScale, UserError
 
 Weight = float | tuple[float, float]
-"""The weight of a match; in a pair, the second weighs the text after it, up to the next match that has a pair."""
+"""The weight of a match. In a pair, the second is the weight of the text after it, up to the next match with a pair."""
 
 
 class _Rule(NamedTuple):
@@ -21,9 +21,9 @@ class _Rule(NamedTuple):
 class WeightTable:
     """Words and patterns with their weights.
 
-    The text is read from its start and the first match counts. Of several at one place the longest counts, of equally
-    long ones a word before a pattern, then the one given first. Reading goes on after the match. Text before the first
-    match, and between matches without a weight for the text after them, weighs `default`.
+    Matches are found from left to right and do not overlap. If several begin at one place, the longest counts; if they
+    are equally long, a word before a pattern, then the one given first. Text before the first match, and after matches
+    without a weight for the text after them, gets `default`.
 
     Args:
         words: Literal strings and their weights.
@@ -49,14 +49,14 @@ class WeightTable:
         self._default = default
 
     def split(self, text: str) -> tuple[list[str], list[float]]:
-        """Split a text into parts, and weigh each.
+        """Split a text into parts, and give each a weight.
 
         Args:
             text: The text of a context.
 
         Returns:
             The parts, which joined are the text again, and the weight of each. No part is empty unless the text is:
-            then it is the only part, so that the suffix of an empty answer has a weight to take.
+            then it is the only part, from which the suffix of an empty answer gets its weight.
         """
         parts: list[str] = []
         weights: list[float] = []
@@ -77,10 +77,10 @@ class WeightTable:
 
     def _matches(self, text: str) -> Iterator[tuple[re.Match[str], _Rule]]:
         """The matches that count, in order and without overlap."""
-        # Each rule searches again only when its next match is passed: one scan of the text per rule.
+        # A rule searches again only after its next match is passed: each scans the text once.
         upcoming = [(match, rule) for rule in self._rules if (match := _search(rule.regex, text, 0))]
         while upcoming:
-            first, first_rule = min(upcoming, key=lambda it: (it[0].start(), -it[0].end()))
+            first, first_rule = min(upcoming, key=lambda pair: (pair[0].start(), -pair[0].end()))
             yield first, first_rule
             end = first.end()
             upcoming = [

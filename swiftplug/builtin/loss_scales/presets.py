@@ -1,4 +1,4 @@
-"""Loss scales by name: which contexts train, and the weights known from work on agents and on thinking."""
+"""Named loss scales: which contexts are trained, and the weights of papers on agents and reasoning."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-r"""The share of generated answers that are exactly right."""
+r"""The share of generated answers that match the reference exactly."""
 
 from pydantic import PositiveInt
 
@@ -22,7 +22,7 @@ class ExactMatch:
         """Set the length of answers.
 
         Args:
-            max_new_tokens: Longest answer that is generated, in tokens; longer ones are cut off.
+            max_new_tokens: Maximum length of a generated answer, in tokens.
         """
         self.max_new_tokens = max_new_tokens
 
@@ -34,7 +34,7 @@ class ExactMatch:
             references: The correct answer to each.
 
         Returns:
-            `exact_match`, between 0 and 1; NaN where there is nothing to compare.
+            `exact_match`, between 0 and 1; NaN if there is nothing to compare.
         """
         correct = [_matches(answer, reference) for answer, reference in zip(predictions, references, strict=True)]
         return {"exact_match": sum(correct) / len(correct) if correct else float("nan")}

@@ -27,7 +27,7 @@ class NLG:
         """Set the length of answers.
 
         Args:
-            max_new_tokens: Longest answer that is generated, in tokens; longer ones are cut off.
+            max_new_tokens: Maximum length of a generated answer, in tokens.
         """
         self.max_new_tokens = max_new_tokens
         self._rouge = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_WordTokenizer())

@@ -62,7 +62,7 @@ def _perplexity(prediction: EvalPrediction) -> dict[str, float]:
         prediction: `predictions`, `(N, T)` as `_token_nll` returns it; `label_ids`, `(N, T)`.
 
     Returns:
-        `perplexity`: infinite where the mean overflows, NaN where nothing is labelled.
+        `perplexity`: infinite if it overflows, NaN if nothing is labelled.
     """
     labelled = np.asarray(prediction.label_ids)[:, 1:] != IGNORED_LABEL
     nll = np.asarray(prediction.predictions, dtype=np.float64)[:, :-1][labelled]

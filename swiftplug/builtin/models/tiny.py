@@ -18,7 +18,7 @@ WORDS = (
     "sells shells to with + - ="
 )
 
-# Two tokens per turn besides its text: the role and the end. Roles may come in any order.
+# A turn has two tokens besides its text: the role and the end. Roles may come in any order.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"

@@ -1,4 +1,4 @@
-"""Messages and tools in the form of OpenAI's chat API, and the text of what it answers."""
+"""Conversion of messages and tools to OpenAI's chat API, and of its responses to text."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from swiftplug.plugin import Completion
 
 
 class MalformedAnswerError(Exception):
-    """An answer is not what was asked for; the message says how it differs."""
+    """A response does not have the expected form; the message explains why."""
 
 
 def read_answer(body: str) -> Completion:
-    """The answer in the body of a response of `POST /chat/completions`.
+    """Read the answer from the body of a response of `POST /chat/completions`.
 
     Reasoning is in `message.reasoning_content` (DeepSeek, SGLang, vLLM) or `message.reasoning` (OpenRouter, newer
     vLLM); it becomes a `<think>` block. Tool calls follow the content in the format `hermes`.
@@ -32,21 +32,21 @@ def read_answer(body: str) -> Completion:
     except (ValueError, RecursionError, TypeError, LookupError, AttributeError):
         raise MalformedAnswerError(f"expected a chat completion, found {body}") from None
     finish_reason = reason if isinstance(reason, str) and reason else "unknown"
-    # No content is an answer only beside something else, or where the server cut the model off before its first word.
+    # An answer without content needs calls or reasoning, unless the server cut the model off before its first word.
     if content is None and not calls and not reasoning and finish_reason not in ("length", "content_filter"):
         raise MalformedAnswerError(f"the message has no content (finish_reason {finish_reason!r})")
     if not isinstance(content or "", str) or not isinstance(reasoning, str):
         raise MalformedAnswerError("the content is not a text")
     text = "\n".join(part for part in (content, calls) if part)
     if reasoning:
-        cut_off = finish_reason == "length" and not text  # then the model did not end its reasoning
+        cut_off = finish_reason == "length" and not text  # the model did not finish its reasoning
         text = f"<think>\n{reasoning.strip(chr(10))}" + ("" if cut_off else "\n</think>\n\n" + text.lstrip("\n"))
-    # JSON can hold half of a surrogate pair, where a server cut a character in two; no file can.
+    # JSON can hold an unpaired surrogate, if a server cut a character in two; a UTF-8 file cannot.
     return Completion(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), finish_reason)
 
 
 def to_api_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as the API takes them: calls with an id and their arguments as JSON text, results with a call's id."""
+    """Messages in the form of the API: calls have ids and arguments as JSON text, results have the id of a call."""
     converted: list[dict[str, Any]] = []
     new_ids = (f"call_{number}" for number in count())
     unanswered: list[str] = []
@@ -62,7 +62,7 @@ def to_api_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
 
 def to_api_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """Tools as the API takes them, from OpenAI-style descriptions or bare ones of functions; a text is read as JSON."""
+    """Tools in the form of the API, from OpenAI-style or bare descriptions of functions; a string is parsed as JSON."""
     parsed = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in parsed]
 
@@ -75,7 +75,7 @@ def plain_text(content: Any) -> str:
 
 
 def _read_call(function: Mapping[str, Any]) -> dict[str, Any]:
-    """A call with its arguments read from JSON; a model may have written something else, which is kept as it is."""
+    """A call with its arguments parsed as JSON, or unchanged if the model wrote something else."""
     arguments = function["arguments"]
     with suppress(ValueError, RecursionError):
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments

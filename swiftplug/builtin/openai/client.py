@@ -1,7 +1,7 @@
 """The client that the engine `openai` and the PRM `client` share: requests in parallel, paced and retried.
 
-The openai library makes each request, but does not retry it: its own retries have no time limit, cannot be stopped
-while they wait, give up on a long Retry-After and never ask again for an answer that is malformed.
+The openai library makes each request, but this module retries: the library's retries have no time limit, cannot be
+stopped while they wait, give up on a long Retry-After and never repeat a request whose answer is malformed.
 """
 
 import html
@@ -33,7 +33,7 @@ LONGEST_DETAIL = 300  # characters of a server's error that a message repeats
 _RESERVED_FIELDS = ("model", "messages", "n", "stream")
 _RETRIED_STATUSES = (408, 409, 425, 429)
 _CHECK_URL = "base_url, which mostly ends in /v1"
-# Errors that all requests will meet, and what to check: at any time, and only while nothing has been answered yet.
+# Errors that every request would meet, and what to check; the second table applies only before the first answer.
 _ALWAYS_FATAL = {
     "401": "check OPENAI_API_KEY",
     "402": "the account cannot pay",
@@ -48,7 +48,7 @@ _FATAL_AT_FIRST = {
 
 
 class ClientOptions(NamedTuple):
-    """How a server is used: the options that the engine and the judge have in common, documented there."""
+    """The options that the engine and the judge share; their docstrings explain them."""
 
     base_url: str | None
     concurrency: int
@@ -60,9 +60,9 @@ class ClientOptions(NamedTuple):
 
 
 class RequestFailed(NamedTuple):
-    """Why a request brought no answer: a reason in one line without the key, and what may be done about it.
+    """Why a request got no answer: a reason in one line without the key, and what can be done.
 
-    A hint means that all requests would fail like this one.
+    With a hint, all requests would fail like this one.
     """
 
     reason: str
@@ -78,13 +78,13 @@ class ChatClient:
     The key comes from the environment variable OPENAI_API_KEY; a server given by its address needs none.
 
     Raises:
-        UserError: The address is not one, or there is no key where one is needed.
+        UserError: The address is invalid, or a key is needed and missing.
     """
 
     def __init__(self, used_by: str, model: str, options: ClientOptions) -> None:
         given_url = options.base_url or os.environ.get("OPENAI_BASE_URL")
         url = given_url or OPENAI_URL
-        self.place = f"{used_by}: {url.partition('?')[0]}, model {model!r}"  # who asks whom, for messages
+        self.place = f"{used_by}: {url.partition('?')[0]}, model {model!r}"  # for messages
         self._model, self._options, self._extra = model, options, options.extra_body or {}
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if problem := self._problem(url, key_needed=not given_url):
@@ -93,7 +93,7 @@ class ChatClient:
         self._client = OpenAI(base_url=url, api_key=self._key or "none", max_retries=0, timeout=options.timeout)
         self._has_answered = False
         self._lock = threading.Lock()
-        self._next_start = 0.0  # no thread begins a try before
+        self._next_start = 0.0  # the earliest time of the next try
         self._stop = threading.Event()
 
     def ask_all(
@@ -101,14 +101,14 @@ class ChatClient:
     ) -> Generator[tuple[Key, Result | RequestFailed]]:
         """Send requests in parallel; yield each result as soon as it is known.
 
-        Closing the generator abandons what still runs, in daemon threads: nothing waits for a slow server.
+        Closing the generator abandons running requests: they are in daemon threads, so nothing waits for a slow server.
 
         Args:
-            requests: Each with a key of the caller's; drawn when a thread is free for it.
-            read: Reads the body of a response; raises `MalformedAnswerError` for one that must be asked for again.
+            requests: Pairs of the caller's key and the request; taken when a thread is free.
+            read: Parses the body of a response; raises `MalformedAnswerError` if the request must be repeated.
 
         Raises:
-            UserError: Every request will fail: the key or the model is refused, or nothing ever listened there.
+            UserError: Every request will fail: the server rejects the key or the model, or cannot be reached.
         """
         waiting, lock = iter(requests), threading.Lock()
         outcomes: SimpleQueue[Any] = SimpleQueue()
@@ -149,7 +149,7 @@ class ChatClient:
     def _ask(
         self, request: dict[str, Any], read: Callable[[str], Result], stop: threading.Event
     ) -> Result | RequestFailed:
-        """Try until a response can be read; waits vary, so that requests that failed together come back apart."""
+        """Try until a response can be read. Waits are random, so that requests that failed together are spread out."""
         body = {name: value for name, value in {**request, **self._extra}.items() if value is not None}
         deadline, tries = 0.0, 0
         while self._wait_for_turn(stop):
@@ -176,7 +176,7 @@ class ChatClient:
         return RequestFailed("stopped")
 
     def _wait_for_turn(self, stop: threading.Event) -> bool:
-        """Wait as long as a rate limit or the server wants; false when everything is to stop."""
+        """Wait until the rate limit and the server allow a try; false if everything is to stop."""
         rate = self._options.requests_per_minute
         wait = 0.0
         while not stop.wait(wait):
@@ -194,7 +194,7 @@ class ChatClient:
         with completions.create(model=self._model, messages=body["messages"], extra_body=body) as response:
             for part in response.iter_bytes():
                 received += part
-                # The library limits the time between two parts; a server may send a little again and again.
+                # The library limits only the time between two parts, so a slow stream would never end.
                 if stop.is_set() or time.monotonic() > deadline:
                     raise TimeoutError
         return received.decode("utf-8", "replace")
@@ -205,7 +205,9 @@ class ChatClient:
         if isinstance(error, MalformedAnswerError):
             return RequestFailed(f"malformed answer{after}: {self._shorten(str(error))}")
         if isinstance(error, UnicodeEncodeError):
-            return RequestFailed(f"the prompt holds half a character ({error.reason})", can_retry=False)
+            return RequestFailed(
+                f"the prompt contains an unpaired surrogate, which is invalid Unicode ({error.reason})", can_retry=False
+            )
         cause = error.__cause__ or error if isinstance(error, APIConnectionError) else error
         # The library uses httpx or, from 3.0 on, httpx2: their errors have the same names.
         names = {cls.__name__ for cls in type(cause).__mro__}
@@ -232,7 +234,7 @@ class ChatClient:
         return RequestFailed(reason, status in _RETRIED_STATUSES or status >= 500, retry_after, hint)
 
     def _shorten(self, text: str) -> str:
-        """A text in one line without the key; of a web page its title. The key goes first: no part of it may stay."""
+        """A text in one line without the key; for a web page, its title. The key is removed before the text is cut."""
         text = text.replace(self._key, "***") if self._key else text
         if "<html" in text.lower():
             title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
@@ -241,7 +243,7 @@ class ChatClient:
         return line if len(line) <= LONGEST_DETAIL else f"{line[:LONGEST_DETAIL]}..."
 
     def _problem(self, url: str, *, key_needed: bool) -> str:
-        """What is wrong with the settings, or nothing."""
+        """What is wrong with the settings; empty if nothing is."""
         try:
             parts = TypeAdapter(HttpUrl).validate_python(url)
         except ValidationError:
@@ -257,7 +259,7 @@ class ChatClient:
 
 
 def _read_retry_after(headers: Any) -> float | None:
-    """Seconds that a response asks to wait: a number, or a date (RFC 9110, section 10.2.3)."""
+    """Seconds to wait, from the Retry-After header: a number or a date (RFC 9110, section 10.2.3)."""
     value = headers.get("retry-after", "0")
     try:
         seconds = float(value)

@@ -11,32 +11,31 @@ from swiftplug.builtin.openai.client import ChatClient, ClientOptions, RequestFa
 from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError
 
 _NUM_SEEDS = 2**31
-"""Every server takes seeds below; some read them as signed 32-bit numbers."""
+"""Seeds are below this: some servers read them as signed 32-bit numbers."""
 _ROUNDS_PER_BATCH = 16
-"""A batch has at least so many times `concurrency` requests, so that its slow end weighs little."""
+"""A batch has at least this many times `concurrency` requests, so that the wait for its last ones matters little."""
 
 
 class OpenAIEngine(Engine):
-    """Asks an OpenAI-compatible server, once per candidate, many at a time.
+    """Sends one request per candidate to an OpenAI-compatible server, many in parallel.
 
     The key comes from the environment variable OPENAI_API_KEY; a server given by `base_url` needs none. The length is
-    sent as `max_tokens`, which compatible servers take, and to OpenAI itself as `max_completion_tokens`, which all its
-    models take. `top_p` and `top_k` are sent unless they are off. If a server refuses a field, remove it with a null in
-    `extra_body`, for example `seed: null`.
+    sent as `max_tokens`, and to OpenAI itself as `max_completion_tokens`. `top_p` and `top_k` are sent unless they are
+    off. If a server rejects a field, remove it with a null in `extra_body`, for example `seed: null`.
 
     Reasoning that the server returns separately becomes a `<think>` block before the answer; tool calls become
     `<tool_call>` blocks after it.
 
     Args:
-        base_url: Address of the server, mostly ending in `/v1`; None for OPENAI_BASE_URL, else OpenAI's own.
+        base_url: Address of the server, usually ending in `/v1`; None for OPENAI_BASE_URL, else OpenAI's own.
         model: The model, as the server calls it; None for the run's `model`.
-        concurrency: Requests at once.
+        concurrency: Number of parallel requests.
         timeout: Seconds for one try of a request.
-        max_retries: Further tries of a request that met no connection, a timeout, status 408, 409, 425, 429 or 5xx, or
-            a malformed answer. Waits double from half a second on, or are as long as the server asks.
-        time_limit: Seconds after which no further try of a request begins.
-        requests_per_minute: Tries that begin in a minute, evenly spaced; None for no limit.
-        extra_body: Fields of every request, such as `{chat_template_kwargs: {enable_thinking: false}}`.
+        max_retries: Number of retries after a failed connection, a timeout, status 408, 409, 425, 429 or 5xx, or a
+            malformed answer. The wait starts at half a second and doubles, or is what the server asks for.
+        time_limit: Seconds after which a request is not retried.
+        requests_per_minute: Maximum number of tries per minute, evenly spaced; None for no limit.
+        extra_body: Additional fields of every request, such as `{chat_template_kwargs: {enable_thinking: false}}`.
     """
 
     def __init__(
@@ -75,10 +74,10 @@ class OpenAIEngine(Engine):
         self._sampling = sampling
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Answered]:
-        """Answer prompts as fast as the server does; see `Engine.generate`.
+        """Generate the candidates of prompts; see `Engine.generate`.
 
         Raises:
-            UserError: No request will be answered: the key or the model is refused, or the server is gone.
+            UserError: No request will be answered: the server rejects the key or the model, or is gone.
         """
         assert self._client is not None, "not opened"
         indices = range(self._sampling.num_return_sequences)
@@ -92,7 +91,7 @@ class OpenAIEngine(Engine):
         with closing(self._client.ask_all(requests, read_answer)) as answers:
             for (prompt_id, index), answer in answers:
                 if prompt_id not in drawn:
-                    continue  # another candidate of it failed
+                    continue  # another of its candidates failed
                 if isinstance(answer, RequestFailed):
                     if answer.server_is_gone:
                         raise UserError(
@@ -107,7 +106,7 @@ class OpenAIEngine(Engine):
                         completions = drawn.pop(prompt_id)
                         yield Answered(prompt_id, [completions[index] for index in indices])
                 if not drawn:
-                    return  # what still runs belongs to prompts that failed
+                    return  # the remaining requests belong to failed prompts
 
     def close(self) -> None:
         """Abandon all requests and close the connections."""

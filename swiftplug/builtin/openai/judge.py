@@ -1,4 +1,4 @@
-"""A judge model behind an OpenAI-compatible server, which rewards the steps of an answer."""
+"""A PRM that asks a judge model on an OpenAI-compatible server."""
 
 import json
 import re
@@ -47,21 +47,21 @@ class Judge(PRM):
     """Asks a judge model to score the steps of each answer, or the whole answer, from 0 to 1.
 
     The judge replies with JSON: `{"scores": [...]}` for the steps or `{"score": ...}` for the whole answer, with or
-    without words around it; or with a bare list or number as its whole reply or in a fenced block. A reply without
-    scores, or with one that is not from 0 to 1, is asked for again; an answer that gets none is left unscored. The key
-    comes from the environment variable OPENAI_API_KEY; a server given by `base_url` needs none.
+    without words around it; or with a bare list or number as its whole reply or in a fenced block. The request is
+    repeated if the reply has no scores, or one that is not from 0 to 1; after the last try the answer stays unscored.
+    The key comes from the environment variable OPENAI_API_KEY; a server given by `base_url` needs none.
 
     Args:
         model: The judge, as the server calls it.
-        base_url: Address of the server, mostly ending in `/v1`; None for OPENAI_BASE_URL, else OpenAI's own.
-        prompt: What the judge is asked; `{question}`, `{answer}` and `{reference}` are filled in, other braces kept.
+        base_url: Address of the server, usually ending in `/v1`; None for OPENAI_BASE_URL, else OpenAI's own.
+        prompt: The judge's prompt; `{question}`, `{answer}` and `{reference}` are filled in, other braces kept.
         temperature: Sampling temperature of its replies.
-        concurrency: Requests at once.
+        concurrency: Number of parallel requests.
         timeout: Seconds for one try of a request.
-        max_retries: Further tries of a request that brought no score.
-        time_limit: Seconds after which no further try of a request begins.
-        requests_per_minute: Tries that begin in a minute, evenly spaced; None for no limit.
-        extra_body: Fields of every request; a null removes one.
+        max_retries: Number of retries of a request that got no score.
+        time_limit: Seconds after which a request is not retried.
+        requests_per_minute: Maximum number of tries per minute, evenly spaced; None for no limit.
+        extra_body: Additional fields of every request; a null removes one.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Judge(PRM):
         """Score answers; see `PRM.__call__`.
 
         Raises:
-            UserError: The judge refuses the key or the model, or nothing listens at its address.
+            UserError: The server rejects the key or the model, or cannot be reached.
         """
         references = kwargs.get("ground_truths") or [None] * len(infer_requests)
         requests = []
@@ -98,7 +98,10 @@ class Judge(PRM):
             messages = [{"role": "user", "content": self._question(request, reference)}]
             requests.append((index, {"messages": messages, "temperature": self._temperature}))
         scored = dict(self._client.ask_all(requests, _read_scores))
-        return [Unscored(it.reason) if isinstance(it, RequestFailed) else it for _, it in sorted(scored.items())]
+        return [
+            Unscored(result.reason) if isinstance(result, RequestFailed) else result
+            for _, result in sorted(scored.items())
+        ]
 
     def _question(self, request: InferRequest, reference: Any) -> str:
         *asked, answer = request.messages
@@ -131,7 +134,7 @@ def _read_scores(body: str) -> float | list[float]:
 
 
 def _json_objects(text: str) -> list[str]:
-    """The JSON objects in a text; a list between words may be anything."""
+    """The JSON objects in a text. Lists are ignored: between words, they may mean anything."""
     objects, decoder, start = [], json.JSONDecoder(), text.find("{")
     while start >= 0:
         end = start + 1

@@ -32,7 +32,7 @@ def galore(
         rank: The rank of the projection.
         update_proj_gap: Number of steps between two singular value decompositions.
         scale: Factor of the projected update.
-        projection_type: Which side is projected: `std` takes the shorter.
+        projection_type: Which side is projected: `std` takes the shorter one.
         target_modules: Regular expressions, found anywhere in a parameter's name: the matrices to project. None is
             every matrix except embeddings and the output head.
 
@@ -63,7 +63,7 @@ def galore(
 class _GaLore(GaLore):
     """The library's GaLore, with a state of plain tensors and numbers.
 
-    The library's state has a Python object for each matrix, which a safe load of a checkpoint refuses, and which would
+    The library's state has a Python object for each matrix. A safe load of a checkpoint would reject it, and it would
     not move to the parameter's device.
     """
 

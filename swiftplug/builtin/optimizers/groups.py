@@ -1,4 +1,4 @@
-"""What optimizers share: which parameters they get, in which groups."""
+"""Parameter groups for optimizers."""
 
 from collections.abc import Container
 from typing import Any, cast
@@ -45,7 +45,7 @@ def decay_groups(
         weight_decay: The decay of the first group; that of the second is 0.
         **extra: Further entries of both groups.
     """
-    # The method reads nothing of its trainer.
+    # The method does not use its trainer.
     decaying = set(Trainer.get_decay_parameter_names(cast(Trainer, None), model))
     groups = [
         {"params": [p for name, p in parameters.items() if name in decaying], "weight_decay": weight_decay, **extra},

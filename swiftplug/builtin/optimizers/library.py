@@ -80,13 +80,13 @@ def pytorch_optimizer(
         optimizer: torch.optim.Optimizer = optimizer_class(groups, **parameters)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"optimizer pytorch_optimizer: {algorithm}: {' '.join(str(error).split())}") from error
-    # Two algorithms keep this enumeration in their groups; a safe load of a checkpoint must know it.
+    # Two algorithms keep this enum in their groups; a safe load of a checkpoint must allow it.
     torch.serialization.add_safe_globals([LMONorm])
     return optimizer, get_constant_schedule(optimizer) if algorithm.lower().startswith("schedulefree") else None
 
 
 def check_options(*, algorithm: str, **parameters: Any) -> None:
-    """Refuse, before a model is loaded, an algorithm or a parameter that cannot be used."""
+    """Reject, before a model is loaded, an algorithm or a parameter that cannot be used."""
     _find(algorithm, parameters)
 
 
@@ -112,7 +112,11 @@ def _find(algorithm: str, parameters: dict[str, Any]) -> tuple[type[torch.optim.
             raise UserError(
                 f"optimizer pytorch_optimizer: {algorithm} has no parameter {given!r}{nearest(given, known)}"
             )
-    required = {it.name for it in signature if it.default is it.empty and it.kind is it.POSITIONAL_OR_KEYWORD}
+    required = {
+        parameter.name
+        for parameter in signature
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    }
     for missing in sorted(required - set(parameters)):
         raise UserError(f"optimizer pytorch_optimizer: {algorithm} needs the parameter {missing!r}")
     return optimizer_class, known

@@ -19,15 +19,15 @@ from swiftplug.plugin import Unscored
 
 MAX_CHARS = 1000  # of a final answer, and of the end of a text in which one is looked for
 TIMED_OUT = 1  # exit code of the process when its watchdog ends it
-CACHE_SIZE = 4096  # comparisons; the candidates of a row often agree
+CACHE_SIZE = 4096  # comparisons; the candidates of a row often have the same answer
 
-# A word followed by something, a Chinese character, a delimited formula, GSM8K's marker: not LaTeX as a whole.
+# What a text that is LaTeX as a whole does not have: words, Chinese, a delimited formula, GSM8K's marker.
 _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[:,.]?\s|[\u3400-\u9fff]|\$|\\[(\[]|####|\n")
 _CHINESE = re.compile(r"[\u3000-\u303f\u3400-\u9fff，：；！？]")  # math-verify finds numbers only after spaces
 
 
 class Statement(NamedTuple):
-    """What a text states as its answer: LaTeX, or else prose that has the answer somewhere."""
+    """What a text states as its answer: LaTeX, or prose that contains the answer."""
 
     text: str
     is_latex: bool
@@ -74,7 +74,7 @@ class MathVerify(ComparingORM):
             process = self._process
             assert process.stdin
             assert process.stdout
-            with suppress(BrokenPipeError):  # it has ended, so it gives no verdict
+            with suppress(BrokenPipeError):  # the process has ended; it gives no verdict
                 process.stdin.write(json.dumps([found, expected]) + "\n")
                 process.stdin.flush()
             if verdict := process.stdout.readline():

@@ -12,13 +12,13 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 
-# Limits that keep every text fast.
+# Limits, so that no text takes long.
 MAX_CHARS = 300  # of one side of an equation
 MAX_BITS = 512  # of a numerator or a denominator
 MAX_EXPONENT = 64
 
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")
-# A stretch that neither a word nor punctuation interrupts.
+# A stretch of numbers and signs without words or punctuation.
 _STRETCH = re.compile(r"((?:[\d+\-*/^()%=≈]|\.(?=\d))(?:[\d+\-*/^()%=≈ \t]|\.(?=\d)|(?<=\d),(?=\d{3}))*)")
 _RELATION = re.compile(r"(=+|≈)")
 _PUNCTUATION = re.compile(r"[^\w\s'’+\-*/^()%=≈.,]|\.(?!\d)|(?<!\d),|,(?!\d{3})")

@@ -45,13 +45,15 @@ class Adapter(Tuner):
             **kwargs: `is_trainable=True` when training continues.
 
         Raises:
-            UserError: Training would continue from a learned prompt, of which PEFT saves only the result.
+            UserError: Training would continue from a learned prompt: PEFT saves only its result, not what is trained.
         """
         is_trainable = kwargs.get("is_trainable", False)
         if is_trainable:
             config = PeftConfig.from_pretrained(model_id)
             if config.is_prompt_learning:
-                raise UserError(f"{model_id}: PEFT cannot go on training an adapter of type {config.peft_type.value}")
+                raise UserError(
+                    f"{model_id}: PEFT cannot continue training an adapter of type {config.peft_type.value}"
+                )
             _prepare_quantized(model)
         return PeftModel.from_pretrained(model, model_id, is_trainable=is_trainable)
 
@@ -84,7 +86,7 @@ class LoRA(Adapter):
             lora_dropout: The dropout on the adapters' input.
             target_modules: Names (or ends of names) of modules, one regular expression for whole names, or
                 `all-linear`: every linear layer except the output head.
-            modules_to_save: Modules that are trained whole and saved with the adapter.
+            modules_to_save: Modules that are trained in full and saved with the adapter.
             bias: Which biases are trained.
             use_rslora: Scale by `lora_alpha / sqrt(r)` instead (rsLoRA, arXiv 2312.03732).
             use_dora: Train magnitude and direction separately (DoRA, arXiv 2402.09353).
@@ -131,7 +133,7 @@ class IA3(Adapter):
             target_modules: Names (or ends of names) of modules, or one regular expression for whole names. None uses
                 PEFT's choice for the architecture: keys, values and a feed-forward layer.
             feedforward_modules: The targets whose input is scaled instead of their output.
-            modules_to_save: Modules that are trained whole and saved with the adapter.
+            modules_to_save: Modules that are trained in full and saved with the adapter.
             init_ia3_weights: Whether the vectors start at one, so that the model is unchanged at first.
 
         Raises:
@@ -170,7 +172,7 @@ class Peft(Adapter):
 
     @staticmethod
     def check_options(*, type: str, **fields: Any) -> None:
-        """Refuse, before a model is loaded, what `prepare_model` would refuse."""
+        """Reject, before a model is loaded, what `prepare_model` would reject."""
         _make_config("peft", _config_class(type, fields), fields)
 
 
@@ -190,7 +192,7 @@ def _config_class(peft_type: str, fields: Iterable[str]) -> type[PeftConfig]:
 def _make_config(tuner: str, config_class: type[PeftConfig], fields: dict[str, Any]) -> PeftConfig:
     init = str(fields.get("init_lora_weights"))
     if init.startswith("pissa_niter") or init in ("eva", "corda", "lora_ga"):
-        # These change the base weights at random or by data, and PEFT saves neither.
+        # These change the base weights by random numbers or data, which PEFT does not save.
         raise UserError(f"tuner {tuner}: an adapter with init_lora_weights {init!r} cannot be loaded again exactly")
     try:
         return config_class(task_type="CAUSAL_LM", **fields)

@@ -1,4 +1,4 @@
-"""Tuners that train the model's own weights, all or some of them, and save a whole Transformers model."""
+"""Tuners that train all or some of the model's own weights, and save a complete Transformers model."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ class Freeze(Full):
 
     @staticmethod
     def check_options(*, train: list[str] | None = None, freeze: list[str] | None = None) -> None:
-        """Refuse, before a model is loaded, rules that no model can take."""
+        """Reject, before a model is loaded, rules that cannot apply to any model."""
         if not train and not freeze:
             raise UserError(
                 "tuner freeze: give `train` or `freeze`, lists of regular expressions; to train all, use full"
