@@ -25,6 +25,7 @@ class Browser:
             "--headless",
             "--disable-gpu",
             "--no-sandbox",
+            "--allow-pre-commit-input",  # keys pressed before a page is first painted are otherwise dropped
             f"--user-data-dir={folder}",
             "--remote-debugging-pipe",
         ]
@@ -51,6 +52,7 @@ class Browser:
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
             self.send(f"{domain}.enable")
+        self.send("Page.setLifecycleEventsEnabled", enabled=True)
 
     events: list[dict[str, Any]]
     """What the page told by itself since it was opened: requests, logs, errors, dialogs."""
@@ -84,9 +86,15 @@ class Browser:
         """Open a page, afresh even where only the fragment differs, and wait until it has loaded."""
         for each in ("about:blank", url):
             self.events.clear()
-            self.send("Page.navigate", url=each)
-            while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            loader = self.send("Page.navigate", url=each)["loaderId"]
+            while not any(self._is_load(event, loader) for event in self.events):
                 self.events.append(self._read())
+
+    @staticmethod
+    def _is_load(event: dict[str, Any], loader: str) -> bool:
+        """Whether the page meant has loaded: the event of the page before it may come late."""
+        page = event["params"]
+        return event["method"] == "Page.lifecycleEvent" and (page["name"], page["loaderId"]) == ("load", loader)
 
     def ask(self, script: str) -> Any:
         """The value of an expression in the page; a promise is waited for."""

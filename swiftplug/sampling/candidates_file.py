@@ -1,4 +1,4 @@
-"""Existing candidates, from our own `candidates.jsonl` or written by another tool, brought into the ledger."""
+"""Reads existing candidates, from a `candidates.jsonl` of an earlier run or of another tool, into the ledger."""
 
 import json
 from collections.abc import Iterator
@@ -13,36 +13,29 @@ from swiftplug.sampling.ledger import NO_CANDIDATES, NO_INDEX, Ledger
 from swiftplug.sampling.rows import Candidate, Row, check_encodable, is_reference, prompt_key
 
 _KNOWN = {"id", "index", "messages", "reference", "finish_reason", "scores", "reasons", "tools"}
-_MOST = 2**31  # a larger index is ignored: the candidate gets the row's next free one
+_MAX_INDEX = 2**31  # a candidate with a larger index gets the row's next free index
 
 
 @dataclass
 class CandidatesFile:
-    """A JSONL file with one candidate per line, and what became of them.
-
-    Attributes:
-        path: The file.
-        taken: The number of candidates that are in the ledger.
-        unmatched: The number of candidates that belong to no row of the dataset.
-        first_unmatched: Where the first of those is, as `file:line`; empty if there is none.
-        torn: Where the file breaks off within a line, as `file:line`; empty if it does not.
-    """
+    """A JSONL file with one candidate per line, and counts of what was read."""
 
     path: Path
     taken: int = 0
+    """Candidates that are in the ledger."""
     unmatched: int = 0
+    """Candidates that belong to no row of the dataset."""
     first_unmatched: str = ""
+    """Where the first of those is, as `file:line`."""
     torn: str = ""
+    """The last line, as `file:line`, if it is incomplete."""
 
     def read_into(self, ledger: Ledger, has_dataset: bool) -> None:
-        """Bring every candidate into the ledger.
+        """Write every candidate into the ledger; an incomplete last line is left out.
 
-        A line requires only `messages`. Its row is found by `id` and prompt, else by the prompt; without a dataset
-        each prompt is a row, and so is each `id` of lines that also have an `index`, as this program writes them. The
+        A line requires only `messages`. Its row is found by `id` and prompt, else by the prompt. Without a dataset,
+        each prompt is a row, and so is each `id` of lines that also have an `index`, as swiftplug writes them. The
         reference is the line's `reference`, else the row's.
-
-        Raises:
-            UserError: There is no such file, or a line is not a candidate. A last line that breaks off is left out.
         """
         if not self.path.is_file():
             raise UserError(f"--candidates-file {self.path}: there is no such file")
@@ -61,7 +54,11 @@ class CandidatesFile:
             ledger.add_candidates(position, row.candidates)
             self.taken += 1
         if not self.taken:
-            found = f"{self.unmatched} candidates, none of a row of the dataset" if self.unmatched else "it is empty"
+            found = (
+                f"{self.unmatched} candidates, of which none belongs to a row of the dataset"
+                if self.unmatched
+                else "it is empty"
+            )
             raise UserError(f"--candidates-file {self.path}: no candidate to score: {found}")
         ledger.set_problem(f"no candidate in {self.path}", NO_CANDIDATES)
 
@@ -74,7 +71,7 @@ class CandidatesFile:
                 try:
                     value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except (ValueError, RecursionError) as error:
-                    if not raw.endswith(b"\n"):  # whatever wrote it was stopped in the middle of this line
+                    if not raw.endswith(b"\n"):  # its writer was stopped in the middle of this line
                         self.torn = where
                         return
                     raise UserError(f"{where}: not JSON: {error}; expected one candidate per line") from None
@@ -82,7 +79,7 @@ class CandidatesFile:
 
 
 def _position(row: Row, ledger: Ledger, has_dataset: bool) -> int | None:
-    """The position of the row that a line's candidate answers; None where no row known so far fits."""
+    """The position of the row to which a line's candidate belongs; None if the ledger does not have it."""
     prompt = prompt_key(row.prompt)
     if row.id:
         position = ledger.position_of(prompt, row.id)
@@ -94,7 +91,7 @@ def _position(row: Row, ledger: Ledger, has_dataset: bool) -> int | None:
 
 
 def _parse_line(value: Any, where: str) -> Row:
-    """A row with the line's candidate alone; without an id or an index where the line has none."""
+    """A row with the line's candidate; the row's id is empty and the index is NO_INDEX if the line has none."""
     if not isinstance(value, dict) or "messages" not in value:
         raise UserError(f"{where}: has no 'messages'; expected the prompt and, as its last message, the candidate")
     try:
@@ -103,16 +100,17 @@ def _parse_line(value: Any, where: str) -> Row:
     except RowError as error:
         raise UserError(f"{where}: {error}") from None
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise UserError(
-            f"{where}: expected a prompt and, as the last message, an answer of the assistant: the candidate"
-        )
+        raise UserError(f"{where}: expected a prompt and, as its last message, the candidate, with role 'assistant'")
     *prompt, answer = messages
     if "tool_calls" in answer:
         raise UserError(f"{where}: the candidate has tool_calls; expected the calls in its text, in the tools format")
+    text = str(answer["content"])
+    if reasoning := answer.get("reasoning_content"):
+        text = f"<think>\n{reasoning}\n</think>\n\n{text}"  # as engines write it
     index, reference = value.get("index"), value.get("reference")
     candidate = Candidate(
-        index=index if isinstance(index, int) and 0 <= index < _MOST else NO_INDEX,
-        text=_text_of(answer),
+        index=index if isinstance(index, int) and 0 <= index < _MAX_INDEX else NO_INDEX,
+        text=text,
         finish_reason=str(value.get("finish_reason") or "unknown"),
     )
     return Row(
@@ -124,9 +122,3 @@ def _parse_line(value: Any, where: str) -> Row:
         reference=reference if is_reference(reference) else None,
         candidates=[candidate],
     )
-
-
-def _text_of(message: dict[str, Any]) -> str:
-    """A candidate's text; reasoning in a field of its own goes before it, as engines write it."""
-    reasoning, content = message.get("reasoning_content"), str(message["content"])
-    return f"<think>\n{reasoning}\n</think>\n\n{content}" if reasoning else content

@@ -1,4 +1,4 @@
-"""What a sampling run prints: its inputs, its plan, its progress and its results."""
+"""What a sampling run prints: inputs, plan, progress and results."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _INTERVAL = 30.0  # seconds between lines of progress where there is no terminal
 
 
 def print_inputs(console: Console, config: SampleConfig, ledger: Ledger, file: CandidatesFile | None) -> None:
-    """Print what became of the rows and of a file of candidates."""
+    """Print how many rows and existing candidates can be used, and why others were left out."""
     total = ledger.count_rows()
     own = config.shard_rows(total)
     shard = f" (shard {config.shard} of {total:,})" if config.shard else ""
@@ -32,19 +32,19 @@ def print_inputs(console: Console, config: SampleConfig, ledger: Ledger, file: C
         if file.unmatched:
             print_line(console, f"  {file.unmatched:,} left out: of no row of the dataset: {file.first_unmatched}, ...")
         if file.torn:
-            print_line(console, f"  1 left out: the file breaks off within a line: {file.torn}")
+            print_line(console, f"  1 left out: the last line is incomplete: {file.torn}")
 
 
-def print_dry_run(console: Console, config: SampleConfig, facts: list[tuple[str, str]], ledger: Ledger) -> None:
-    """Print what a run would do: plugins with their options, how much is sampled, and where it would write."""
+def print_sample_plan(console: Console, config: SampleConfig, facts: list[tuple[str, str]], ledger: Ledger) -> None:
+    """Print what a run would do: plugins with their options, the number of candidates, and the run folder."""
     if config.candidates_file is None:
         rows, count = ledger.count(USABLE, config.shard_rows(ledger.count_rows())), config.num_return_sequences
         facts = [*facts, ("candidates", f"{rows:,} rows x {count} = {rows * count:,}")]
     print_plan(console, [*facts, ("run folder", str(config.output_dir))], "nothing was sampled or written")
 
 
-def facts_of(config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer]) -> list[tuple[str, str]]:
-    """What distinguishes one run from another, as labels and values."""
+def run_facts(config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer]) -> list[tuple[str, str]]:
+    """What distinguishes a run from others, as labels and values."""
     facts = [("model", config.model.name)] if config.model else []
     if config.adapter:
         facts.append(("adapter", config.adapter))
@@ -67,25 +67,19 @@ def facts_of(config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer
 
 
 class SampleProgress(Progress):
-    """Rows done, candidates per second, and the time left: one live line on a terminal, a line now and then elsewhere.
+    """Rows done, candidates per second, and the time left: a live line on a terminal, else a line every 30 seconds."""
 
-    Args:
-        console: Where it is printed.
-        rows: The number of rows to do.
-        what: What is done with them.
-    """
-
-    def __init__(self, console: Console, rows: int, what: str) -> None:
+    def __init__(self, console: Console, rows: int, activity: str) -> None:
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rate]}")
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._rows = rows
-        self._what = what
+        self._activity = activity
         self._done = self._candidates = 0
         self._started = self._printed = time.monotonic()
-        self._bar = self.add_task(what, total=rows, rate=f"0/{rows:,} rows")
+        self._bar = self.add_task(activity, total=rows, rate=f"0/{rows:,} rows")
 
     def count(self, rows: int, candidates: int) -> None:
-        """Count more of them as done."""
+        """Count more rows, with their candidates, as done."""
         self._done += rows
         self._candidates += candidates
         now = time.monotonic()
@@ -96,11 +90,11 @@ class SampleProgress(Progress):
         self.update(self._bar, completed=self._done, rate=rate)
         if not self.console.is_terminal and now - self._printed > _INTERVAL and self._done < self._rows:
             self._printed = now
-            print_line(self.console, f"{self._what}: {rate}")
+            print_line(self.console, f"{self._activity}: {rate}")
 
 
 def print_results(console: Console, folder: Path, summary: Summary, failed: int, seconds: float) -> None:
-    """Print what came of a run, which took so many seconds; at `failed` rows the engine failed."""
+    """Print the summary of a run that took so many seconds; `failed` counts the rows at which the engine failed."""
     kept = f"{summary.kept:,} of {summary.candidates:,} candidates kept"
     print_line(console, f"finished in {format_duration(seconds)}: {kept}", "bold")
     for reason, count in summary.left_out.items():
@@ -112,5 +106,5 @@ def print_results(console: Console, folder: Path, summary: Summary, failed: int,
     if figures:
         print_line(console, f"  {', '.join(figures)}")
     if failed:
-        print_line(console, "  rows at which the engine failed are tried again with --resume")
-    print_line(console, f"rows to train on: {folder / SAMPLES}; to look at all candidates: {folder / PAGE}")
+        print_line(console, "  to try the rows again at which the engine failed, use --resume")
+    print_line(console, f"rows to train on: {folder / SAMPLES}; page with all candidates: {folder / PAGE}")

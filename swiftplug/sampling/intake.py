@@ -1,4 +1,4 @@
-"""What goes into the ledger before anything is sampled: every row, every existing candidate, and their checks."""
+"""Fills the ledger before anything is sampled: reads and checks every row and every existing candidate."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,14 +20,7 @@ from swiftplug.sampling.scoring import Scorer
 def read_inputs(
     ledger: Ledger, config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer]
 ) -> CandidatesFile | None:
-    """Read every row and every existing candidate into a new ledger.
-
-    Returns:
-        The file of candidates, if there is one.
-
-    Raises:
-        UserError: Something cannot be read, no row can be used, or the scorers need references and there are none.
-    """
+    """Read every row and every existing candidate into a new ledger; returns the file of candidates, if any."""
     sources = _open_sources(config, plugins)
     for row in read_rows(sources, config.data.columns, config.system):
         ledger.add_row(row)
@@ -39,9 +32,8 @@ def read_inputs(
     _check_references(ledger, everything, config, scorers)
     if file and config.include_reference:
         for row in ledger.rows(everything):
-            if row.reference is not None and not row.problem and all(it.sampled for it in row.candidates):
-                reference = reference_candidate(row, ledger.free_index(row.position))
-                ledger.add_candidates(row.position, [reference])
+            if row.reference is not None and not row.problem and all(each.sampled for each in row.candidates):
+                ledger.add_candidates(row.position, [reference_candidate(row, ledger.free_index(row.position))])
     ledger.put("config", _sampled_by(config))
     ledger.put("inputs", _inputs(config, plugins, sources))
     ledger.put("scorers", [_fingerprint(scorer.plugin) for scorer in scorers])
@@ -49,15 +41,9 @@ def read_inputs(
 
 
 def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer]) -> str:
-    """Refuse to resume a run whose rows or sampling would differ from when it began.
+    """Refuse to resume a run whose config, data or sampling plugins have changed since it began.
 
-    Scorers may have changed, because they were corrected: then every candidate is scored again.
-
-    Returns:
-        What to print; empty if nothing.
-
-    Raises:
-        UserError: The config, a dataset, the file of candidates or a plugin that samples has changed.
+    Scorers may change, so that they can be corrected: then every candidate is scored again. Returns a note to print.
     """
     if (before := ledger.get("config")) != (now := _sampled_by(config)):
         raise UserError(f"--resume: the folder holds another run: {first_difference(before, now)}")
@@ -98,36 +84,32 @@ def _check_references(ledger: Ledger, everything: range, config: SampleConfig, s
     if not needing and not config.include_reference:
         return
     if not ledger.count(f"{USABLE} AND NOT {NO_REFERENCE}", everything):
-        who = f"{needing[0].plugin.found} compares with" if needing else "--include-reference needs"
+        needed_by = f"{needing[0].plugin.found}" if needing else "--include-reference"
         raise UserError(
-            f"{who} references, and no row has one: the last assistant message, or a column 'reference', 'solution' or "
-            "'answer' (data.columns renames)"
+            f"{needed_by} needs references, and no row has one: a last message with role 'assistant', or a column "
+            "'reference', 'solution' or 'answer' (data.columns renames columns)"
         )
     if needing:
         ledger.set_problem(f"no reference for {needing[0].name}", NO_REFERENCE)
 
 
 def _inputs(config: SampleConfig, plugins: RunPlugins, sources: Sequence[Source]) -> list[list[str]]:
-    """What the candidates depend on besides the config: the name of each, and what changes when it changes."""
+    """What the candidates depend on besides the config, each as its name and its fingerprint."""
     inputs = [[f"the dataset {source.name}", source.fingerprint] for source in sources]
-    if config.candidates_file is not None:
-        inputs.append([f"the file {config.candidates_file}", _hash_of(config.candidates_file)])
+    if (name := config.candidates_file) is not None:
+        try:
+            with Path(name).expanduser().open("rb") as file:
+                inputs.append([f"the file {name}", hashlib.file_digest(file, "sha256").hexdigest()])
+        except OSError as error:
+            raise UserError(f"--candidates-file {name}: {error.strerror}") from None
     for kind in ("model", "engine", "tools"):
         inputs += [[str(plugin.found), _fingerprint(plugin)] for plugin in plugins.of(kind)]
     return inputs
 
 
 def _sampled_by(config: SampleConfig) -> str:
-    """The config without what may change on resuming: the place of the folder, and the time that scorers may take."""
+    """The config without the fields that may change on resuming: the run's folder and the scorers' time limit."""
     return to_yaml(config.model_copy(update={"output_dir": None, "score_timeout": SampleConfig().score_timeout}))
-
-
-def _hash_of(candidates_file: str) -> str:
-    try:
-        with Path(candidates_file).expanduser().open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"--candidates-file {candidates_file}: {error.strerror}") from None
 
 
 def _fingerprint(plugin: LoadedPlugin) -> str:

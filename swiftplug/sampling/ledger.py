@@ -1,7 +1,7 @@
-"""The ledger of a sampling run: a SQLite file that never holds anything half done.
+"""The ledger of a sampling run: a SQLite file from which a killed run continues.
 
-A row, its candidates and their rewards are each written in one transaction, so a run that is killed at any moment finds
-here exactly what it had finished. Only the batch at hand is kept in memory.
+A row, its candidates and their rewards are each written in one transaction, so the ledger holds exactly what was
+finished. Only the current batch is kept in memory.
 """
 
 import json
@@ -21,7 +21,7 @@ NO_REFERENCE = "reference IS NULL"
 UNSCORED = "EXISTS (SELECT 1 FROM candidates WHERE candidates.position = rows.position AND rewards IS NULL)"
 USABLE = "problem = ''"
 
-_LOOK = "SELECT unscored FROM candidates LIMIT 1"  # fails where the file is not a ledger
+_CHECK = "SELECT unscored FROM candidates LIMIT 1"  # fails if the file is not a ledger
 _SCHEMA = """
 DROP TABLE IF EXISTS meta;
 DROP TABLE IF EXISTS rows;
@@ -57,12 +57,7 @@ class LedgerInUseError(UserError):
 class Ledger:
     """The rows, candidates and rewards of a run, in a file that is locked against other processes.
 
-    Args:
-        path: The file.
-        is_new: Whether to begin an empty one, in place of what a killed run may have left there.
-
-    Attributes:
-        path: The file.
+    `is_new` empties the file, which a killed run may have left behind.
 
     Raises:
         LedgerInUseError: Another process is using the file.
@@ -70,7 +65,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, is_new: bool = False) -> None:
-        self._open(path, _SCHEMA if is_new else _LOOK)
+        self._open(path, _SCHEMA if is_new else _CHECK)
 
     def _open(self, path: Path, statements: str) -> None:
         self.path = path
@@ -89,10 +84,10 @@ class Ledger:
             raise UserError(f"{path}: cannot be used as the ledger of a run: {error}") from None
 
     def rename(self, path: Path) -> None:
-        """Give the file another name, in place of the file that had it."""
+        """Rename the file, replacing any file of that name."""
         self._file.close()
         self.path.replace(path)
-        self._open(path, _LOOK)
+        self._open(path, _CHECK)
 
     def close(self) -> None:
         """Unlock and close the file."""
@@ -100,31 +95,31 @@ class Ledger:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Everything written within is written, or none of it."""
+        """Write everything within, or nothing if an exception is raised."""
         with self._file:
             self._file.execute("BEGIN")
             yield
 
     def get(self, key: str) -> Any:
-        """A fact about the run, as it was put; None if there is none."""
+        """The value stored under a key; None if there is none."""
         found = self._file.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if found is None else json.loads(found[0])
 
     def put(self, key: str, value: Any) -> None:
-        """Store a fact about the run, anything that JSON can hold."""
+        """Store a value about the run, anything that JSON can hold."""
         self._file.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, to_json(value)))
 
     def count_rows(self) -> int:
-        """The number of rows, whatever became of them."""
+        """The number of all rows, usable or not."""
         return int(self._file.execute("SELECT COALESCE(MAX(position) + 1, 0) FROM rows").fetchone()[0])
 
     def count(self, condition: str, positions: range) -> int:
-        """The number of rows at these positions that meet a condition (in SQL, on the columns of `rows`)."""
+        """The number of rows at these positions that meet an SQL condition on the columns of `rows`."""
         query = f"SELECT COUNT(*) FROM rows WHERE position >= ? AND position < ? AND {condition}"
         return int(self._file.execute(query, (positions.start, positions.stop)).fetchone()[0])
 
     def problems(self, positions: range) -> list[tuple[str, int, str]]:
-        """Each problem of the rows at these positions, how many rows have it, and where the first was read."""
+        """Each problem of the rows at these positions, how many rows have it, and the origin of the first."""
         query = (
             "SELECT problem, COUNT(*), origin FROM rows WHERE position >= ? AND position < ? AND problem != '' "
             "GROUP BY problem ORDER BY COUNT(*) DESC, MIN(position)"
@@ -165,7 +160,7 @@ class Ledger:
         ]
 
     def add_row(self, row: Row) -> int:
-        """Append a row and return its position; its id is made of its prompt if it has none, and numbered if taken."""
+        """Append a row and return its position. Without an id it gets its prompt's hash; a taken id gets a number."""
         position, key = self.count_rows(), prompt_key(row.prompt)
         self._file.execute(
             "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, '')",
@@ -192,19 +187,19 @@ class Ledger:
         return f"{row_id}-{number}"
 
     def set_reference(self, position: int, reference: Any) -> None:
-        """Give a row the right answer."""
+        """Replace the reference of a row."""
         self._file.execute("UPDATE rows SET reference = ? WHERE position = ?", (to_json(reference), position))
 
     def set_failure(self, row: Row) -> None:
-        """Record why the engine could not answer a row; empty if it could."""
+        """Record why the engine failed at a row; empty if it did not."""
         self._file.execute("UPDATE rows SET failure = ? WHERE position = ?", (row.failure, row.position))
 
     def set_problem(self, problem: str, condition: str) -> None:
-        """Mark every usable row that meets a condition (in SQL, on the columns of `rows`) as not usable."""
+        """Give a problem to every usable row that meets an SQL condition on the columns of `rows`."""
         self._file.execute(f"UPDATE rows SET problem = ? WHERE {USABLE} AND {condition}", (problem,))
 
     def free_index(self, position: int, wanted: int = NO_INDEX) -> int:
-        """The index for one more candidate of a row: the wanted one if it is free, else the next one."""
+        """The index for another candidate of a row: the wanted one if it is free, else the next one."""
         query = "SELECT COALESCE(MAX(number) + 1, 0), COALESCE(MAX(number = ?), 0) FROM candidates WHERE position = ?"
         following, is_taken = self._file.execute(query, (wanted, position)).fetchone()
         return int(following) if wanted == NO_INDEX or is_taken else wanted
@@ -213,21 +208,21 @@ class Ledger:
         """Write candidates of a row, not scored yet."""
         self._file.executemany(
             "INSERT INTO candidates VALUES (?, ?, ?, ?, NULL, '{}')",
-            [(position, it.index, it.text, it.finish_reason) for it in candidates],
+            [(position, each.index, each.text, each.finish_reason) for each in candidates],
         )
 
     def set_rewards(self, row: Row) -> None:
-        """Write what the scorers gave the candidates of a row, and why where they gave nothing."""
+        """Write the rewards of a row's candidates, and the reasons for missing ones."""
         self._file.executemany(
             "UPDATE candidates SET rewards = ?, unscored = ? WHERE position = ? AND number = ?",
-            [(to_json(it.rewards), to_json(it.unscored), row.position, it.index) for it in row.candidates],
+            [(to_json(each.rewards), to_json(each.unscored), row.position, each.index) for each in row.candidates],
         )
 
     def forget_failures(self) -> None:
-        """Let the engine and the scorers try again what they failed at."""
+        """Delete what engine and scorers failed at, so that they try it again."""
         self._file.execute("UPDATE rows SET failure = '' WHERE failure != ''")
         self._file.execute("UPDATE candidates SET rewards = NULL, unscored = '{}' WHERE unscored != '{}'")
 
     def forget_rewards(self) -> None:
-        """Let every candidate be scored again."""
+        """Delete all rewards, so that every candidate is scored again."""
         self._file.execute("UPDATE candidates SET rewards = NULL, unscored = '{}' WHERE rewards IS NOT NULL")

@@ -1,4 +1,4 @@
-"""What a sampling run leaves: the candidates, the samples and the page, each written whole or not at all."""
+"""Writes the results of a sampling run: candidates, samples and page, each file completely or not at all."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from swiftplug.sampling.ledger import Ledger
 from swiftplug.sampling.page.page import SamplesPage
 from swiftplug.sampling.rows import Candidate, Row, to_json
 from swiftplug.sampling.scoring import Scorer
-from swiftplug.sampling.selection import Selection, rejected_of
+from swiftplug.sampling.selection import Selection, rank, rejected_of
 from swiftplug.sampling.statistics import Statistics, Summary
 
 CANDIDATES = "candidates.jsonl"
@@ -26,19 +26,7 @@ def write_outputs(
     title: str,
     facts: Sequence[tuple[str, str]],
 ) -> Summary:
-    """Choose among the candidates of every row, and write all files of results; one row is in memory at a time.
-
-    Args:
-        folder: The run's folder.
-        ledger: Holds the rows and their candidates, scored.
-        config: The run's config.
-        scorers: The ORMs and PRMs.
-        title: The title of the page.
-        facts: What the page shows about the run, as labels and values.
-
-    Returns:
-        The statistics of the run.
-    """
+    """Select among the scored candidates of every row and write all result files, with one row in memory at a time."""
     selection = Selection(config, scorers)
     statistics = Statistics(config.num_return_sequences)
     with (
@@ -54,8 +42,9 @@ def write_outputs(
             page.add(row)
             candidates.writelines(f"{to_json(line)}\n" for line in _candidate_lines(row))
             samples.writelines(f"{to_json(line)}\n" for line in _sample_lines(row))
-        page.finish(statistics.summary())
-    return statistics.summary()
+        summary = statistics.summary()
+        page.finish(summary)
+    return summary
 
 
 def _candidate_lines(row: Row) -> Iterator[dict[str, Any]]:
@@ -72,7 +61,7 @@ def _candidate_lines(row: Row) -> Iterator[dict[str, Any]]:
 def _sample_lines(row: Row) -> Iterator[dict[str, Any]]:
     """The kept candidates of a row, the best first."""
     kept = [candidate for candidate in row.candidates if not candidate.reasons]
-    for candidate in sorted(kept, key=lambda it: (-(it.score or 0.0), it.index)):
+    for candidate in sorted(kept, key=rank):
         rejected = rejected_of(row, candidate)
         yield {
             **_conversation(row, candidate, {}),

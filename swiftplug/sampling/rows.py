@@ -23,18 +23,18 @@ Reward = float | list[float]
 
 @dataclass
 class Candidate:
-    """One answer to a row. What scoring and selection find out about it is empty until then.
+    """One answer to a row. What scoring and selection add is empty until then.
 
     Attributes:
         index: Its number among the row's candidates, from 0.
         text: The answer.
         finish_reason: Why it ended: `stop`, `length`, `reference`, or what a server reports.
         rewards: By scorer; None before scoring. A scorer that gave none is not in it.
-        unscored: By scorer that gave no reward, why.
-        scores: By scorer, its reward as one number: those of a PRM's steps are reduced.
+        unscored: By scorer that gave no reward, the reason.
+        scores: By scorer, its reward as one number (the rewards of a PRM's steps are reduced to one).
         score: The weighted mean that ranks it; None where a scorer gave no reward.
-        right: Whether the ORMs judge it right; None where none of them judges.
-        answer: Its final answer, by which a majority is counted; None where it gives none.
+        right: Whether the ORMs judge it right; None if none of them judges.
+        answer: Its final answer, which the majority vote counts; None if it has none.
         reasons: Why it was not kept; empty if it was.
     """
 
@@ -51,7 +51,7 @@ class Candidate:
 
     @property
     def sampled(self) -> bool:
-        """Whether it was sampled; the reference among the candidates was not, and counts in no statistic."""
+        """Whether it was sampled. The reference was not: statistics ignore it."""
         return self.finish_reason != REFERENCE
 
 
@@ -60,14 +60,14 @@ class Row:
     """One row of a sampling run.
 
     Attributes:
-        id: A hash of its content, numbered where rows are the same.
+        id: A hash of its content; repeats of a row get a number.
         origin: Where it was read, as `file:line`.
         prompt: The messages up to the question.
         tools: Descriptions of the tools, or None.
         columns: Every other column.
         reference: The right answer: the last assistant message, else a column `reference`, `solution` or `answer`.
         problem: Why it cannot be used; empty if it can.
-        failure: Why the engine could not answer it; empty if it could, or has not tried yet.
+        failure: Why the engine failed at it; empty if it did not, or has not tried yet.
         position: Its number in the dataset, from 0.
         candidates: Its candidates, by index.
         left_out: Why selection kept none of its candidates; empty if it kept one.
@@ -85,11 +85,6 @@ class Row:
     candidates: list[Candidate] = field(default_factory=list)
     left_out: str = ""
 
-    @property
-    def unanswered(self) -> str:
-        """Why there are no candidates to choose from; empty if there are."""
-        return self.problem or self.failure
-
     def as_conversation(self) -> Conversation:
         """The prompt in the form that is rendered."""
         file, _, line = self.origin.rpartition(":")
@@ -97,15 +92,9 @@ class Row:
 
 
 def read_rows(sources: Iterable[Source], columns: Mapping[str, str], system: str | None) -> Iterator[Row]:
-    """Read every row of the datasets, one after the other; one that cannot be used has a `problem`.
+    """Read the rows of all datasets in order; an unusable row has a `problem`.
 
-    Args:
-        sources: The datasets.
-        columns: Columns to rename, from the dataset's name to the one known here.
-        system: The system message of rows that have none.
-
-    Raises:
-        UserError: A file is broken.
+    `columns` renames columns of the datasets; `system` is the system message of rows that have none.
     """
     for raw in chain.from_iterable(source.read() for source in sources):
         try:
@@ -139,29 +128,28 @@ def reference_candidate(row: Row, index: int) -> Candidate:
 
 
 def is_reference(value: Any) -> bool:
-    """Whether there is something to compare answers with; an empty cell of a CSV file is nothing."""
+    """Whether answers can be compared with a value; an empty cell of a CSV file is no reference."""
     return value is not None and bool(str(value).strip())
 
 
 def check_encodable(value: Any) -> None:
-    """Refuse an unpaired surrogate, which JSON can escape but no file can hold.
-
-    Raises:
-        RowError: There is one.
-    """
+    """Raise RowError for an unpaired surrogate, which JSON can escape but UTF-8 cannot encode."""
     try:
         to_json(value).encode()
     except UnicodeEncodeError as error:
-        raise RowError("a text contains half a character", f"{error.object[error.start]!a}") from None
+        raise RowError(
+            "a text contains an unpaired surrogate (invalid Unicode)", f"{error.object[error.start]!a}"
+        ) from None
 
 
 def prompt_key(prompt: list[dict[str, Any]]) -> str:
-    """The same for equal prompts: a hash of roles and contents, the system message left out."""
-    return _hash([[it["role"], it.get("content") or ""] for it in prompt if it["role"] not in _SYSTEM_ROLES])
+    """A hash of a prompt's roles and contents without the system message, by which equal prompts are found."""
+    turns = [message for message in prompt if message["role"] not in _SYSTEM_ROLES]
+    return _hash([[message["role"], message.get("content") or ""] for message in turns])
 
 
 def to_json(value: Any, *, sort_keys: bool = False) -> str:
-    """JSON that is not ASCII-escaped; what JSON has no type for, such as a date, becomes its text."""
+    """JSON without ASCII escapes; values that JSON has no type for, such as dates, become strings."""
     return json.dumps(value, ensure_ascii=False, sort_keys=sort_keys, default=str)
 
 

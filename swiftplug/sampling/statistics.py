@@ -1,4 +1,4 @@
-"""What a sampling run has reached, counted row by row: pass@k, majorities, scores, what was left out and why."""
+"""The statistics of a sampling run, counted row by row: pass@k, majorities, scores, what was left out and why."""
 
 import math
 from collections import Counter, defaultdict
@@ -8,26 +8,23 @@ from functools import lru_cache
 
 from swiftplug.sampling.rows import Candidate, Row
 
-_MOST_REASONS = 100
-"""How many reasons are counted separately: those of a server may be different each time."""
+_MAX_REASONS = 100
+"""Number of reasons counted separately: those of a server may differ each time."""
 
-_MOST_COUNTED = 1024
-"""How many distinct scores or bins are counted separately; beyond it, bins become twice as wide."""
+_MAX_COUNTS = 1024
+"""Number of scores or bins counted separately; if there are more, bins become twice as wide."""
 
-_MOST_VALUES = 12
-"""Up to how many distinct scores each has a bar of its own."""
+_MAX_VALUES = 12
+"""Number of distinct scores up to which each has its own bar."""
 
-_MOST_BINS = 24
+_MAX_BINS = 24
 
 
 @dataclass(frozen=True)
 class Bin:
-    """How many scores lie in an interval.
+    """The number of scores in the interval from `low` to below `high`, or equal to both if they are the same.
 
-    Attributes:
-        low: Its lower edge, which belongs to it; or the one value it counts, where `high` is the same.
-        high: Its upper edge, which belongs to the next bin, and to this one if it is the last.
-        count: The number of scores in it.
+    The last bin includes `high`.
     """
 
     low: float
@@ -37,26 +34,26 @@ class Bin:
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of a run; `dataclasses.asdict` makes them ready for JSON.
+    """The figures of a run; `dataclasses.asdict` converts them for JSON.
 
-    A row without candidates counts only in `rows` and `left_out`, a reference among the candidates only in `kept`. What
-    the run has no data for (nothing judges, no candidate ranks) is None, or is not in its dictionary.
+    A row without candidates counts only in `rows` and `left_out`, a reference among the candidates only in `kept`.
+    Figures without data (no scorer judges, no candidate has a score) are None, or missing from their dictionary.
 
     Attributes:
         rows: All rows.
         answered: Those that have candidates.
         candidates: All that were sampled.
-        kept: The candidates kept, a reference among them included.
+        kept: The candidates kept, references included.
         right_share: The share of right candidates among those judged.
         pass_at: By k (1, 2, 4, ... and N), the probability that one of k candidates is right; see `pass_at`.
         majority: The share of rows whose most frequent answer is right.
         weighted_majority: The same, each vote weighted by its candidate's score.
         mean_scores: By scorer.
-        left_out: Rows of which no candidate was kept, by reason, the most frequent first.
+        left_out: Rows of which no candidate was kept, by reason, most frequent first.
         not_kept: Candidates that were not kept, by reason; one with two reasons counts for both.
         finish_reasons: Candidates, by why they ended.
-        score_bins: By scorer, how its scores are spread.
-        right_counts: By number of right candidates from 0 up, the rows that have as many; empty where nothing judges.
+        score_bins: By scorer, the histogram of its scores.
+        right_counts: Rows by their number of right candidates, from 0 up; empty if no scorer judges.
     """
 
     rows: int
@@ -76,10 +73,7 @@ class Summary:
 
 
 class Statistics:
-    """Counts the rows of a run as they pass, and keeps none of them.
-
-    Args:
-        num_return_sequences: N, the number of candidates sampled per row.
+    """Counts the rows of a run one by one and keeps none of them; N is `num_return_sequences`.
 
     Example:
         >>> statistics = Statistics(num_return_sequences=8)
@@ -103,9 +97,9 @@ class Statistics:
     def add(self, row: Row) -> None:
         """Count a row after selection."""
         self._rows += 1
-        if reason := row.unanswered or row.left_out:
+        if reason := row.problem or row.failure or row.left_out:
             _count(self._left_out, reason)
-        if row.unanswered:
+        if row.problem or row.failure:
             return
         self._answered += 1
         self._kept += sum(not candidate.reasons for candidate in row.candidates)
@@ -120,8 +114,8 @@ class Statistics:
         verdicts = [candidate.right for candidate in sampled if candidate.right is not None]
         if verdicts:
             self._verdicts[len(verdicts), sum(verdicts)] += 1
-            self._majorities[_majority_is_right([(it, 1.0) for it in sampled])] += 1
-            weighted = [(it, it.score) for it in sampled if it.score is not None]
+            self._majorities[_majority_is_right([(candidate, 1.0) for candidate in sampled])] += 1
+            weighted = [(candidate, candidate.score) for candidate in sampled if candidate.score is not None]
             self._weighted_majorities[_majority_is_right(weighted)] += 1
 
     def summary(self) -> Summary:
@@ -146,7 +140,7 @@ class Statistics:
         )
 
     def _pass_at(self) -> dict[int, float]:
-        """Over the rows with at least k candidates judged: with fewer, the estimator does not exist."""
+        """Over the rows with at least k judged candidates; with fewer, the estimator is not defined."""
         estimates = {}
         for k in sorted({*(2**power for power in range(self._n.bit_length())), self._n}):
             enough = {(n, c): rows for (n, c), rows in self._verdicts.items() if n >= k}
@@ -166,15 +160,10 @@ class Statistics:
 
 @lru_cache(maxsize=4096)
 def pass_at(k: int, n: int, c: int) -> float:
-    """The probability that at least one of k candidates is right, drawn from n of which c are right.
+    """The probability that at least one of k candidates is right, picked from n of which c are right.
 
-    This is the unbiased estimator of pass@k by Chen et al. (2021), arXiv 2107.03374: `1 - C(n-c, k) / C(n, k)`. It is
-    computed in whole numbers and rounded once.
-
-    Args:
-        k: How many are drawn, at most `n`.
-        n: How many were sampled.
-        c: How many of them are right.
+    This is the unbiased estimator of pass@k by Chen et al. (2021), arXiv 2107.03374: `1 - C(n-c, k) / C(n, k)`,
+    computed with integers and rounded once.
 
     Example:
         >>> pass_at(2, n=4, c=1)
@@ -187,17 +176,12 @@ def pass_at(k: int, n: int, c: int) -> float:
 def _majority_is_right(votes: Sequence[tuple[Candidate, float]]) -> bool | None:
     """Whether the answer with most votes is right (self-consistency: Wang et al., 2022, arXiv 2203.11171).
 
-    The votes for an answer are the sum of its candidates' weights; the largest sum wins, ties go to the answer that
-    came first. Weights may be negative: sums simply compare, so that among answers all scored below zero, one that
-    many gave has less than one that few gave. Candidates without an answer do not vote, and where nobody votes the row
-    counts as wrong. The winning answer is right if more than half of its candidates with a verdict are (another judge,
-    for example of the format, may judge candidates with the same answer differently).
+    Each candidate votes for its answer with its weight. The answer with the largest sum wins, the first of equal ones.
+    Weights may be negative: then a frequent answer gets a lower sum than a rare one. Candidates without an answer do
+    not vote; if none votes, the row counts as wrong. The winning answer is right if more than half of its judged
+    candidates are, as a second ORM (of the format, say) may judge candidates with the same answer differently.
 
-    Args:
-        votes: Candidates by index, each with its weight.
-
-    Returns:
-        None where there is no candidate, or none with the winning answer has a verdict.
+    Returns None if there is no candidate, or if none with the winning answer was judged.
     """
     by_answer: dict[str, list[float]] = {}
     for candidate, weight in votes:
@@ -206,12 +190,12 @@ def _majority_is_right(votes: Sequence[tuple[Candidate, float]]) -> bool | None:
     if not by_answer:
         return False if votes else None
     winner = max(by_answer, key=lambda answer: math.fsum(by_answer[answer]))  # of equals, max takes the first
-    verdicts = [it.right for it, _ in votes if it.answer == winner and it.right is not None]
+    verdicts = [each.right for each, _ in votes if each.answer == winner and each.right is not None]
     return 2 * sum(verdicts) > len(verdicts) if verdicts else None
 
 
 def _count(counts: Counter[str], reason: str) -> None:
-    counts[reason if reason in counts or len(counts) < _MOST_REASONS else "other reasons"] += 1
+    counts[reason if reason in counts or len(counts) < _MAX_REASONS else "other reasons"] += 1
 
 
 def _share(counts: Counter[bool | None]) -> float | None:
@@ -220,11 +204,10 @@ def _share(counts: Counter[bool | None]) -> float | None:
 
 
 class Histogram:
-    """Exact counts of scores whose range is not known beforehand, in one pass and in memory that does not grow.
+    """A histogram of scores whose range is not known in advance, exact in one pass and constant memory.
 
-    Each value has its own count while there are few of them, else they are counted in bins. The width of a bin is a
-    power of two and its edges are multiples of it, so that two neighbours make one bin of twice the width without
-    looking at a value again: the counts are those of a second pass.
+    Few distinct values are counted separately, many in bins. The width of a bin is a power of two and its edges are
+    multiples of it, so that two neighbours can be merged into one bin of twice the width without another pass.
 
     Example:
         >>> histogram = Histogram()
@@ -245,22 +228,22 @@ class Histogram:
         self._total += score
         self._low, self._high = min(self._low, score), max(self._high, score)
         self._counts[_edge(score, self._width)] += 1
-        while len(self._counts) > _MOST_COUNTED:
-            self._width = 2 * self._width or self._width_for(_MOST_COUNTED)
+        while len(self._counts) > _MAX_COUNTS:
+            self._width = 2 * self._width or self._width_for(_MAX_COUNTS)
             self._counts = _rebinned(self._counts, self._width)
 
     @property
     def mean(self) -> float:
-        """The mean of the scores; there must be one."""
+        """The mean of the scores, of which there must be at least one."""
         return self._total / self._counts.total()
 
     def bins(self) -> list[Bin]:
-        """The counts from the lowest score to the highest: of at most 12 values, or of at most 24 bins of one width."""
-        if not self._width and len(self._counts) <= _MOST_VALUES:
+        """Counts from the lowest score to the highest: of up to 12 values, or in up to 24 bins of equal width."""
+        if not self._width and len(self._counts) <= _MAX_VALUES:
             return [Bin(value, value, count) for value, count in sorted(self._counts.items())]
-        width = max(self._width, self._width_for(_MOST_BINS))
+        width = max(self._width, self._width_for(_MAX_BINS))
         first, last = self._places(width)
-        while last - first >= _MOST_BINS:
+        while last - first >= _MAX_BINS:
             width *= 2
             first, last = self._places(width)
         counts = _rebinned(self._counts, width)
@@ -271,11 +254,11 @@ class Histogram:
         return bins
 
     def _width_for(self, bins: int) -> float:
-        """The least power of two of which that many bins span the scores."""
+        """The least power of two with which that many bins cover the range of the scores."""
         return float(2.0 ** math.ceil(math.log2((self._high - self._low) / bins)))
 
     def _places(self, width: float) -> tuple[int, int]:
-        """The numbers of the lowest and the highest bin of a width."""
+        """The numbers of the lowest and the highest bin at a width."""
         return math.floor(self._low / width), math.floor(self._high / width)
 
 

@@ -254,7 +254,7 @@ def test_keys_move_and_search(browser: Any, url: str) -> None:
 def _wait_for(browser: Any, condition: str) -> bool:
     script = f"""new Promise((done) => {{
         const started = Date.now();
-        const late = () => Date.now() - started > 5000;
+        const late = () => Date.now() - started > 30000;
         const look = () => ({condition}) || late() ? done({condition}) : setTimeout(look, 20);
         look();
     }})"""

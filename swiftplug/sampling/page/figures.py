@@ -7,11 +7,11 @@ from typing import NamedTuple
 from swiftplug.sampling.scoring import Scorer
 from swiftplug.sampling.statistics import Bin, Summary
 
-_MOST_SIGNS = 30
-"""How many letters and digits fit beside one another below the bars of a chart, and above them."""
+_MAX_LABEL_CHARACTERS = 30
+"""Number of characters for which a chart has room below its bars, and above them."""
 
-_MOST_BARS = 33
-"""How many bars a chart has at most; beyond it, several numbers of right candidates share a bar."""
+_MAX_BARS = 33
+"""Number of bars in a chart at most; if there are more counts of right candidates, several share a bar."""
 
 
 class Bar(NamedTuple):
@@ -51,7 +51,7 @@ class Chart(NamedTuple):
 
 
 def figures_of(summary: Summary) -> list[tuple[str, str, str]]:
-    """The main figures, each as label, value and note; shares only where something judges."""
+    """The main figures, each as label, value and note; shares only if a scorer judges."""
     left_out = sum(summary.left_out.values())
     unanswered = summary.rows - summary.answered
     per_row = f"{number(summary.candidates / summary.answered)} per row" if summary.answered else ""
@@ -69,7 +69,7 @@ def figures_of(summary: Summary) -> list[tuple[str, str, str]]:
 
 
 def charts_of(summary: Summary, scorers: Sequence[Scorer]) -> list[Chart]:
-    """pass@k and the right candidates per row, where something judges; then the scores of each scorer."""
+    """pass@k and right candidates per row if a scorer judges, then the scores of each scorer."""
     charts = []
     if summary.pass_at:
         charts.append(_pass_at(summary.pass_at))
@@ -81,13 +81,13 @@ def charts_of(summary: Summary, scorers: Sequence[Scorer]) -> list[Chart]:
 
 def _pass_at(shares: dict[int, float]) -> Chart:
     bars = [Bar(share, f"pass@{k}: {percent(share)}", percent(share), str(k)) for k, share in shares.items()]
-    wide = len(bars) * len("100.0%") > _MOST_SIGNS
+    wide = len(bars) * len("100.0%") > _MAX_LABEL_CHARACTERS
     return Chart("pass@k", "one of k candidates is right", "", bars, wide=wide)
 
 
 def _right(counts: dict[int, int]) -> list[tuple[str, str, int]]:
     """Rows by the number of right candidates, as label, text and count."""
-    together = math.ceil(len(counts) / _MOST_BARS)
+    together = math.ceil(len(counts) / _MAX_BARS)
     bars = []
     for first in range(0, len(counts), together):
         last = min(first + together, len(counts)) - 1
@@ -107,10 +107,10 @@ def _scores(scorer: Scorer, mean: float, bins: Sequence[Bin]) -> Chart:
 
 
 def _bars(counts: Sequence[tuple[str, str, int]]) -> list[Bar]:
-    """Bars of label, text and count, with as many labels as there is room for, and the counts if all have room."""
+    """Bars from labels, texts and counts, with as many labels as there is room for, and the counts if all fit."""
     most = max(count for _, _, count in counts)
-    every = math.ceil(len(counts) * max(len(label) for label, _, _ in counts) / _MOST_SIGNS) or 1
-    roomy = len(counts) * len(f"{most:,}") <= _MOST_SIGNS
+    every = math.ceil(len(counts) * max(len(label) for label, _, _ in counts) / _MAX_LABEL_CHARACTERS) or 1
+    roomy = len(counts) * len(f"{most:,}") <= _MAX_LABEL_CHARACTERS
     return [
         Bar(
             count / most if most else 0.0,
@@ -123,7 +123,7 @@ def _bars(counts: Sequence[tuple[str, str, int]]) -> list[Bar]:
 
 
 def tallies_of(summary: Summary) -> dict[str, dict[str, int]]:
-    """By title, counts by reason, the most frequent first; only where there are any."""
+    """The tables of counts by reason, by title; empty ones are left out."""
     tallies = {
         "Rows left out": summary.left_out,
         "Candidates not kept": summary.not_kept,
@@ -138,7 +138,7 @@ def percent(share: float) -> str:
 
 
 def number(value: float) -> str:
-    """A number as text, with at most three decimals, or three digits where it is tiny.
+    """A number as text, with at most three decimals, or three significant digits if it is below 0.001.
 
     Example:
         >>> number(0.5), number(1234.0), number(0.00012345)

@@ -1,7 +1,7 @@
 """The page of a sampling run: its figures, and its questions with their candidates side by side.
 
-The page is one file that loads nothing from any network. What a model or a dataset wrote reaches it as escaped JSON,
-which its script puts into text nodes only; its content security policy lets no other script run.
+The page is one file that loads nothing from the network. Texts of models and datasets are embedded as escaped JSON,
+which the page's script puts into text nodes only; its content security policy blocks all other scripts.
 """
 
 import base64
@@ -26,27 +26,27 @@ from swiftplug.sampling.scoring import Scorer
 from swiftplug.sampling.statistics import Summary
 
 _HEAD, _TAIL = 14_000, 6_000
-"""How many characters of a text longer than both together are shown; the tail, where its final answer is."""
+"""Of a text longer than both together, this many characters are shown; the tail has its final answer."""
 
-_MOST_CHARACTERS = 30_000_000
-"""How many characters of rows a page holds at most, so that a browser opens it."""
+_MAX_CHARACTERS = 30_000_000
+"""Number of characters of rows in a page at most, so that browsers can open it."""
 
-_MOST_COLUMNS = 6
-"""How many charts are side by side at most."""
+_MAX_COLUMNS = 6
+"""Number of charts side by side at most."""
 
 # Characters that could end a script element or a line of a script.
 _UNSAFE = re.compile("[<>&\u2028\u2029]")
 
 
 class SamplesPage:
-    """Writes `report.html` as the rows of a run pass; it holds none of them in memory.
+    """Writes `report.html` row by row and holds no rows in memory.
 
     Args:
-        path: Where the page goes, in a folder that exists.
-        title: Its heading.
-        facts: What to show about the run (model, engine, temperature, seed, ...), as label and value.
-        scorers: The scorers of the run, in the order to show them.
-        max_rows: Only so many of the first rows are shown; the figures count all.
+        path: The file, in an existing folder.
+        title: The heading of the page.
+        facts: What to show about the run (model, engine, temperature, seed, ...), as labels and values.
+        scorers: The scorers of the run, in the order in which they are shown.
+        max_rows: How many rows are shown, the first ones; the figures count all.
 
     Example:
         >>> with SamplesPage(path, title="gsm8k", facts=[("model", "SmolLM2")], scorers=scorers) as page:
@@ -71,7 +71,7 @@ class SamplesPage:
         self._scorers = scorers
         self._max_rows = max_rows
         self._rows = self._shown = self._characters = 0
-        # A lone surrogate, which no encoding writes, becomes the escape that JSON has for it.
+        # An unpaired surrogate, which UTF-8 cannot encode, becomes its JSON escape.
         self._spool = TemporaryFile(  # noqa: SIM115
             "w+", encoding="utf-8", errors="backslashreplace", newline="", dir=path.parent
         )
@@ -85,19 +85,19 @@ class SamplesPage:
         self._spool.close()
 
     def add(self, row: Row) -> None:
-        """Show a row after selection, or only count it where the page is full."""
+        """Add a row after selection; if the page is full, only count it."""
         self._rows += 1
         if self._shown == self._max_rows or self._shown < self._rows - 1:  # once full, it stays full
             return
         line = _escaped(_row(row))
-        if self._characters + len(line) > _MOST_CHARACTERS:
+        if self._characters + len(line) > _MAX_CHARACTERS:
             return
         self._spool.write(line if self._shown == 0 else ",\n" + line)
         self._shown += 1
         self._characters += len(line)
 
     def finish(self, summary: Summary) -> None:
-        """Write the page; it appears whole or not at all."""
+        """Write the page, completely or not at all."""
         self._spool.seek(0)
         script = _source("page.js")
         charts = charts_of(summary, self._scorers)
@@ -128,8 +128,8 @@ class SamplesPage:
 
 
 def _columns(charts: int) -> int:
-    """How many charts are side by side, so that no line of charts has many fewer than another."""
-    rows = math.ceil(charts / _MOST_COLUMNS) or 1
+    """The number of charts side by side with which the lines of charts are about equally long."""
+    rows = math.ceil(charts / _MAX_COLUMNS) or 1
     return math.ceil(charts / rows) or 1
 
 
@@ -138,7 +138,7 @@ def _source(name: str) -> str:
 
 
 def _escaped(value: Any) -> str:
-    """JSON that may stand in a script element."""
+    """JSON that is safe inside a script element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -150,7 +150,7 @@ def _row(row: Row) -> dict[str, Any]:
         "origin": row.origin,
         "prompt": [{"role": str(message["role"]), "text": _clipped(_content(message))} for message in row.prompt],
         "reference": None if row.reference is None else _clipped(str(row.reference)),
-        "problem": row.unanswered,
+        "problem": row.problem or row.failure,
         "leftOut": row.left_out,
         "candidates": [_candidate(candidate) for candidate in row.candidates],
     }
@@ -172,16 +172,16 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
 
 
 def _content(message: dict[str, Any]) -> str:
-    """A message's text, and as JSON what else it has (tool calls, parts that are not text)."""
-    content = message.get("content")
-    rest = {key: value for key, value in message.items() if key not in ("role", "content") and value is not None}
-    if content is not None and not isinstance(content, str):
-        rest["content"] = content
-    text = content if isinstance(content, str) else ""
-    return "\n".join([text] * bool(text or not rest) + [json.dumps(rest, ensure_ascii=False, indent=2)] * bool(rest))
+    """A message's text, followed by its other fields (tool calls, content that is not text) as JSON."""
+    rest = {key: value for key, value in message.items() if key != "role" and value is not None}
+    text = rest.pop("content") if isinstance(rest.get("content"), str) else ""
+    if not rest:
+        return text
+    fields = json.dumps(rest, ensure_ascii=False, indent=2)
+    return f"{text}\n{fields}" if text else fields
 
 
 def _clipped(text: str) -> str | list[str | int]:
-    """The text; of a very long one its head, how many characters are not shown, and its tail."""
+    """The text, or a very long text's head, the number of characters left out, and its tail."""
     left_out = len(text) - _HEAD - _TAIL
     return text if left_out <= 0 else [text[:_HEAD], left_out, text[-_TAIL:]]
