@@ -1,36 +1,35 @@
-"""Examples become batches: in which order an epoch takes them, and their tensors."""
+"""From examples to batches: the order of the examples in an epoch, and the tensors of a batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
 from swiftplug.plugin.loss import IGNORED_LABEL
 
-# Batches that are sorted by length together. More of them pad less, fewer mix better; 50 is what Transformers takes.
+# Number of batches that are sorted by length together. More need less padding, fewer mix better. As in Transformers.
 BATCHES_TO_SORT = 50
 
 
 class EpochSampler(Sampler[int]):
-    """Every index once an epoch, in an order that follows from the seed and the epoch alone.
+    """Every index once per epoch, in an order that depends only on the seed and the epoch.
 
-    Neither the global random state nor what was drawn before plays a part, so a resumed run sees the order that an
-    unbroken one would have. A data loader cuts the order into batches of `batch_size` from the front.
+    The global random state and earlier draws have no influence, so a resumed run sees the same order as an
+    uninterrupted one. A data loader cuts the order into batches of `batch_size` from the front.
 
     With length grouping, stretches of a random order are sorted by length and cut into batches, and the batches are
     shuffled: little padding, and the micro-batches of one accumulation step still differ in length, as in a plain
-    random order. The batch with the longest example comes first, so that what does not fit into memory fails at once.
-    Several processes, which take batches in turn, all get one of about the same length at a time.
+    random order. The batch with the longest example comes first, so that a run that needs too much memory fails
+    immediately. Processes take batches in turn, and at each step all get batches of about the same length.
 
     Args:
         lengths: The number of tokens of each example.
-        batch_size: Examples in a batch of one process.
+        batch_size: Number of examples in a batch of one process.
         seed: The run's seed.
-        group_by_length: Whether to make batches of about one length.
-        num_processes: Processes that share the batches.
+        group_by_length: Whether to group examples of similar length into batches.
+        num_processes: Number of processes that share the batches.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration is of."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -77,13 +76,13 @@ class EpochSampler(Sampler[int]):
 
 
 class Collator:
-    """Pads examples on the right, to the longest of the batch and no further.
+    """Pads examples on the right, to the length of the longest in the batch.
 
-    Packed examples (with `position_ids`) are laid end to end in one row instead: their position ids restart at each
-    example, by which, without an attention mask, the model keeps them apart.
+    Packed examples (with `position_ids`) are concatenated into one row instead. Their position ids restart at each
+    example; without an attention mask, that is how the model keeps them apart.
 
     Args:
-        pad_token_id: What fills `input_ids`.
+        pad_token_id: The padding of `input_ids`.
 
     Example:
         >>> Collator(0)([{"input_ids": [5, 6], "labels": [-100, 6]}, {"input_ids": [7], "labels": [7]}])["input_ids"]
@@ -98,22 +97,24 @@ class Collator:
         """Make a batch.
 
         Args:
-            examples: Each with `input_ids`, `labels`, and where there are weights `loss_scale`, all of one length.
-                Other columns are left out.
+            examples: Each with `input_ids`, `labels`, and optionally `loss_scale`, all of the same length. Other
+                columns are ignored.
 
         Returns:
             `input_ids` and `labels`, `(B, T)` int64; `loss_scale`, `(B, T)` float32, if the examples have it; and
             `attention_mask`, `(B, T)` int64, or for packed examples `position_ids`, `(1, T)` int64.
         """
         packed = "position_ids" in examples[0]
+        lengths = np.array([len(example["input_ids"]) for example in examples])
+        # True where the batch holds a token and not padding; packed examples have no padding.
+        mask = np.ones((1, lengths.sum()), bool) if packed else np.arange(lengths.max()) < lengths[:, None]
         batch = {}
         for name, fill in self.padding.items():
             if name not in examples[0]:
                 continue
-            dtype = np.float32 if name == "loss_scale" else np.int64
-            rows = [torch.from_numpy(np.array(example[name], dtype)) for example in examples]
-            batch[name] = torch.cat(rows)[None] if packed else pad_sequence(rows, True, fill)
+            array = np.full(mask.shape, fill, np.float32 if name == "loss_scale" else np.int64)
+            array[mask] = np.concatenate([example[name] for example in examples])
+            batch[name] = torch.from_numpy(array)
         if not packed:
-            lengths = torch.tensor([[len(example["input_ids"])] for example in examples])
-            batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths).long()
+            batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
         return batch

@@ -1,7 +1,6 @@
-"""The way of a row: raw row -> conversation -> rendered text -> tokens -> weights -> examples.
+"""From a raw row to training examples: raw row -> conversation -> rendered text -> tokens -> weights -> examples.
 
-`RowEncoder.encode_rows` goes that way from beginning to end, and each step is a method of it. What cannot be used is
-counted with its reason, never lost.
+`RowEncoder.encode_rows` calls each step in order. Unusable rows are counted with a reason.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,8 @@ from swiftplug.config.schema import DataOptions
 from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import TEMPLATE_TEXT, Rendered, Segment
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError
+from swiftplug.data.read.formats import to_conversation
 from swiftplug.data.read.report import SplitReport
-from swiftplug.data.read.rows import to_conversation
 from swiftplug.data.tokens import Tokens, check_offsets, tokenize
 from swiftplug.data.weights import lay_weights, token_weights
 from swiftplug.errors import UserError
@@ -29,22 +28,23 @@ from swiftplug.plugin.tools_format import ToolsFormat
 TOO_LONG = "longer than max_length"
 UNTRAINED = "no token to train on"
 
-CHARACTERS = 2_000_000  # about so many are tokenized at once; while it is, a character of text takes some hundred bytes
+# How much text is tokenized at once. A character takes some hundred bytes while it is, so this bounds the memory.
+BATCH_CHARACTERS = 2_000_000
 
 INTEGERS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     {"input_ids": INTEGERS, "labels": INTEGERS, "loss_scale": pa.list_(pa.float32()), "length": pa.int32()}
 )
-GENERATION = {"prompt_ids": INTEGERS, "reference": pa.string()}
+GENERATION_COLUMNS = {"prompt_ids": INTEGERS, "reference": pa.string()}
 
 Example = dict[str, Any]
 
 
 class WeighedRow(NamedTuple):
-    """A row as tokens, whatever its length.
+    """A row as tokens, before `max_length` is applied.
 
     Attributes:
-        rendered: Its text and segments.
+        rendered: The row's text and segments.
         input_ids: `(N,)` int32 token ids.
         starts: `(N,)` int64, the position of each token's first character in the text.
         weights: `(N,)` float32 weights.
@@ -59,7 +59,7 @@ class WeighedRow(NamedTuple):
 
 
 class EncodedRows(NamedTuple):
-    """The examples made of some rows, with the columns of `RowEncoder.schema`, and the counts."""
+    """The examples made from some rows, with the columns of `RowEncoder.schema`, and the counts."""
 
     examples: pa.RecordBatch
     report: SplitReport
@@ -67,14 +67,14 @@ class EncodedRows(NamedTuple):
 
 @dataclass
 class RowEncoder:
-    """Makes examples of rows.
+    """Makes training examples from rows.
 
     Attributes:
         tokenizer: A fast tokenizer with a chat template.
         tools_format: Writes tools into the prompt; None leaves them to the chat template.
-        loss_scale: Weighs the text.
+        loss_scale: Assigns weights to text.
         task: `sft` trains answers, `pt` trains everything: the whole text is one response.
-        options: How rows are read and cut.
+        options: How rows are read and cut to `max_length`.
         generation: Whether to add `prompt_ids` and `reference`, for metrics that generate.
 
     Raises:
@@ -92,10 +92,10 @@ class RowEncoder:
         check_offsets(self.tokenizer)
         self.renderer = ChatRenderer(self.tokenizer, self.tools_format)
         self.too_long = self.options.too_long or ("split" if self.task == "pt" else "drop")
-        self.schema = pa.schema([*SCHEMA, *pa.schema(GENERATION)]) if self.generation else SCHEMA
+        self.schema = pa.schema([*SCHEMA, *pa.schema(GENERATION_COLUMNS)]) if self.generation else SCHEMA
 
     def encode_rows(self, rows: Sequence[RawRow]) -> EncodedRows:
-        """Encode rows as they were read.
+        """Encode raw rows.
 
         Raises:
             UserError: The loss scale breaks its contract.
@@ -107,13 +107,12 @@ class RowEncoder:
                 conversations.append(to_conversation(row, origin, self.task, self.options.columns))
             except RowError as error:
                 report.drop(origin, error)
-        examples = self.encode(conversations, report)
-        table = pa.RecordBatch.from_pylist(examples, schema=self.schema)
-        _count_tokens(table, report)
-        return EncodedRows(table, report)
+        examples = pa.RecordBatch.from_pylist(self.encode(conversations, report), schema=self.schema)
+        _count_tokens(examples, report)
+        return EncodedRows(examples, report)
 
     def encode(self, conversations: Sequence[Conversation], report: SplitReport) -> list[Example]:
-        """Encode conversations, and count in `report` what is left out, cut or shortened."""
+        """Encode conversations, and count in `report` which are left out, cut or shortened."""
         examples = []
         for batch in _batches(conversations):
             for conversation, row in zip(batch, self.weigh(batch), strict=True):
@@ -126,7 +125,10 @@ class RowEncoder:
         return examples
 
     def weigh(self, conversations: Sequence[Conversation]) -> list[WeighedRow | RowError]:
-        """Render, tokenize and weigh chats, or plain texts; in place of a row that cannot be rendered is its error.
+        """Render, tokenize and weigh conversations; a row that cannot be rendered is replaced by its error.
+
+        Args:
+            conversations: All chats or all plain texts.
 
         Raises:
             UserError: The loss scale breaks its contract; the message names the row.
@@ -143,7 +145,7 @@ class RowEncoder:
         ]
 
     def cut(self, length: int) -> list[slice]:
-        """The examples that a row of so many tokens becomes: itself, or what `too_long` makes of it."""
+        """The parts that become the examples of a row of `length` tokens: all of it, or what `too_long` asks for."""
         size = self.options.max_length
         if length <= size:
             return [slice(0, length)]
@@ -162,7 +164,7 @@ class RowEncoder:
         return WeighedRow(rendered, tokens.input_ids, tokens.starts, weights, labels)
 
     def _examples(self, conversation: Conversation, row: WeighedRow, report: SplitReport) -> list[Example]:
-        """The examples of a row; a RowError where there is none."""
+        """The examples of a row; raises a RowError if there are none."""
         length, max_length = len(row.input_ids), self.options.max_length
         lengths = f"{length} tokens, max_length is {max_length}" if length > max_length else ""
         parts = self.cut(length)
@@ -173,22 +175,24 @@ class RowEncoder:
         examples: list[Example] = [
             {name: values[part] for name, values in columns.items()} | {"length": part.stop - part.start}
             for part in parts
+            # The first token of an example has nothing before it that could predict it.
             if (row.labels[part][1:] != IGNORED_LABEL).any()
         ]
         if not examples:
             raise RowError(UNTRAINED, lengths)
         if self.generation:
+            # The prompt and the reference are the whole row's, so a row that was split is generated from only once.
             for example in examples[1:]:
                 example |= {"prompt_ids": [], "reference": ""}
             examples[0] |= self._for_generation(conversation)
         report.kept += 1
-        report.shortened += bool(row.rendered.dropped)
+        report.shortened += bool(row.rendered.shortened)
         report.truncated += self.too_long == "truncate" and length > max_length
         report.split += self.too_long == "split" and length > max_length
         return examples
 
     def _for_generation(self, conversation: Conversation) -> Example:
-        """What a metric that generates needs of a row; empty where the row does not end in an answer."""
+        """What a metric that generates needs; empty if the row does not end in an answer."""
         prompt = self.renderer.prompt(conversation) if conversation.messages else None
         if prompt is None:
             return {"prompt_ids": [], "reference": ""}
@@ -197,7 +201,7 @@ class RowEncoder:
 
 
 def _render_text(text: str) -> Rendered:
-    """A plain text as one response, whose suffix is the end-of-text token."""
+    """A plain text as one response. Its suffix is the end-of-text token, which stands after the last character."""
     length = len(text)
     response = Segment(0, length, ContextType.RESPONSE, True, "", TEMPLATE_TEXT)
     end_of_text = Segment(length, length + 1, ContextType.SUFFIX, True, "", TEMPLATE_TEXT)
@@ -205,13 +209,13 @@ def _render_text(text: str) -> Rendered:
 
 
 def _batches(conversations: Sequence[Conversation]) -> Iterator[list[Conversation]]:
-    """Batches of about `CHARACTERS` characters, of chats alone or of plain texts alone."""
+    """Batches of about `BATCH_CHARACTERS` characters, all chats or all plain texts."""
     ends = accumulate(
         len(conversation.text or "") + sum(len(message["content"]) for message in conversation.messages)
         for conversation in conversations
     )
     rows = zip(conversations, ends, strict=True)
-    for _, batch in groupby(rows, key=lambda row: (row[0].text is None, row[1] // CHARACTERS)):
+    for _, batch in groupby(rows, key=lambda row: (row[0].text is None, row[1] // BATCH_CHARACTERS)):
         yield [conversation for conversation, _ in batch]
 
 

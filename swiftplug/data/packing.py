@@ -1,4 +1,4 @@
-"""Packing: several short examples share one row, so that no compute is spent on padding."""
+"""Packing: several short examples share one row, so that no compute is wasted on padding."""
 
 from bisect import bisect_left, insort
 from collections.abc import Generator, Sequence
@@ -13,14 +13,14 @@ UNTRAINED = {"labels": IGNORED_LABEL, "loss_scale": 0}
 
 
 def pack(lengths: Sequence[int] | np.ndarray, max_length: int) -> list[list[int]]:
-    """Lay examples into rows of `max_length` tokens by best-fit decreasing (Johnson, 1974).
+    """Assign examples to rows of `max_length` tokens by best-fit decreasing (Johnson, 1974).
 
-    The longest goes first, each into the fullest row that still has room for it: never more than about 11/9 of the
-    fewest rows possible, and on real data hardly more than them. The result follows from the lengths alone.
+    The longest go first, each into the fullest row that still has room for it. This takes at most about 11/9 of the
+    minimum number of rows, and hardly more than the minimum on real data. The result depends only on the lengths.
 
     Args:
-        lengths: Tokens of each example, none above `max_length`.
-        max_length: Tokens of a row.
+        lengths: Number of tokens of each example, at most `max_length`.
+        max_length: Number of tokens of a row.
 
     Returns:
         For each row the indices of its examples.
@@ -49,15 +49,15 @@ def pack(lengths: Sequence[int] | np.ndarray, max_length: int) -> list[list[int]
 
 
 def packed_batches(table: pa.Table, max_length: int) -> Generator[pa.RecordBatch, None, None]:
-    """The packed rows of encoded examples.
+    """Pack encoded examples.
 
     Args:
-        table: Columns `input_ids`, `labels`, `length` and, where there are weights, `loss_scale`.
-        max_length: Tokens of a row.
+        table: Columns `input_ids`, `labels`, `length` and optionally `loss_scale`.
+        max_length: Number of tokens of a row.
 
     Yields:
         Batches of rows with the same columns and `position_ids`, which restart at each example. The first token of
-        each example is not trained: nothing before it in the row may be made to predict it.
+        each example is not trained, since the token before it belongs to another example.
     """
     lengths = table["length"].to_numpy()
     columns = {name: _Lists(table[name]) for name in table.column_names if name != "length"}
@@ -92,5 +92,5 @@ class _Lists:
         self.chunks = np.repeat(np.arange(len(offsets)), [len(each) - 1 for each in offsets])
 
     def joined(self, order: np.ndarray) -> np.ndarray:
-        """The lists at these indices, end to end."""
+        """The lists at these indices, concatenated."""
         return np.concatenate([self.values[self.chunks[i]][self.starts[i] : self.ends[i]] for i in order])

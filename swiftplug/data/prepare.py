@@ -1,11 +1,11 @@
 """From the datasets that a config names to the examples that a trainer batches.
 
-1. The datasets are found, and if asked, rows to evaluate on are drawn from them.
-2. Each row is encoded, in parallel, and kept on disk under a key of all that changes the outcome: the next run with the
-   same data begins here.
-3. The training examples are packed, if asked.
+1. Open the datasets, and hold out rows for evaluation if the config asks for it.
+2. Encode the rows in parallel, and store the result on disk under a key that covers everything that affects it. Later
+   runs with the same data reuse it.
+3. Pack the training examples if the config asks for it.
 
-Nothing is dropped in silence: what became of every row is in the report.
+The report says what became of every row.
 """
 
 import hashlib
@@ -40,20 +40,20 @@ from swiftplug.data.weights import combine
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 
-CHUNK = 256  # rows that a process encodes at a time
-CHUNKS_AHEAD = 2  # per process, so that a source of any size is read no faster than it is encoded
+CHUNK = 256  # number of rows that a process encodes at a time
+CHUNKS_AHEAD = 2  # per process; a source of any size is read no faster than it is encoded
 
-# The modules that decide what a row is encoded to, from the package's folder; plugins come with hashes of their own.
-CODE = ("data/**/*.py", "plugin/loss.py", "plugin/loss_scale.py", "plugin/tools_format.py")
+# The modules that affect how a row is encoded. Plugins have hashes of their own.
+CODE = ("data/**/*.py", "plugin/loss.py", "plugin/tools_format.py")
 
 
 class PreparedData(NamedTuple):
     """The data of a training run.
 
     Attributes:
-        train: Examples with `input_ids`, `labels` (-100 where the weight is 0), `length`, where there are weights other
-            than 0 and 1 in either split `loss_scale`, and where they are packed `position_ids`; as NumPy arrays.
-        eval: Examples to evaluate on, never packed; for metrics that generate also with `prompt_ids` and `reference`.
+        train: Examples with `input_ids`, `labels` (-100 where the weight is 0) and `length`; `loss_scale` if either
+            split has weights other than 0 and 1; and `position_ids` if they are packed. All are NumPy arrays.
+        eval: Examples to evaluate on, never packed; with `prompt_ids` and `reference` for metrics that generate.
         report: What became of the rows.
     """
 
@@ -75,18 +75,18 @@ def prepare_data(
     seed: int,
     generation: bool = False,
 ) -> PreparedData:
-    """Read, encode and pack the data of a run, or take it from the store.
+    """Read, encode and pack the data of a run, or reuse what is stored.
 
     Args:
-        dataset: What to train on; several are concatenated.
-        eval_dataset: What to evaluate on; if there is none, `options.val_size` may hold out rows of `dataset`.
-        registry: Knows the dataset plugins.
-        tokenizer: With the chat template to use.
+        dataset: Datasets to train on; they are concatenated.
+        eval_dataset: Datasets to evaluate on; without any, `options.val_size` may hold out rows of `dataset`.
+        registry: Finds dataset plugins.
+        tokenizer: A tokenizer with its chat template set.
         tools: The tools format.
-        loss_scales: What weighs the tokens, combined as by `+`.
-        task: What the rows are to be used for.
+        loss_scales: The loss scales; their weights multiply.
+        task: What the rows are used for.
         options: The `data` section of the config.
-        seed: Of the draw of rows to hold out.
+        seed: Seed of the choice of held-out rows.
         generation: Whether evaluation generates answers.
 
     Raises:
@@ -110,22 +110,22 @@ def prepare_data(
     train = encode(train_source, False)
     evaluation = encode(eval_source, generation) if eval_source else None
     weighted = train.report.weighted or (evaluation is not None and evaluation.report.weighted)
-    train_rows = train.examples if weighted else train.examples.remove_columns("loss_scale")
+    unneeded = [] if weighted else ["loss_scale"]
+    train_rows = train.examples.remove_columns(unneeded)
     if options.packing:
         table = train_rows.data.table
         key = f"{train.folder.name}-packed{'-weighted' if weighted else ''}"
         train_rows = store.get(key, lambda _: packed_batches(table, options.max_length)).examples
         train.report.packed_rows = len(train_rows)
-    eval_rows = evaluation and (evaluation.examples if weighted else evaluation.examples.remove_columns("loss_scale"))
     return PreparedData(
         train=train_rows.with_format("numpy"),
-        eval=eval_rows.with_format("numpy") if eval_rows is not None else None,
+        eval=evaluation.examples.remove_columns(unneeded).with_format("numpy") if evaluation else None,
         report=DataReport(train.report, evaluation.report if evaluation else None, train.folder, store.notes),
     )
 
 
 def _check_columns(columns: dict[str, str], sources: Sequence[Source]) -> None:
-    """Refuse to rename a column that no dataset has, by their first rows."""
+    """Refuse to rename a column that the first row of no dataset has."""
     firsts = [row.row for source in sources if columns for row in islice(source.read(), 1)]
     known = {name for row in firsts if isinstance(row, dict) for name in row}
     for old in columns:
@@ -134,16 +134,15 @@ def _check_columns(columns: dict[str, str], sources: Sequence[Source]) -> None:
 
 
 def _key(source: Source, encoder: RowEncoder, plugins: Sequence[LoadedPlugin]) -> str:
-    """A hash of all that changes what the rows of a source are encoded to."""
+    """A hash of everything that affects how the rows of a source are encoded."""
     tokenizer, options = encoder.tokenizer, encoder.options
-    template = tokenizer.chat_template
     package = Path(__file__).parents[1]
     facts = {
         "rows": source.fingerprint,
         "tokenizer": [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str()],
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "chat template": template,
-        "day": date.today().isoformat() if "strftime_now" in str(template) else None,  # it writes the date
+        "chat template": tokenizer.chat_template,
+        "day": date.today().isoformat() if "strftime_now" in str(tokenizer.chat_template) else None,
         "plugins": [_plugin_facts(plugin) for plugin in plugins],
         "settings": [encoder.task, options.max_length, encoder.too_long, options.columns, encoder.generation],
         "code": _hash_files(file for pattern in CODE for file in package.glob(pattern)),
@@ -153,7 +152,7 @@ def _key(source: Source, encoder: RowEncoder, plugins: Sequence[LoadedPlugin]) -
 
 
 def _plugin_facts(plugin: LoadedPlugin) -> list[Any]:
-    """What decides how a plugin acts: its source, with the modules beside it in its package, and its options."""
+    """Everything that affects what a plugin does: its source, the other modules of its package, and its options."""
     file = Path(plugin.source_file) if plugin.source_file else None
     beside = file.parent.glob("*.py") if file and (file.parent / "__init__.py").exists() else []
     options = repr(sorted(plugin.options.items()))
@@ -170,11 +169,11 @@ def _hash_files(files: Iterable[Path]) -> str:
 def _encode(
     source: Source, encoder: RowEncoder, num_proc: int, report: SplitReport
 ) -> Generator[pa.RecordBatch, None, None]:
-    """The examples of a source, with a line on the terminal while they are made; completes the report."""
+    """Encode a source with a progress line on the terminal; adds up the counts in `report`."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}: {task.completed:,} rows"), TimeElapsedColumn()
-    on_terminal = console.is_terminal
-    with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not on_terminal) as progress:
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=hidden) as progress:
         line = progress.add_task(f"encoding {source.name}", total=None)
         for encoded in map_chunks(encoder.encode_rows, source.read(), num_proc):
             report.add(encoded.report)
@@ -199,8 +198,8 @@ def map_chunks(
 ) -> Iterator[EncodedRows]:
     """Apply a function to chunks of rows in several processes; its results come in the order of the rows.
 
-    The processes are forked where the system can, so that the function need not be picklable: plugins from a file are
-    not. Rows are read as they are needed, never all at once.
+    The processes are forked if the system supports it, because functions from a plugin file cannot be pickled. Rows are
+    read as needed, never all at once.
 
     Raises:
         UserError: A process died.
@@ -219,7 +218,7 @@ def map_chunks(
                     yield pending.popleft().result()
             yield from (future.result() for future in pending)
         except BrokenProcessPool:
-            raise UserError(f"data.num_proc: one of {num_proc} processes died, perhaps for lack of memory") from None
+            raise UserError(f"data.num_proc: one of {num_proc} processes died, possibly out of memory") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -230,7 +229,9 @@ _function: Callable[[list[RawRow]], EncodedRows]
 def _start_worker(function: Callable[[list[RawRow]], EncodedRows]) -> None:
     global _function
     _function = function
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism; threads do not survive a fork
+    os.environ["TOKENIZERS_PARALLELISM"] = (
+        "false"  # processes run in parallel already, and threads do not survive forks
+    )
 
 
 def _work(chunk: list[RawRow]) -> EncodedRows:

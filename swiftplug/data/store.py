@@ -1,4 +1,4 @@
-"""Encoded rows on disk: written once, complete or not there at all, shared by all processes, within a size limit."""
+"""A cache of encoded rows on disk: written completely or not at all, shared by all processes, limited in size."""
 
 import atexit
 import json
@@ -27,32 +27,32 @@ SPLIT_REPORT = TypeAdapter(SplitReport)
 
 LIMIT = 20_000_000_000  # bytes
 
-_in_use: list[ExitStack] = []  # locks on the entries that this process reads, held until it ends
+_in_use: list[ExitStack] = []  # locks on the entries that this process reads, held until it exits
 
 
 class StoredRows(NamedTuple):
-    """An entry of the store: the examples, read from disk as they are needed, and what became of the rows."""
+    """An entry of the store: the examples, read from disk as needed, and the report about their rows."""
 
     examples: Dataset
     report: SplitReport
 
     @property
     def folder(self) -> Path:
-        """The entry's folder, whose name is its key."""
+        """The entry's folder; its name is the key."""
         return Path(self.examples.cache_files[0]["filename"]).parent
 
 
 class EncodedStore:
-    """A folder of encoded datasets, each under a key of everything that changes it.
+    """A folder of encoded datasets, each under a key that covers everything that affects it.
 
-    An entry is made in a folder of its own and renamed when complete, so a killed process leaves no half entry. Of
-    several processes that want the same, one makes it and the others wait. Where the folder cannot be written, its
-    entries are still read, and new ones go to a temporary folder that is removed when the process ends. Beyond the
-    limit, the entries that were not used for longest are removed, but none that a living process uses.
+    An entry is written to a temporary folder and renamed when complete, so a killed process leaves no partial entry. If
+    several processes need the same entry, one makes it and the others wait. If the folder is read-only, its entries are
+    still used, and new ones go to a temporary folder that is removed when the process exits. Above the size limit, the
+    least recently used entries are removed, except those that a running process uses.
 
     Args:
-        folder: Where to keep them; None: `$SWIFTPLUG_CACHE`, else `~/.cache/swiftplug/data`.
-        limit: Bytes that all entries may take.
+        folder: The folder; by default `$SWIFTPLUG_CACHE`, else `~/.cache/swiftplug/data`.
+        limit: Maximum size of all entries in bytes.
     """
 
     def __init__(self, folder: str | None = None, limit: int = LIMIT) -> None:
@@ -61,14 +61,14 @@ class EncodedStore:
         self.notes: list[str] = []
 
     def get(self, key: str, make: Callable[[SplitReport], Generator[pa.RecordBatch, None, None]]) -> StoredRows:
-        """The entry of a key, made if it is not there.
+        """The entry of a key, made if it does not exist.
 
         Args:
             key: Letters, digits and hyphens.
-            make: Yields the examples, and completes the report meanwhile.
+            make: Yields the examples, and fills in the report.
 
         Raises:
-            UserError: It cannot be written.
+            UserError: The entry cannot be written.
         """
         stored = _open(self.folder / key)
         if stored is None:
@@ -98,7 +98,7 @@ class EncodedStore:
         return FileLock(self._writable / f"{key}.lock", blocking=blocking)
 
     def _clean_up(self) -> None:
-        """Remove what killed processes left half made, and what is beyond the limit."""
+        """Remove partial entries of killed processes, and the oldest entries above the size limit."""
         for part in self._writable.glob("*.part"):
             with suppress(OSError), self._lock(part.name.partition(".")[0], blocking=False):
                 shutil.rmtree(part)
@@ -111,7 +111,7 @@ class EncodedStore:
         for rows, stat in sorted(entries, key=lambda entry: entry[1].st_mtime_ns):
             if total <= self.limit:
                 return
-            # An OSError: another process makes the entry, uses it, or has just removed it.
+            # OSError: another process is making the entry, uses it, or has just removed it.
             with suppress(OSError), self._lock(rows.parent.name, blocking=False), rows.open("r+b") as unused:
                 _lock_file(unused, exclusive=True)
                 shutil.rmtree(rows.parent)
@@ -119,7 +119,7 @@ class EncodedStore:
 
 
 def _open(entry: Path) -> StoredRows | None:
-    """The entry, if it is there and complete; it is locked against removal until this process ends."""
+    """The entry, if it exists and is complete; it is locked against removal until this process exits."""
     rows = entry / ROWS
     try:
         with ExitStack() as lock:
@@ -137,7 +137,7 @@ def _open(entry: Path) -> StoredRows | None:
 
 
 def _make(entry: Path, make: Callable[[SplitReport], Generator[pa.RecordBatch, None, None]]) -> StoredRows:
-    shutil.rmtree(entry, ignore_errors=True)  # if it is there, it is damaged
+    shutil.rmtree(entry, ignore_errors=True)  # if it exists, it is damaged
     part = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".part", dir=entry.parent))
     report = SplitReport()
     try:
@@ -161,8 +161,8 @@ def _make(entry: Path, make: Callable[[SplitReport], Generator[pa.RecordBatch, N
 
 
 def _lock_file(file: IO[bytes], exclusive: bool) -> None:
-    """Lock a file until it is closed; an OSError if it is to be exclusive and is not."""
-    if sys.platform != "win32":  # Windows itself keeps a file that a process has open
+    """Lock a file until it is closed; raises an OSError if an exclusive lock is not available."""
+    if sys.platform != "win32":  # Windows does not delete open files anyway
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
@@ -170,10 +170,10 @@ def _lock_file(file: IO[bytes], exclusive: bool) -> None:
 
 @contextmanager
 def _naming_folder(folder: Path) -> Iterator[None]:
-    """Report a full disk or the like as an error of the user's, with the folder and what chooses another."""
+    """Report a full disk or similar as a `UserError` that names the folder and the option for another one."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; data.cache_dir chooses another place"
+            f"cannot write {folder}: {error.strerror or error}; data.cache_dir chooses another folder"
         ) from error

@@ -1,4 +1,4 @@
-"""From text to tokens, with the place in the text at which each token starts."""
+"""From text to tokens, with the position in the text where each token starts."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,29 +13,26 @@ from swiftplug.errors import UserError
 
 
 class Tokens(NamedTuple):
-    """The tokens of a text: `(N,)` int32 ids, and `(N,)` int64, where in the text each token's first character is."""
+    """The tokens of a text: `(N,)` int32 ids, and `(N,)` int64 positions of each token's first character."""
 
     input_ids: np.ndarray
     starts: np.ndarray
 
 
 def check_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that does not know which characters a token stands for."""
+    """Refuse a tokenizer that does not report which characters a token stands for."""
     if not tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer {type(tokenizer).__name__} has no offsets, so weights cannot be carried to its tokens; "
+            f"the tokenizer {type(tokenizer).__name__} has no offsets, so weights cannot be assigned to its tokens; "
             "expected a fast tokenizer (tokenizer.json)"
         )
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], plain: bool) -> list[Tokens]:
-    """Tokenize texts at once.
+    """Tokenize texts in one batch.
 
-    Args:
-        tokenizer: A fast tokenizer.
-        texts: The texts.
-        plain: Whether they are plain texts: these get the tokenizer's special tokens and the end-of-text token. A text
-            that a chat template wrote has all its special tokens in it.
+    Plain texts get the tokenizer's special tokens and the end-of-text token; what a chat template wrote already has
+    its special tokens.
     """
     if not texts:
         return []
@@ -45,7 +42,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], plain: bo
             add_special_tokens=plain,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,  # no warning of rows longer than the model takes: `max_length` is applied later
+            verbose=False,  # no warning about rows that are too long for the model: `max_length` is applied later
         )
     eos = tokenizer.eos_token_id
     tokens = []
@@ -60,9 +57,9 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], plain: bo
 
 @contextmanager
 def _untrimmed_offsets(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Let a byte-level tokenizer count a token's white space to the token, as it is in the ids.
+    """Include leading white space in token offsets.
 
-    Such tokenizers (GPT-2's, RoBERTa's) may trim white space from offsets in a post-processing step that changes
+    Byte-level tokenizers (GPT-2's, RoBERTa's) may trim white space from offsets in a post-processing step that changes
     nothing else; then the first character of ` word` would be the `w`.
     """
     backend: Any = tokenizer.backend_tokenizer

@@ -1,4 +1,4 @@
-"""From segments to the weight of each token: a loss scale weighs characters, offsets carry the weights to tokens."""
+"""From segments to the weight of each token: a loss scale weighs characters, and offsets map them to tokens."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class WeightedSpan(NamedTuple):
 
 
 class CombinedLossScale(LossScale):
-    """`a+b+c`: the first is asked for every context, the others for responses only, and the weights multiply.
+    """`a+b+c`: the first scale is asked for every context, the others for responses only, and the weights multiply.
 
     Args:
         scales: The loss scales, in the order of the name.
@@ -36,7 +36,7 @@ class CombinedLossScale(LossScale):
     def get_loss_scale(
         self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
     ) -> tuple[list[str], list[float]]:
-        """Cut the context wherever one of the loss scales does."""
+        """Cut the context where any of the loss scales does."""
         spans = cut_context(self._first, 0, context, context_type, is_last_round, **kwargs)
         if context_type is ContextType.RESPONSE:
             for scale in self._others:
@@ -45,7 +45,7 @@ class CombinedLossScale(LossScale):
 
 
 def _multiply(one: Sequence[WeightedSpan], other: Sequence[WeightedSpan]) -> list[WeightedSpan]:
-    """Spans that are cut where either are, with the product of their weights. Both cover the same text."""
+    """Spans that are cut where either list is, with the product of the weights. Both lists cover the same text."""
     product = []
     position = first = second = 0
     while first < len(one) and second < len(other):
@@ -58,17 +58,17 @@ def _multiply(one: Sequence[WeightedSpan], other: Sequence[WeightedSpan]) -> lis
 
 
 def combine(scales: Sequence[LossScale]) -> LossScale:
-    """One loss scale that does what several do together."""
+    """One loss scale that combines several."""
     return scales[0] if len(scales) == 1 else CombinedLossScale(scales)
 
 
 def cut_context(
     scale: LossScale, start: int, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
 ) -> list[WeightedSpan]:
-    """Ask a loss scale for the context that begins at `start`, check its answer, and return spans that cover it.
+    """Ask a loss scale for the weights of the context that begins at `start`, check them, and return them as spans.
 
     Raises:
-        UserError: The parts do not join to the context, or do not have one finite number each as weight.
+        UserError: The parts do not add up to the context, or a part does not have exactly one finite weight.
     """
     parts, weights = scale.get_loss_scale(context, context_type, is_last_round, **kwargs)
     name = f"loss scale {type(scale).__name__}"
@@ -94,18 +94,18 @@ def cut_context(
 def lay_weights(
     rendered: Rendered, loss_scale: LossScale, messages: Sequence[dict[str, Any]] = ()
 ) -> list[WeightedSpan]:
-    """Spans that cover a rendering, with the weight of their characters.
+    """Assign a weight to every character of a rendering, as spans.
 
-    A message's `loss: false` leaves its turn out, `loss: true` trains it (with the loss scale's weights, or with 1
-    where those leave it out whole), and `loss_scale` multiplies the weights of its turn.
+    A message's `loss: false` excludes its turn from training, `loss: true` trains it (with the loss scale's weights, or
+    with 1 if these are all 0), and `loss_scale` multiplies the weights of its turn.
 
     Args:
         rendered: The text and its segments.
-        loss_scale: Is asked for every segment but suffixes, which have the weight of their response's last character.
-        messages: The row's messages, which the segments' `message_index` counts.
+        loss_scale: Asked for every segment except suffixes, which get the weight of their response's last character.
+        messages: The row's messages; the segments' `message_index` refers to them.
 
     Raises:
-        UserError: The loss scale's parts do not join to the context, or a weight is not a number.
+        UserError: The loss scale breaks its contract.
     """
     spans: list[WeightedSpan] = []
     response_weight = 0.0
@@ -124,7 +124,7 @@ def lay_weights(
 
 
 def _apply_message(cut: list[WeightedSpan], message: dict[str, Any]) -> list[WeightedSpan]:
-    """The weights of a turn after its message's own `loss` and `loss_scale`."""
+    """Apply a message's own `loss` and `loss_scale` to the weights of its turn."""
     loss, factor = message.get("loss"), message.get("loss_scale")
     if loss is None and factor is None:
         return cut
@@ -135,10 +135,10 @@ def _apply_message(cut: list[WeightedSpan], message: dict[str, Any]) -> list[Wei
 
 
 def token_weights(starts: np.ndarray, spans: Sequence[WeightedSpan]) -> np.ndarray:
-    """Carry weights from characters to tokens: a token has the weight of its first character.
+    """Map weights from characters to tokens: a token gets the weight of its first character.
 
     Args:
-        starts: `(N,)` the position of each token's first character in the text.
+        starts: `(N,)` positions of each token's first character.
         spans: Spans that cover the text, in order.
 
     Returns:
@@ -146,6 +146,6 @@ def token_weights(starts: np.ndarray, spans: Sequence[WeightedSpan]) -> np.ndarr
     """
     filled = [span for span in spans if span.start < span.end] or [WeightedSpan(0, 1, 0.0)]
     weights = np.array([span.weight for span in filled], dtype=np.float32)
-    # The last end is left out: a token that stands for no character at the very end of the text has the last weight.
+    # Without the last end: a token after the last character of the text gets the last weight.
     ends = np.array([span.end for span in filled[:-1]], dtype=np.int64)
     return weights[ends.searchsorted(starts, side="right")]

@@ -17,7 +17,7 @@ _PLAIN_LEGEND = "⟦text⟧ trains with weight 1, ⟦0.5× text⟧ with another;
 
 
 def to_text(rows: Sequence[PreviewRow], notes: Sequence[str], color: bool) -> str:
-    """Notes, a legend, and the rows with their counts; what trains has colours, or brackets where there are none."""
+    """Notes, a legend, and the rows with their counts; trained tokens are coloured, or bracketed without colour."""
     file = StringIO()
     console = Console(
         file=file, force_terminal=color, color_system="truecolor" if color else None, width=10**6, highlight=False
@@ -45,9 +45,9 @@ def to_text(rows: Sequence[PreviewRow], notes: Sequence[str], color: bool) -> st
 
 
 def to_html(rows: Sequence[PreviewRow], notes: Sequence[str]) -> str:
-    """A page in one file: nothing is loaded from elsewhere, and all that comes from data is escaped.
+    """A self-contained page in which everything that comes from the data is escaped.
 
-    A token shows its id, weight and segment when it is pointed at.
+    The tooltip of a token shows its id, weight and segment.
     """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("swiftplug.preview") / "preview.html.jinja").read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ def to_html(rows: Sequence[PreviewRow], notes: Sequence[str]) -> str:
 
 
 def to_json(rows: Sequence[PreviewRow]) -> str:
-    """A list with an object per row: what `PreviewRow` has, and its counts."""
+    """A list with one object per row: the attributes of `PreviewRow`, and its counts."""
     objects = [asdict(row) | {"counts": {f"{weight:g}": count for weight, count in row.counts.items()}} for row in rows]
     return "[" + ",\n".join(json.dumps(each, ensure_ascii=False) for each in objects) + "]"
 
@@ -67,7 +67,7 @@ def _weights(rows: Sequence[PreviewRow]) -> list[float]:
 
 
 def _background(weight: float) -> str:
-    """The colour of a weight: none for 0, greens up to 1, orange to red above, blues below 0."""
+    """The colour of a weight: none for 0, green up to 1, orange to red above 1, blue below 0."""
     if weight == 0:
         return ""
     if weight < 0:
@@ -98,7 +98,7 @@ def _body(row: PreviewRow, color: bool) -> Text:
     pairs = zip(row.weights, row.tokens, strict=True)
     if color:
         for place, (weight, token) in enumerate(pairs):
-            # Every other token is underlined, to show where neighbours of one weight meet.
+            # Every other token is underlined, to separate neighbours of the same weight.
             body.append(_visible(token), style=_style(weight) + (" underline" if place % 2 and weight else ""))
         return body
     for weight, group in groupby(pairs, key=lambda pair: pair[0]):
@@ -109,7 +109,7 @@ def _body(row: PreviewRow, color: bool) -> Text:
 
 
 def _visible(text: str) -> str:
-    """A text with control characters, which could steer a terminal, written as escapes."""
+    """Escape control characters, which could change the terminal."""
     return "".join(
         letter if letter in "\n\t" or letter.isprintable() or ord(letter) > 0x9F else f"\\x{ord(letter):02x}"
         for letter in text

@@ -6,7 +6,7 @@ from typing import Literal
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import RowError
-from swiftplug.data.read.rows import to_conversation
+from swiftplug.data.read.formats import to_conversation
 from swiftplug.data.read.sources import concatenate, open_source
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
@@ -20,16 +20,15 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
 
     Args:
         config: The config of the run; its model's weights are not loaded.
-        rows: How many rows of the dataset to show.
-        format: `text`, `html` (a page of its own), or `json`: a list with, for each row, `input_ids`, `tokens`,
-            `weights`, `segments`, and what else `PreviewRow` has.
-        color: Whether to colour a text.
+        rows: Number of rows to show.
+        format: `text`, `html` (a self-contained page), or `json` (a list with the attributes of each `PreviewRow`).
+        color: Whether to use colours in `text`.
 
     Returns:
         The preview.
 
     Raises:
-        UserError: Something is wrong with the config or the data.
+        UserError: The config or the data is invalid.
     """
     opened = set_up(config)
     plugins, options = opened.plugins, config.data

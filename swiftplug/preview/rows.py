@@ -1,4 +1,4 @@
-"""Rows as a preview shows them: the text of each token, its weight, and the segments they stand in."""
+"""The rows of a preview: the text and weight of each token, and the segments."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ class PreviewSegment:
 
     Attributes:
         type: Its context type.
-        text: Its text, as far as the row shows it.
-        first_token: The first token that begins in it.
-        end_token: One past the last token that begins in it.
+        text: The part of its text that is in the row.
+        first_token: The first token that starts in it.
+        end_token: One past the last token that starts in it.
         is_last_round: Whether it belongs to the last round.
     """
 
@@ -32,17 +32,17 @@ class PreviewSegment:
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """A row as the model will see it, or why it will not.
+    """A row as the model will see it, or the reason why it will not.
 
     Attributes:
-        origin: Where it was read.
+        origin: Where it was read from.
         input_ids: Its token ids.
-        tokens: The text of each token. Joined they are the text, with the special tokens that a tokenizer adds to
-            plain texts. Of several tokens that make up one character, the first has it.
+        tokens: The text of each token. Joined, they give the text, with the special tokens that a tokenizer adds to
+            plain texts. If several tokens form one character, the first has it.
         weights: The weight of each token.
         segments: Its segments.
-        dropped: Why the row is left out; None for one that is used.
-        note: What was done to the row, or an empty text.
+        dropped: Why the row is left out; None if it is used.
+        note: How the row was changed, or an empty string.
     """
 
     origin: str
@@ -55,17 +55,17 @@ class PreviewRow:
 
     @property
     def counts(self) -> dict[float, int]:
-        """How many tokens there are of each weight, lightest first."""
+        """The number of tokens of each weight, by ascending weight."""
         return dict(sorted(Counter(self.weights).items()))
 
     @property
     def trained(self) -> int:
-        """How many tokens train."""
+        """The number of tokens with a weight other than 0."""
         return sum(weight != 0 for weight in self.weights)
 
     @property
     def token_types(self) -> list[str]:
-        """The type of the segment that each token begins in."""
+        """The type of the segment in which each token starts."""
         types = ["other"] * len(self.tokens)
         for segment in self.segments:
             types[segment.first_token : segment.end_token] = [segment.type] * (segment.end_token - segment.first_token)
@@ -73,7 +73,7 @@ class PreviewRow:
 
 
 def preview_rows(conversation: Conversation, encoder: RowEncoder) -> list[PreviewRow]:
-    """A conversation as the encoder encodes it: one row, or several where it is split.
+    """Preview one conversation: as one row, or several if it is split.
 
     Raises:
         RowError: The row cannot be rendered.
@@ -87,9 +87,9 @@ def preview_rows(conversation: Conversation, encoder: RowEncoder) -> list[Previe
     parts = encoder.cut(length)
     dropped = None if parts else f"{TOO_LONG}: {lengths}"
     notes = [f"{encoder.too_long}: {lengths}"] if parts and length > max_length else []
-    if row.rendered.dropped:
-        messages = ", ".join(str(index + 1) for index in row.rendered.dropped)
-        notes.append(f"the chat template leaves out a part of message {messages}")
+    if row.rendered.shortened:
+        messages = ", ".join(str(index + 1) for index in row.rendered.shortened)
+        notes.append(f"the chat template leaves out part of message {messages}")
     tokens = _token_texts(row, encoder.tokenizer)
     weights = [float(f"{weight:.6g}") for weight in row.weights]
     return [
@@ -109,7 +109,7 @@ def preview_rows(conversation: Conversation, encoder: RowEncoder) -> list[Previe
 def _token_texts(row: WeighedRow, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     text, starts = row.rendered.text, row.starts
     bounds = np.maximum.accumulate([*starts, len(text)])
-    bounds[0] = 0  # what no token stands for is shown with the one before it
+    bounds[0] = 0  # text without a token is shown with the token before it
     texts = [text[start:end] for start, end in pairwise(np.minimum(bounds, len(text)))]
     special = set(tokenizer.all_special_ids)
     for place in range(len(texts) - 1, -1, -1):
@@ -121,7 +121,7 @@ def _token_texts(row: WeighedRow, tokenizer: PreTrainedTokenizerBase) -> list[st
 
 
 def _segments(row: WeighedRow, part: slice) -> list[PreviewSegment]:
-    """The segments of a row, as far as they reach into a part of its tokens."""
+    """The segments of a row, cut to a part of its tokens."""
     text, length = row.rendered.text, len(row.input_ids)
     first = int(row.starts[part.start]) if part.start else 0
     last = int(row.starts[part.stop]) if part.stop < length else len(text) + 1

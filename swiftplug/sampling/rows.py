@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError, RowOrigin
-from swiftplug.data.read.rows import to_conversation
+from swiftplug.data.read.formats import to_conversation
 from swiftplug.data.read.sources import Source
 
 REFERENCE = "reference"

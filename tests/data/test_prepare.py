@@ -225,7 +225,7 @@ def test_long_texts_are_tokenized_few_at_a_time(
     rows = [{"text": "x" * length} for length in (5, 30, 3, 3, 3, 40, 1)] + [{"text": ""}]
     path = write_jsonl(rows)
     whole = prepare(path, task="pt")
-    monkeypatch.setattr("swiftplug.data.encode.CHARACTERS", 10)
+    monkeypatch.setattr("swiftplug.data.encode.BATCH_CHARACTERS", 10)
     parts = prepare(path, task="pt", cache_dir=str(tmp_path / "other"))
     assert parts.train.with_format(None)[:] == whole.train.with_format(None)[:]
     assert parts.report == whole.report

@@ -89,7 +89,7 @@ def test_a_stripping_template_is_followed_and_a_faithful_one_too(tokenizer: PreT
     assert _texts(faithful, ContextType.RESPONSE) == ["\n a ", "b\n\n"]
     assert _texts(faithful, ContextType.QUERY) == [" q \n", "r"]
     assert _texts(faithful, ContextType.SYSTEM) == ["\ts "]
-    assert stripped.dropped == faithful.dropped == []
+    assert stripped.shortened == faithful.shortened == []
 
 
 def test_a_half_stripping_template_is_followed(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -106,7 +106,7 @@ def test_dropped_thinking_is_reported_and_kept_thinking_is_part_of_the_answer(
     conversation.messages[-1]["reasoning_content"] = "now"
     rendered = ChatRenderer(tokenizer).render(conversation)
     assert _texts(rendered, ContextType.RESPONSE) == ["a", "<think>\nnow\n</think>\n\nb"]
-    assert rendered.dropped == [1]
+    assert rendered.shortened == [1]
 
 
 def test_a_system_message_merged_into_the_query_keeps_its_type(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -205,7 +205,7 @@ def test_an_answer_that_is_left_out_with_its_turn_is_reported_and_one_whose_turn
     rendered = ChatRenderer(tokenizer).render(conversation)
     assert _texts(rendered, ContextType.QUERY) == ["r"]
     assert _texts(rendered, ContextType.RESPONSE) == ["a"]
-    assert rendered.dropped == [0, 1]
+    assert rendered.shortened == [0, 1]
     tokenizer.chat_template = CHATML.replace("{{ m.content }}", "{{ m.content if loop.index0 != 1 }}")
     with pytest.raises(RowError, match="leaves out all of an answer"):
         ChatRenderer(tokenizer).render(conversation)

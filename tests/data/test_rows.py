@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
-from swiftplug.data.read.rows import to_conversation
+from swiftplug.data.read.formats import to_conversation
 
 ORIGIN = RowOrigin("data.jsonl", 7)
 USER = {"role": "user", "content": "你好 👋"}
@@ -161,7 +161,11 @@ def test_pt_needs_no_answer() -> None:
         ({"messages": [{"role": ["user"], "content": ""}]}, "unknown role", "['user']"),
         ({"messages": [{"role": "user", "content": 3}, ANSWER]}, "a content is not text", "message 1 is a number"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, "not text", "'image_url'"),
-        ({"messages": [{"role": "user", "content": "\ud83d"}, ANSWER]}, "half a character", "message 1 has '\\ud83d'"),
+        (
+            {"messages": [{"role": "user", "content": "\ud83d"}, ANSWER]},
+            "unpaired surrogate",
+            "message 1 has '\\ud83d'",
+        ),
         ({"messages": [USER]}, "no answer", "'user'"),
         ({"prompt": "q"}, "no answer", "'user'"),
         ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "the answer is empty", ""),

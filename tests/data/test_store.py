@@ -199,7 +199,7 @@ def test_a_worker_that_dies_is_reported(bench: Bench) -> None:
     process = bench.start(env={"DEADLY": "1"}, num_proc=2)
     process.join()
     assert process.exitcode == 2
-    assert bench.error.read_text() == "data.num_proc: one of 2 processes died, perhaps for lack of memory"
+    assert bench.error.read_text() == "data.num_proc: one of 2 processes died, possibly out of memory"
     assert bench.entries() == []
 
 

@@ -1,11 +1,11 @@
-"""The bounds of each answer in a rendering: where it starts, where its end-of-turn token starts, where that ends.
+"""Locate each answer in a rendering: its start, its end, and the end of its end-of-turn token.
 
-An answer starts where the generation prompt ends, as a model that is asked to answer would start it; a thinking tag
-that the generation prompt opens still belongs to the answer. It ends with the end-of-turn token: what the template
-writes after an answer, before anything that depends on what follows.
+An answer starts where the generation prompt ends, as in generation; a thinking tag that the generation prompt opens
+still belongs to the answer. It ends with the end-of-turn token: what the template writes after an answer, before
+anything that depends on what follows.
 
-What a template writes around answers is learned from one small conversation (`TurnFormat`). Where a template writes an
-answer otherwise, the conversation is cut off before or after that answer and rendered again.
+What a template writes around answers is learned from one small conversation (`TurnFormat`). Where an answer is written
+differently, the conversation is cut off before or after that answer and rendered again.
 """
 
 import re
@@ -33,7 +33,7 @@ class Apply(Protocol):
 
 
 class Answer(NamedTuple):
-    """An answer's place in the rendering: its text, and after it, up to `suffix_end`, the end-of-turn token."""
+    """The place of an answer in the rendering: its text, and from `end` to `suffix_end` the end-of-turn token."""
 
     message: int
     start: int
@@ -42,13 +42,13 @@ class Answer(NamedTuple):
 
 
 class TurnFormat(NamedTuple):
-    """What a template writes around a plain answer; empty texts where that is unknown.
+    """What a template writes around a plain answer; empty strings if that is unknown.
 
     Attributes:
-        prompt: What stands between the user's text and the answer, as far as a generation prompt gives it.
-        header: The part of `prompt` that opens the answer's turn; empty where a template knows no generation prompt.
-        generation_prompt: What asking for a generation prompt adds, with any thinking tag.
-        closing: What closes the turn when another follows, without the white space at its end.
+        prompt: The text between the user's text and the answer, as far as a generation prompt gives it.
+        header: The part of `prompt` that opens the answer's turn; empty if the template has no generation prompt.
+        generation_prompt: The text that `add_generation_prompt` adds, including any thinking tag.
+        closing: The text that closes the turn when another follows, without trailing white space.
     """
 
     prompt: str = ""
@@ -62,8 +62,8 @@ def learn_turn_format(apply: Apply, has_system: bool, in_parts: bool) -> TurnFor
 
     Args:
         apply: Renders messages.
-        has_system: Whether to begin with a system message, for templates that need one.
-        in_parts: Whether contents are lists of parts, for templates that need those.
+        has_system: Whether to begin with a system message, for templates that require one.
+        in_parts: Whether contents are lists of parts, for templates that require those.
     """
 
     def message(role: str, text: str) -> Messages:
@@ -96,9 +96,9 @@ class AnswerFinder:
     Args:
         messages: The conversation.
         text: Its rendering.
-        occurrences: Where its texts stand, in the order of the rendering.
+        occurrences: The places of its texts, in the order of the rendering.
         apply: Renders messages with the same template and tools.
-        turn: What the template writes around a plain answer.
+        turn: The text around a plain answer.
     """
 
     def __init__(
@@ -111,10 +111,10 @@ class AnswerFinder:
         self._turn = turn
 
     def find(self) -> list[Answer]:
-        """The answers in order, without those that the template leaves out along with their turn.
+        """The answers in order, without those that the template omits along with their turn.
 
         Raises:
-            RowError: If one cannot be located for certain.
+            RowError: An answer cannot be located with certainty.
         """
         answers: list[Answer] = []
         for index, message in enumerate(self._messages):
@@ -132,7 +132,7 @@ class AnswerFinder:
             if self._occurrences[place : place + len(own)] != own or len({one.field for one in own}) != len(own):
                 raise RowError(ANSWER_NOT_LOCATED, f"the template scatters message {index + 1}")
         elif not any(field.text.strip() for field in text_fields([self._messages[index]])):
-            # Nothing was answered, or only calls that hold no text.
+            # The answer is empty, or only has calls without text.
             before = [occurrence for occurrence in self._occurrences if occurrence.field.message < index]
             following = [occurrence for occurrence in self._occurrences if occurrence.field.message > index]
         elif self._is_left_out(index):
@@ -153,13 +153,13 @@ class AnswerFinder:
         raise RowError(ANSWER_NOT_LOCATED, f"message {index + 1}")
 
     def _header_length(self, index: int, gap: str, last: Occurrence, own: Sequence[Occurrence]) -> int | None:
-        """How much of what the template writes before an answer's first text precedes the answer; None if unknown.
+        """The length of the part of `gap` that precedes the answer; None if unknown.
 
         Args:
             index: The answer's message.
-            gap: What is written between the text before the answer and its own first text.
-            last: The text before the answer.
-            own: The answer's own texts; none where it is empty.
+            gap: The text between the last text before the answer and the answer's own first text.
+            last: The last text before the answer.
+            own: The answer's own texts; none if it is empty.
         """
         prompt, header, _, closing = self._turn
         if own and header and gap.startswith(prompt) and index and self._messages[index - 1]["role"] == "user":
@@ -173,13 +173,13 @@ class AnswerFinder:
         return len(written) if written is not None and gap.startswith(written) else None
 
     def _close(self, index: int, start: int, last: Occurrence, next_start: int) -> Answer:
-        """The answer, once its start is known: finds what closes its turn.
+        """The answer that starts at `start`, with the end-of-turn token that closes it.
 
         Args:
-            index: Its message.
-            start: Where it starts.
+            index: The answer's message.
+            start: The start of the answer.
             last: Its last text, or the last text before it.
-            next_start: Where the next text of the conversation starts.
+            next_start: The start of the conversation's next text.
         """
         closing = self._turn.closing
         end = max(start, last.end)
@@ -202,20 +202,17 @@ class AnswerFinder:
         return Answer(index, start, end + _end_of_turn(tail, closing), end + len(tail))
 
     def _ends_with(self, index: int, last: Occurrence) -> bool:
-        """Whether a message ends with its last located text, and not with a call whose arguments are numbers, say."""
+        """Whether a message ends with its last located text, and not for example with a call with only numbers."""
         calls = self._messages[index].get("tool_calls")
         return not calls or (last.field.message == index and last.field.path[:2] == ("tool_calls", len(calls) - 1))
 
     def _written_after(self, last: Occurrence, length: int, generation_prompt: bool = False) -> str | None:
-        """What the template writes after the last text of the first messages, when nothing but an answer may follow.
+        """The text after the last text of the first messages, as written when an answer follows; None if unknown.
 
         Args:
             last: The text that is expected to be the last one.
             length: The number of messages.
             generation_prompt: Whether to include the generation prompt, up to a thinking tag.
-
-        Returns:
-            None where it is unknown.
         """
         messages = self._messages[:length]
         apply = partial(self._apply, generation_prompt=True)
@@ -234,17 +231,17 @@ class AnswerFinder:
         return _without_thinking(tail) if generation_prompt else tail.rstrip()
 
     def _is_left_out(self, index: int) -> bool:
-        """Whether the template renders the conversation alike without the message."""
+        """Whether the rendering is the same without the message."""
         try:
             return self._apply(self._messages[:index] + self._messages[index + 1 :]) == self._text
         except RowError:
             return False
 
     def _within_turns(self, occurrences: Sequence[Occurrence]) -> list[Occurrence]:
-        """The occurrences without those that may stand away from their message's turn.
+        """The occurrences without those that may be outside their message's turn.
 
-        An empty content beside calls may stand after their results; and where a template writes a result, it may write
-        the name of its call again.
+        An empty content of a message with calls may be written after their results, and a template may write the name
+        of a call again with its result.
         """
         kept: list[Occurrence] = []
         for occurrence in occurrences:
@@ -256,7 +253,7 @@ class AnswerFinder:
 
 
 def _common_start(one: str, other: str) -> str:
-    """The common start of two texts, which ends within no special token (`<|im_end|>`) that one of them completes."""
+    """The common start of two texts; it does not end inside a special token (`<|im_end|>`) of either."""
     length = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
     for text in (one, other):
         for token in _SPECIAL_TOKEN.finditer(text):
@@ -266,17 +263,17 @@ def _common_start(one: str, other: str) -> str:
 
 
 def _without_thinking(prompt: str) -> str:
-    """A prompt up to the thinking tag that it opens, if it does."""
+    """A prompt up to its thinking tag, if it has one."""
     tag = _THINKING_TAG.search(prompt)
     return prompt[: tag.start()] if tag else prompt
 
 
 def _end_of_turn(tail: str, closing: str) -> int:
-    """Where the end-of-turn token begins in what follows an answer's last text; the length of that where there is none.
+    """The start of the end-of-turn token in `tail`, the text after an answer's last text; its length if there is none.
 
     Args:
-        tail: That text, up to and including the end-of-turn token.
-        closing: What closes a plain answer's turn, or an empty text.
+        tail: The text, up to and including the end-of-turn token.
+        closing: The text that closes a plain answer's turn, or an empty string.
     """
     if not closing:
         return len(tail)

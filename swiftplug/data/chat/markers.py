@@ -1,12 +1,12 @@
 """Find where a chat template writes the texts of a conversation, by rendering it again with markers.
 
-A marker is a rare character that occurs nowhere in the conversation. Each text gets one at both ends (here ◀ and ▶):
+A marker is a rare character that does not occur in the conversation. Each text gets one at both ends (here ◀ and ▶):
 
     messages     user: "◀Hi▶", assistant: "◀Hello▶"
     rendering    <|user|>◀Hi▶<|end|><|assistant|>◀Hello▶<|end|>
 
-This shows where the texts stand only if it is, without its markers, the true rendering: a template may strip a text, or
-take another branch because of a marker. Then the markers move inwards, past white space and then past tags, and at last
+The result counts only if removing the markers gives the true rendering. It may not: a template may strip a text, or
+take another branch because of a marker. Then the markers move inwards, past white space and then past tags, and finally
 one text is marked at a time.
 """
 
@@ -21,7 +21,7 @@ Messages = list[dict[str, Any]]
 Path = tuple[str | int, ...]
 
 NOT_LOCATED = "cannot locate a message in what the chat template writes"
-# CJK ideographs of extension B: printable, so that no `repr` escapes them, and without case or white space.
+# CJK ideographs of extension B: printable, so `repr` does not escape them, and neither cased nor white space.
 _RARE = range(0x20000, 0x2A6DE)
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _TAG = r"(?:<[^<>]*>|\[[^\[\]]*\])"
@@ -30,7 +30,7 @@ _TRAILING_TAG = re.compile(rf"{_TAG}\Z")
 
 
 class Field(NamedTuple):
-    """A text of a message: the keys and indices in `path` lead to it."""
+    """A text in a message; `path` is the keys and indices that lead to it."""
 
     number: int
     message: int
@@ -44,9 +44,9 @@ class Field(NamedTuple):
 
 
 class Occurrence(NamedTuple):
-    """A stretch of the rendering where a field stands.
+    """A place of a field in the rendering.
 
-    Where the template drops the start of the text, such as thinking, it is empty and not whole.
+    If the template omits the start of the text, such as thinking, the occurrence is empty and not whole.
     """
 
     start: int
@@ -56,9 +56,9 @@ class Occurrence(NamedTuple):
 
 
 def text_fields(messages: Messages) -> list[Field]:
-    """The texts of messages that a template may write: contents, reasoning, and the strings in calls' arguments.
+    """The texts of messages that a template may write: contents, reasoning, and the strings in the arguments of calls.
 
-    A call without any has its name instead.
+    For a call without such strings, it is the call's name.
     """
     found: list[tuple[int, Path, str]] = []
     for index, message in enumerate(messages):
@@ -77,7 +77,7 @@ def text_fields(messages: Messages) -> list[Field]:
 
 
 def locate(messages: Messages, text: str, render: Callable[[Messages], str]) -> list[Occurrence]:
-    """Where each text of a conversation is in its rendering.
+    """Locate each text of a conversation in its rendering.
 
     Args:
         messages: The conversation.
@@ -85,17 +85,16 @@ def locate(messages: Messages, text: str, render: Callable[[Messages], str]) -> 
         render: Renders messages with the same template and tools.
 
     Returns:
-        Occurrences in the order of the rendering. A field that the template leaves out has none, one that it writes
-        twice has two.
+        Occurrences in the order of the rendering: none for a field that the template omits, two if it is written twice.
 
     Raises:
-        RowError: If no markers prove where a text stands.
+        RowError: A text cannot be located with certainty.
     """
     fields = text_fields(messages)
     return _Locator(messages, fields, text, render).locate() if fields else []
 
 
-# Which part of a text, from its start to its end, is put between markers.
+# Returns the start and end of the part of a text that is put between markers.
 Core = Callable[[str], tuple[int, int]]
 
 
@@ -120,7 +119,7 @@ _CORES: tuple[Core, ...] = (_whole, _inside_space, _inside_tags)
 
 
 class _Locator:
-    """Renders one conversation with markers until it is known where each of its fields stands."""
+    """Renders a conversation with markers until all its fields are located."""
 
     def __init__(
         self, messages: Messages, fields: Sequence[Field], text: str, render: Callable[[Messages], str]
@@ -142,7 +141,7 @@ class _Locator:
             if found is not None and core is _whole:
                 return sorted(found)
             if found is not None:
-                # What lies outside the markers is not proven, so texts with such edges are located one by one.
+                # This does not prove what is outside the markers, so texts with such ends are located one by one.
                 located = [one for one in found if core(one.field.text) == _whole(one.field.text)]
                 break
         known = {one.field for one in located}
@@ -152,7 +151,7 @@ class _Locator:
         return sorted(located)
 
     def _find(self, fields: Sequence[Field], core: Core) -> list[Occurrence] | None:
-        """Where fields stand, by one rendering with markers; None where it proves nothing."""
+        """Locate fields by one rendering with markers; None if it proves nothing."""
         marked = list(self._messages)
         for field in fields:
             text, (start, end) = field.text, core(field.text)
@@ -183,7 +182,7 @@ class _Locator:
         return occurrences
 
     def _find_alone(self, field: Field) -> list[Occurrence]:
-        """Where a field stands, by the first markers that prove something."""
+        """Locate one field, with the first kind of markers that proves something."""
         for core in _CORES:
             start, end = core(field.text)
             if start < end or core is _whole:
@@ -195,7 +194,7 @@ class _Locator:
         return []
 
     def _with_tags(self, inner: Occurrence) -> Occurrence:
-        """An occurrence that was marked inside its tags, with the tags."""
+        """Extend an occurrence that was marked inside its tags to include the tags."""
         text = inner.field.text
         start, end = _inside_tags(text)
         outer_start, outer_end = _inside_space(text)
@@ -215,7 +214,7 @@ def _strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _with_text(value: Any, path: Path, text: str) -> Any:
-    """A copy of nested lists and dictionaries with another text at a path."""
+    """A copy of nested lists and dictionaries with the text at a path replaced."""
     if not path:
         return text
     copy = value.copy()

@@ -1,16 +1,16 @@
-"""From a conversation to its text and segments: exactly what the chat template writes, and what each stretch of it is.
+"""From a conversation to its text and segments: the exact output of the chat template, and the type of each part.
 
-For the messages `Hi` and `Hello` a template may write:
+For the messages `Hi` and `Hello`, a template may write:
 
     <|user|>Hi<|end|><|assistant|>Hello<|end|>
     other   ^ other               ^    ^
             query                 |    suffix, the end-of-turn token
                                   response, from where the generation prompt ends
 
-No template is parsed. The text is what the tokenizer gives for the whole conversation. Rendering again with markers
-shows where contents stand (`markers`), and a few small conversations show what the template writes around answers
-(`answers`). Both are done once for a sequence of roles: the next such conversation is compared with what the template
-wrote around the contents of the first (`segments.Layout`). What cannot be located is refused, never guessed.
+Templates are not parsed. The text is the tokenizer's output for the whole conversation. Rendering it again with markers
+shows where the contents are (`markers`), and a few small conversations show what the template writes around answers
+(`answers`). Both are done once per sequence of roles: later conversations with the same roles reuse the result
+(`segments.Layout`). If an answer cannot be located with certainty, the row is refused.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ _TYPES = {
 
 
 class ChatRenderer:
-    """Renders conversations with one tokenizer's chat template, and remembers what it learned of the template.
+    """Renders conversations with a tokenizer's chat template, and remembers what it learned about the template.
 
     Args:
         tokenizer: A tokenizer with a chat template.
@@ -51,22 +51,19 @@ class ChatRenderer:
         self._layouts: dict[tuple[str, ...], Layout] = {}
 
     def render(self, conversation: Conversation) -> Rendered:
-        """The text that `apply_chat_template` gives for the whole conversation, and segments that cover it.
+        """Render a conversation with `apply_chat_template`, and cut the text into segments.
 
         Raises:
-            RowError: If the template raises, or if an answer cannot be located for certain.
+            RowError: The template raises, or an answer cannot be located with certainty.
         """
         return self._segmented(*self._write(conversation))
 
     def render_all(self, conversations: Sequence[Conversation], whole: bool) -> list[Rendered | RowError]:
-        """Render many, which is quicker than one by one.
+        """Render a batch of conversations; one that cannot be rendered is replaced by its error.
 
         Args:
             conversations: Rows with messages.
-            whole: Whether each is one response, to train on all of it.
-
-        Returns:
-            As `render`; what cannot be rendered has its error in its place.
+            whole: Whether each text is one response, to train on all of it.
         """
         results: list[Rendered | RowError] = []
         for conversation, written in zip(conversations, self._write_all(conversations), strict=True):
@@ -82,27 +79,20 @@ class ChatRenderer:
         return results
 
     def prompt(self, conversation: Conversation) -> str | None:
-        """What a model is given to write the last answer: all that precedes it, with the generation prompt.
-
-        Returns:
-            The text, or None where the conversation does not end in an answer.
-
-        Raises:
-            RowError: If the template raises.
-        """
+        """The prompt of the last answer, with the generation prompt; None if the last message is not an answer."""
         turns, _ = self._write(conversation)
         if len(turns.messages) < 2 or turns.roles[-1] != "assistant":
             return None
         return self._apply(turns.tools, turns.messages[:-1], generation_prompt=True)
 
     def _write_all(self, conversations: Sequence[Conversation]) -> list[tuple[Turns, str]] | list[None]:
-        """The turns of conversations and their texts; None for all where they must be rendered one by one."""
+        """The turns of conversations and their texts; None for all if they must be rendered one by one."""
         try:
             all_turns = [write_turns(conversation, self._tools_format) for conversation in conversations]
             if conversations and not any(turns.tools for turns in all_turns):
                 texts = self._tokenizer.apply_chat_template([turns.messages for turns in all_turns], tokenize=False)
                 return list(zip(all_turns, texts, strict=True))
-        except Exception:  # whatever it is, the row that raised it raises it again, alone
+        except Exception:  # the row that raised it will raise it again when it is rendered alone
             pass
         return [None] * len(conversations)
 
@@ -122,14 +112,14 @@ class ChatRenderer:
             text = self._tokenizer.apply_chat_template(
                 messages, tools=tools, add_generation_prompt=generation_prompt, tokenize=False
             )
-        except Exception as error:  # a template is a program of its author's: it may raise anything
+        except Exception as error:  # a template is a program and may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RowError("the chat template refuses it", reason) from error
         assert isinstance(text, str)
         return text
 
     def _segmented(self, turns: Turns, text: str) -> Rendered:
-        """A text with its segments: by the layout of these roles where it fits, else by rendering again."""
+        """A text with its segments: from the layout of these roles if it fits, else by rendering again."""
         contents = _plain_contents(turns)
         roles = tuple(turns.roles)
         if contents and roles in self._layouts:
@@ -142,16 +132,16 @@ class ChatRenderer:
             again = self._apply(turns.tools, turns.messages)
             if again == text:
                 raise
-            return self._examine(turns, again, contents)  # the template writes a date, and the day is another one now
+            return self._examine(turns, again, contents)  # the template writes the date, and the day has changed
 
     def _examine(self, turns: Turns, text: str, contents: list[str] | None) -> Rendered:
-        """A text with its segments, found by rendering again; learns the layout of contents."""
+        """A text with its segments, found by rendering again; remembers the layout of these roles."""
         apply = partial(self._apply, turns.tools)
         occurrences = locate(turns.messages, text, apply)
         answers = AnswerFinder(turns.messages, text, occurrences, apply, self._turn_format(turns)).find()
-        dropped = _dropped(turns, occurrences, answers, text)
-        rendered = Rendered(text, _segments(turns, occurrences, answers, text), dropped)
-        if contents and not dropped:
+        shortened = _shortened(turns, occurrences, answers, text)
+        rendered = Rendered(text, _segments(turns, occurrences, answers, text), shortened)
+        if contents and not shortened:
             layout = Layout.learn(rendered, contents, occurrences)
             if layout:
                 self._layouts[tuple(turns.roles)] = layout
@@ -167,7 +157,7 @@ class ChatRenderer:
 
 
 def _plain_contents(turns: Turns) -> list[str] | None:
-    """The contents of messages that are nothing but contents without edges to strip, else None."""
+    """The contents of messages; None if any has other keys, or white space at an end of its content."""
     if turns.tools:
         return None
     contents = []
@@ -180,7 +170,7 @@ def _plain_contents(turns: Turns) -> list[str] | None:
 
 
 def _segments(turns: Turns, occurrences: Sequence[Occurrence], answers: Sequence[Answer], text: str) -> list[Segment]:
-    """Segments of answers and contents in the order of the text, and between them what the template writes."""
+    """The segments of answers and contents in the order of the text, and of the template's text between them."""
     last_user = max((index for index, role in enumerate(turns.roles) if role == "user"), default=0)
     queries, query = [], ""
     for message, role in zip(turns.messages, turns.roles, strict=True):
@@ -214,17 +204,17 @@ def _segments(turns: Turns, occurrences: Sequence[Occurrence], answers: Sequence
     return covering
 
 
-def _dropped(turns: Turns, occurrences: Sequence[Occurrence], answers: Sequence[Answer], text: str) -> list[int]:
-    """The messages of which something that is not white space is missing in the text: a content, thinking, a call."""
+def _shortened(turns: Turns, occurrences: Sequence[Occurrence], answers: Sequence[Answer], text: str) -> list[int]:
+    """Indices of messages of which some text other than white space is missing: content, thinking or a call."""
     whole = {occurrence.field for occurrence in occurrences if occurrence.is_whole}
     written = {answer.message: "".join(text[answer.start : answer.end].split()) for answer in answers}
-    dropped = set()
+    shortened = set()
     for field in text_fields(turns.messages):
         letters = "".join(field.text.split())
         if letters and field not in whole and letters not in written.get(field.message, ""):
-            dropped.add(field.message)
+            shortened.add(field.message)
     for index, message in enumerate(turns.messages):
         for call in message.get("tool_calls", []):
             if call["function"]["name"] not in written.get(index, ""):
-                dropped.add(index)
-    return sorted({turns.sources[index] for index in dropped} - {-1})
+                shortened.add(index)
+    return sorted({turns.sources[index] for index in shortened} - {-1})

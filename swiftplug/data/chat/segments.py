@@ -16,10 +16,10 @@ class Segment(NamedTuple):
     Attributes:
         start: Its first character.
         end: One past its last character. An empty answer is an empty segment.
-        type: What it is.
+        type: Its context type.
         is_last_round: Whether it belongs to the last round, which begins at the last message of the user.
-        query: The content of the user's message or tool result that the segment is, or that the answer follows.
-        message_index: The message it comes from; `TEMPLATE_TEXT` for what the template writes between messages.
+        query: The content of the current question: the last user message or tool result up to this segment.
+        message_index: Index of its message in the row; `TEMPLATE_TEXT` for text between messages.
     """
 
     start: int
@@ -31,26 +31,28 @@ class Segment(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """What the chat template made of a conversation.
+    """A conversation as the chat template renders it.
 
     Attributes:
-        text: Exactly the text of `tokenizer.apply_chat_template(..., tokenize=False)`.
+        text: Exactly the output of `tokenizer.apply_chat_template(..., tokenize=False)`.
         segments: Segments that cover the text, in order.
-        dropped: The messages (by index) that the template leaves out in whole or in part, such as earlier thinking.
+        shortened: Indices of messages that the template omits in whole or in part, such as earlier thinking.
     """
 
     text: str
     segments: list[Segment]
-    dropped: list[int]
+    shortened: list[int]
 
 
 class Layout:
-    """A rendering with its contents taken out, to know the segments of the next conversation of the same roles at once.
+    """A rendering without the message contents.
+
+    It gives later conversations with the same roles their segments without a new search.
 
     Args:
         rendered: The rendering.
         contents: The content of each message.
-        occurrences: Where they stand: all of them, once each and in order.
+        occurrences: The places of all contents, each once and in order.
     """
 
     def __init__(self, rendered: Rendered, contents: Sequence[str], occurrences: Sequence[Occurrence]) -> None:
@@ -59,7 +61,7 @@ class Layout:
         lengths = _lengths(contents)
 
         def without_contents(position: int) -> tuple[int, int]:
-            """How many contents end before a position, and the position without their lengths."""
+            """The number of contents that end before a position, and the position minus their lengths."""
             count = sum(occurrence.end <= position for occurrence in occurrences)
             return count, position - lengths[count]
 
@@ -71,14 +73,14 @@ class Layout:
 
     @classmethod
     def learn(cls, rendered: Rendered, contents: Sequence[str], occurrences: Sequence[Occurrence]) -> Self | None:
-        """The layout of a rendering, or None where contents are written otherwise, or two of them are the same."""
+        """The layout of a rendering; None if the template changes or reorders contents, or two of them are equal."""
         written = [(one.field.message, rendered.text[one.start : one.end]) for one in occurrences]
         if len(set(contents)) < len(contents) or written != list(enumerate(contents)):
             return None
         return cls(rendered, contents, occurrences)
 
     def apply(self, contents: Sequence[str], text: str) -> Rendered | None:
-        """The segments of a text that is this layout around other contents; None for any other text."""
+        """The segments of a text that consists of this layout and these contents; None for any other text."""
         pieces = [""] * (2 * len(contents) + 1)
         pieces[::2] = self._between
         pieces[1::2] = contents

@@ -1,7 +1,7 @@
-"""What the chat template is given: messages, and the tools.
+"""The input of the chat template: messages and tools.
 
-A tools format writes tools, calls and results into the messages as plain text; without one, or where it leaves a row to
-the template, the template writes them itself.
+A tools format writes tools, calls and results into the messages as plain text. Without one, or if it leaves a row to
+the template, the template writes them.
 """
 
 import json
@@ -20,13 +20,13 @@ _PLAIN = {"role", "content"}
 
 
 class Turns(NamedTuple):
-    """What the chat template is given.
+    """The input of the chat template.
 
     Attributes:
-        messages: Messages, without what is for training alone.
+        messages: Messages without the keys that only training uses.
         tools: The tools that are left to the template, or None.
-        sources: For each message the index of the first message of the row that it was made of; -1 for none.
-        roles: For each message that one's role: a tool's result stays one when it becomes the user's turn.
+        sources: For each message, the index of the (first) message of the row that it was made from; -1 for none.
+        roles: For each message, the role in the row: a tool result keeps `tool` when it becomes a user turn.
     """
 
     messages: list[dict[str, Any]]
@@ -36,18 +36,14 @@ class Turns(NamedTuple):
 
 
 def write_turns(conversation: Conversation, tools_format: ToolsFormat | None) -> Turns:
-    """The turns of a conversation, with tools as the tools format writes them.
-
-    Raises:
-        RowError: If a description of a tool has no name.
-    """
+    """The turns of a conversation, with tools as the tools format writes them."""
     messages = [_without_training_keys(message) for message in conversation.messages]
     roles = [message["role"] for message in messages]
     tools = conversation.tools or None
     unchanged = Turns(messages, tools, list(range(len(messages))), roles)
     if tools_format is None or not (tools or "tool" in roles or any("tool_calls" in message for message in messages)):
         return unchanged
-    # A row may have calls but no tools: whether the format writes such rows is known by its answer to an example.
+    # A row may have calls but no tools. Then an example tool shows whether the format leaves rows to the template.
     descriptions = [_description(tool) for tool in tools or [_EXAMPLE_TOOL]]
     prompt = tools_format([description["name"] for description in descriptions], descriptions)
     if prompt is None:
@@ -78,7 +74,7 @@ def write_turns(conversation: Conversation, tools_format: ToolsFormat | None) ->
 
 
 def with_text_arguments(turns: Turns) -> Turns | None:
-    """The turns with the arguments of calls as JSON text, for templates that need it; None where nothing changes."""
+    """The turns with the arguments of calls as JSON text, for templates that need it; None if nothing changes."""
     messages = deepcopy(turns.messages)
     for message in messages:
         for call in message.get("tool_calls", []):
@@ -97,7 +93,7 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 class _PlainToolTurns:
-    """How calls and results are written for a tools format that does not write them itself."""
+    """Writes calls and results for a tools format that has no methods for them."""
 
     def format_calls(self, calls: Sequence[Mapping[str, Any]]) -> str:
         return "\n".join(json.dumps(call, ensure_ascii=False) for call in calls)
@@ -107,14 +103,14 @@ class _PlainToolTurns:
 
 
 def _without_training_keys(message: dict[str, Any]) -> dict[str, Any]:
-    """A message without its nulls and what is for training alone."""
+    """A message without nulls and without the keys that only training uses."""
     if message.keys() == _PLAIN and message["content"] is not None:
         return message
     return {key: value for key, value in message.items() if key not in _TRAINING_KEYS and value is not None}
 
 
 def _description(tool: Any) -> dict[str, Any]:
-    """What describes a tool, its name included."""
+    """The description of a tool, including its name."""
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError("a tool is not described by a JSON object with a name", repr(tool)[:80])

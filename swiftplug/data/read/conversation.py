@@ -1,14 +1,14 @@
-"""A row on its way: as it was read, and as the messages or the text that every task works with."""
+"""The two forms of a row: as it was read, and as the conversation that every task works with."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
 class RowError(Exception):
-    """A row cannot be used; it is counted and left out.
+    """A row cannot be used; it is left out and counted.
 
     Attributes:
-        reason: Why, in words that many rows share: rows are counted by it.
+        reason: Why, in general terms: rows are counted by reason.
         detail: What was found in this row.
     """
 
@@ -23,11 +23,11 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class RowOrigin:
-    """Where a row was read, printed as `file:line`.
+    """Where a row was read from; printed as `file:line`.
 
     Attributes:
         file: The file, hub id or dataset plugin.
-        line: The line in the file (from 1), or the row's number (from 1) where the source has no lines.
+        line: The line in the file, or the number of the row if the source has no lines; from 1.
     """
 
     file: str
@@ -38,7 +38,7 @@ class RowOrigin:
 
 
 class RawRow(NamedTuple):
-    """A row as read: usually a dictionary, but a file may hold anything."""
+    """A row as read: usually a dictionary, but a file may contain anything."""
 
     row: Any
     origin: RowOrigin
@@ -46,15 +46,15 @@ class RawRow(NamedTuple):
 
 @dataclass
 class Conversation:
-    """A row in the one form that is rendered.
+    """A row in the form that is rendered.
 
     Attributes:
-        messages: `role` and `content`, and optionally `reasoning_content`, `tool_calls`, `name`, `tool_call_id`, and
-            for training `loss` (bool) and `loss_scale` (float). Empty for a row of plain text.
-        origin: Where the row was read.
+        messages: Messages with `role` and `content`, and optionally `reasoning_content`, `tool_calls`, `name`,
+            `tool_call_id`, and for training `loss` (bool) and `loss_scale` (float). Empty for a row of plain text.
+        origin: Where the row was read from.
         tools: OpenAI-style descriptions of the tools, or None.
         text: The text of a row without messages (pretraining), or None.
-        columns: Every other column of the row.
+        columns: All other columns of the row.
     """
 
     messages: list[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Files of rows, read one row at a time."""
+"""Read rows from JSON, CSV and Parquet files, one row at a time."""
 
 import csv
 import json
@@ -15,9 +15,9 @@ BOM = b"\xef\xbb\xbf"
 
 
 def read_json(path: Path) -> Iterator[RawRow]:
-    """One object per line, or one list of objects; blank lines are skipped.
+    """Read one object per line, or one list of objects; blank lines are skipped.
 
-    Every line is parsed by itself, so rows may differ in their columns and in the types of them.
+    Every line is parsed on its own, so rows may differ in their columns and types.
 
     Raises:
         UserError: A line is not JSON or not UTF-8.
@@ -36,12 +36,12 @@ def read_json(path: Path) -> Iterator[RawRow]:
 
 
 def read_csv(path: Path) -> Iterator[RawRow]:
-    """Rows of a CSV file whose first line names the columns; all values are text.
+    """Read a CSV file whose first line names the columns; all values are strings.
 
-    A row with more or fewer cells than columns is passed on as a list, which no format of rows is.
+    A row with more or fewer cells than columns becomes a list, which is reported later as an unusable row.
 
     Raises:
-        UserError: The file is not UTF-8, not CSV, or names a column twice.
+        UserError: The file is not UTF-8, not CSV, or has a duplicate column.
     """
     csv.field_size_limit(LONGEST_CELL)
     with path.open("rb") as file:
@@ -61,12 +61,12 @@ def read_csv(path: Path) -> Iterator[RawRow]:
 
 
 def read_parquet(path: Path) -> Iterator[RawRow]:
-    """Rows of a Parquet file, numbered from 1.
+    """Read a Parquet file; its rows are numbered from 1.
 
     Raises:
         UserError: The file is not Parquet.
     """
-    import pyarrow as pa  # these take a second, which reading plain files should not
+    import pyarrow as pa  # these imports take a second, which plain files do not need
     import pyarrow.parquet as pq
     from datasets import Features
 
@@ -90,7 +90,7 @@ READERS = {
 
 
 def without_nulls(value: Any) -> Any:
-    """A value from Arrow without the nulls that it fills in where rows of a column differ in their keys."""
+    """A value from Arrow without the nulls that Arrow adds where the rows of a column have different keys."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -99,7 +99,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def _decode(raw: bytes, path: Path, line: int) -> str:
-    """The text of bytes that begin on a line of the file."""
+    """Decode bytes that begin on the given line of the file."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -109,7 +109,7 @@ def _decode(raw: bytes, path: Path, line: int) -> str:
 
 
 def _parse(text: str, path: Path, line: int) -> Any:
-    """The JSON value of a text that begins on a line of the file."""
+    """Parse JSON text that begins on the given line of the file."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Messages as a row writes them become messages as a chat template reads them."""
+"""Convert the messages of a row to the form that chat templates read."""
 
 import json
 import math
@@ -11,7 +11,7 @@ Messages = list[dict[str, Any]]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-# Which role may follow which; "" is the start, and a system message may only be there.
+# Which role may follow which; "" is the start, the only place for a system message.
 FOLLOWS = {
     "": {"system", "developer", "user"},
     "system": {"user"},
@@ -25,18 +25,17 @@ JSON_TYPES = {dict: "an object", list: "a list", str: "text", bool: "true or fal
 
 
 def parse_messages(value: Any, column: str) -> Messages:
-    """Check a list of messages (or its JSON text) and bring each into one form.
+    """Check a list of messages (or its JSON text), and bring each message into one form.
 
     Args:
-        value: The list, as the row has it.
-        column: Its column, for errors.
+        value: The list as it is in the row.
+        column: The name of its column, for errors.
 
     Returns:
-        Messages with `role` and a text as `content`; what else they have is kept, unless it is null.
+        Messages with `role` and `content` (str), and their other values that are not null.
 
     Raises:
-        RowError: It is no list of messages, or one of them has an unknown role, a content that is not text, or a
-            `loss` or `loss_scale` of the wrong type.
+        RowError: It is not a list of messages, or a message has an unknown role or a value of the wrong type.
     """
     value = parse_json(value, column)
     if not isinstance(value, list):
@@ -45,15 +44,15 @@ def parse_messages(value: Any, column: str) -> Messages:
 
 
 def parse_tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Tool calls in the nested form that chat templates read.
+    """Convert tool calls to the nested form that chat templates read.
 
     Args:
         value: A list (or its JSON text) of `{"function": {"name", "arguments"}}` or of `{"name", "arguments"}`; the
             arguments may be the JSON text of an object, as in OpenAI's format, and become that object.
-        where: Which message, for errors.
+        where: The place of the message, for errors.
 
     Raises:
-        RowError: A call has no name, or arguments that are neither an object nor text.
+        RowError: A call has no name, or its arguments are neither an object nor text.
     """
     value = parse_json(value, "tool_calls")
     calls = []
@@ -69,7 +68,7 @@ def parse_tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
 
 
 def check_turns(messages: Messages) -> None:
-    """Refuse roles that do not take turns: at most one system message first, then user, assistant, and tools."""
+    """Refuse roles out of order: at most one system message first, then user and assistant in turn, with tools."""
     before = ""
     for number, message in enumerate(messages, 1):
         role = message["role"]
@@ -81,16 +80,18 @@ def check_turns(messages: Messages) -> None:
 
 
 def check_encoding(text: str, where: str) -> str:
-    """The text, if UTF-8 can write it: JSON can spell half a surrogate pair, which no tokenizer takes."""
+    """Refuse a text that is not valid Unicode: JSON can spell an unpaired surrogate, which no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RowError("a text holds half a character", f"{where} has {text[error.start]!a}") from None
+        raise RowError(
+            "a text contains an unpaired surrogate (invalid Unicode)", f"{where} has {text[error.start]!a}"
+        ) from None
     return text
 
 
 def parse_json(value: Any, column: str) -> Any:
-    """What a column holds, read from its JSON text where a CSV or a Parquet file had to write it so."""
+    """The value of a column. CSV and Parquet files may hold it as JSON text, which is parsed."""
     if not isinstance(value, str):
         return value
     try:
@@ -100,7 +101,7 @@ def parse_json(value: Any, column: str) -> Any:
 
 
 def describe(value: Any) -> str:
-    """What a JSON value is, in the words of JSON."""
+    """The type of a JSON value, for messages."""
     return "null" if value is None else JSON_TYPES.get(type(value), type(value).__name__)
 
 
@@ -125,7 +126,7 @@ def _parse_message(message: Any, where: str) -> dict[str, Any]:
 
 
 def _join_content(value: Any, where: str) -> str:
-    """The text of a content: a string, null (no text), or a list of text parts, which are joined."""
+    """The text of a content: a string, null (empty), or a list of text parts, which are joined."""
     if value is None or isinstance(value, str):
         return check_encoding(value or "", where)
     if not isinstance(value, list):

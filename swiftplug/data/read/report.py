@@ -1,4 +1,4 @@
-"""What became of the rows of a run: how many were read, used, cut and left out, and why."""
+"""What became of the rows of a run: how many were read, used, cut or left out, and why."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ SUMS = ("rows", "kept", "examples", "truncated", "split", "shortened", "tokens",
 
 @dataclass
 class Dropped:
-    """Rows left out for one reason: how many, and the first of them as `file:line (detail)`."""
+    """Rows that were left out for one reason: their number, and the first few as `file:line (detail)`."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -19,22 +19,22 @@ class Dropped:
 
 @dataclass
 class SplitReport:
-    """The counts of one split, as encoded.
+    """The counts of one encoded split.
 
     Attributes:
         rows: Rows read.
-        kept: Rows that at least one example was made of.
-        examples: Examples made of them; more than the rows kept where long rows were split.
+        kept: Rows that gave at least one example.
+        examples: Examples made from them; more than `kept` if long rows were split.
         truncated: Rows whose end was cut off.
         split: Rows that were split.
         dropped: Rows left out, by reason.
         tokens: Tokens of all examples.
-        trained_tokens: Tokens among them with a weight other than 0.
+        trained_tokens: Those with a weight other than 0.
         longest: Tokens of the longest example.
         shortest_too_long: Tokens of the shortest row that was dropped for its length; None if none was.
         weighted: Whether any weight is neither 0 nor 1.
-        shortened: Rows from which the chat template left something out, earlier thinking for example.
-        packed_rows: Rows of the packed dataset; None where it is not packed.
+        shortened: Rows of which the chat template left something out, such as earlier thinking.
+        packed_rows: Rows of the packed dataset; None if it is not packed.
     """
 
     rows: int = 0
@@ -73,7 +73,7 @@ class SplitReport:
         dropped.examples = (dropped.examples + more.examples)[:EXAMPLES]
 
     def lines(self, name: str) -> list[str]:
-        """The counts of the split of this name as a few lines to print."""
+        """The counts as lines to print; `name` is the name of the split."""
         trained = 100 * self.trained_tokens / max(self.tokens, 1)
         made = "" if self.examples == self.kept else f" as {_plural(self.examples, 'example')}"
         lines = [
@@ -99,10 +99,10 @@ class DataReport:
     """The counts of a run's data.
 
     Attributes:
-        train: Of the training examples.
-        eval: Of the evaluation examples, if there are any.
-        store: The folder that holds the encoded rows.
-        notes: What else the user should know.
+        train: The counts of the training examples.
+        eval: The counts of the evaluation examples, if there are any.
+        store: The folder of the encoded rows.
+        notes: Other messages to the user.
     """
 
     train: SplitReport
@@ -111,7 +111,7 @@ class DataReport:
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The counts as a few lines to print."""
+        """The counts as lines to print."""
         evaluation = self.eval.lines("eval") if self.eval else []
         return [*self.train.lines("train"), *evaluation, f"encoded rows: {self.store}", *self.notes]
 

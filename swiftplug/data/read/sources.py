@@ -1,4 +1,4 @@
-"""What a config calls a dataset: a file, a folder, a hub id or a plugin, opened as a source of rows."""
+"""Open a dataset that a config names: a file, a folder, a hub id or a plugin."""
 
 import hashlib
 import re
@@ -22,12 +22,12 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset that is there, not read yet.
+    """A dataset that exists and is not read yet.
 
     Attributes:
-        name: As the config names it.
-        fingerprint: Changes whenever the rows may.
-        read: Starts over at the first row each time it is called.
+        name: The name in the config.
+        fingerprint: Changes whenever the rows may have changed.
+        read: Reads the rows, from the first one at every call.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Source:
 def open_source(choice: PluginChoice, registry: Registry, where: str = "dataset") -> Source:
     """Find a dataset by its name.
 
-    Tried in this order: a dataset plugin; a file, or a folder laid out like a hub repository; a hub id.
-    `#N` at the end takes the first N rows, `:SUBSET/SPLIT` after a folder or a hub id one part of it (by default
-    the split `train` of the only subset).
+    The name may be, tried in this order, a dataset plugin, a file, a folder laid out like a hub repository, or a hub
+    id. `#N` at the end takes the first N rows. `:SUBSET/SPLIT` after a folder or hub id chooses a part of it, by
+    default the split `train` of the only subset.
 
     Args:
-        choice: The name, and options where it is a plugin.
-        registry: Knows the plugins.
-        where: The key or option that chose it, for errors.
+        choice: The name, and the options of a plugin.
+        registry: Finds plugins.
+        where: The key or option that names the dataset, for errors.
 
     Returns:
         The source. A file's fingerprint is a hash of its content.
@@ -99,7 +99,7 @@ def _open_file(path: Path, where: str) -> Source:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{where}: cannot read {path}: {error.strerror}") from None
-    # The name is part of it, because stored reports name the places of rows.
+    # The name is part of the fingerprint because stored reports contain it.
     return Source(str(path), f"{path}:{digest}", lambda: reader(path))
 
 
@@ -109,19 +109,19 @@ def _open_repository(name: str, location: str, part: str, where: str) -> Source:
     subset, _, split = part.partition("/")
     try:
         loaded = load_dataset(location, name=subset or None, split=split or "train")
-    except Exception as error:  # whatever a file format, a network or the hub may raise: it is about this dataset
+    except Exception as error:  # file formats, the network and the hub raise anything
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where}: cannot load {name!r}: {cause}") from error
     return _open_dataset(name, loaded)
 
 
 def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source:
-    from datasets import Dataset  # takes a second, which reading plain files should not
+    from datasets import Dataset  # takes a second, which plain files do not need
 
     plugin = registry.resolve("dataset", choice, where)
     try:
         loaded = plugin.bound()
-    except Exception as error:  # whatever the plugin may raise
+    except Exception as error:  # a plugin may raise anything
         raise UserError(f"{where}: {plugin.found} failed: {describe_error(error)}") from error
     if not isinstance(loaded, Dataset):
         raise UserError(f"{where}: {plugin.found} returned {type(loaded).__name__}, expected datasets.Dataset")
@@ -137,11 +137,7 @@ def _open_dataset(name: str, loaded: Any) -> Source:
 
 
 def concatenate(sources: Sequence[Source]) -> Source:
-    """One source after another, as one.
-
-    Raises:
-        UserError: On reading: a source has no rows.
-    """
+    """Combine sources, one after the other. Reading raises a `UserError` if one has no rows."""
 
     def read() -> Iterator[RawRow]:
         for source in sources:
@@ -157,20 +153,19 @@ def concatenate(sources: Sequence[Source]) -> Source:
 
 
 def hold_out(source: Source, val_size: float | int, seed: int) -> tuple[Source, Source]:
-    """Split a source in two: what to train on, and rows drawn from it to evaluate on.
+    """Split a source in two: rows to train on, and randomly drawn rows to evaluate on.
+
+    Reading raises a `UserError` if either would be empty.
 
     Args:
-        source: Is read once more than otherwise, to count its rows.
-        val_size: A share of the rows (float) or a number of them (int).
-        seed: The draw follows from it and from the number of rows alone.
-
-    Raises:
-        UserError: On reading: nothing would be held out, or nothing left.
+        source: The source; it is read an additional time to count its rows.
+        val_size: Fraction (float) or number (int) of rows to hold out.
+        seed: The choice depends only on the seed and the number of rows.
     """
 
     @cache
     def held() -> "np.ndarray":
-        import numpy as np  # takes a while, and a sampling run holds nothing out
+        import numpy as np  # takes a while, and sampling never holds rows out
 
         rows = sum(1 for _ in source.read())
         count = round(val_size * rows) if isinstance(val_size, float) else val_size

@@ -1,4 +1,4 @@
-"""Any accepted row becomes a conversation."""
+"""Convert a row of any accepted format to a conversation."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,25 +17,25 @@ from swiftplug.data.read.messages import (
 
 LABELLED = ("a label in place of an answer", "sft trains answers; a label is for classification")
 
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # others are named as ours
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # the other names are the same
 
 
 def to_conversation(
     row: Any, origin: RowOrigin, task: Literal["pt", "sft", "sample"], columns: Mapping[str, str] | None = None
 ) -> Conversation:
-    """Bring a row of any accepted format into the one form that is rendered.
+    """Convert a row of any accepted format to a conversation.
 
-    The first of `FORMATS` whose columns the row has is its format; a `text` is read where there is none, and for `pt`
-    first of all. Of a preference row the preferred answer is trained. `system`, `history` and `tools` go with any.
+    The format of a row is the first of `FORMATS` whose columns it has; else, and for `pt` always, its `text` is used.
+    Of a preference row, the preferred answer is used. Any format may have `system` and `tools`.
 
     Args:
-        row: The row, as JSON has it.
-        origin: Where it was read.
-        task: What it is to be used for: `sft` needs an answer at the end, `sample` a question.
-        columns: Columns to rename first, from the dataset's name to the one known here.
+        row: The row, as parsed from JSON.
+        origin: Where it was read from.
+        task: What it is used for: `sft` needs an answer at the end, `sample` a question.
+        columns: Columns to rename first, from the dataset's name to the one used here.
 
     Returns:
-        The conversation; columns that were not understood are in its `columns`.
+        The conversation; columns of no known meaning are in its `columns`.
 
     Raises:
         RowError: The row cannot be used.
@@ -77,11 +77,11 @@ def _text_conversation(rest: dict[str, Any], origin: RowOrigin, task: str) -> Co
     return Conversation(messages=[], origin=origin, text=text, columns=rest)
 
 
-# The parsers of formats. Each takes the columns it reads out of the row.
+# The parsers of formats. Each removes the columns that it reads from the row.
 
 
 def _parse_sharegpt(rest: dict[str, Any]) -> Messages:
-    """`from` and `value`; turns that already have `role` and `content` are taken as they are."""
+    """Turns with `from` and `value`; those with `role` and `content` are left as they are."""
     turns = parse_json(rest.pop("conversations"), "conversations")
     if isinstance(turns, list):
         turns = [_parse_sharegpt_turn(turn, f"turn {number}") for number, turn in enumerate(turns, 1)]
@@ -99,11 +99,11 @@ def _parse_sharegpt_turn(turn: Any, where: str) -> Any:
 
 
 def _parse_prompt(rest: dict[str, Any]) -> Messages:
-    """A prompt and its completion, or the chosen one of two; each a text or a list of messages."""
+    """A prompt and its completion, or its chosen answer; each a text or a list of messages."""
     prompt = _parse_turns(rest, "prompt", "user")
     answer = _parse_turns(rest, "completion" if rest.get("completion") is not None else "chosen", "assistant")
     if answer and answer[0]["role"] != "assistant":
-        return answer  # the whole conversation, the prompt once more among it
+        return answer  # it is the whole conversation, prompt included
     return _parse_history(rest) + prompt + answer
 
 
@@ -128,7 +128,7 @@ FORMATS: tuple[tuple[set[str], Callable[[dict[str, Any]], Messages]], ...] = (
 
 
 def _parse_turns(rest: dict[str, Any], column: str, role: str) -> Messages:
-    """A column that holds messages, or the text of one by this role."""
+    """A column with a list of messages, or with the text of one message of the given role."""
     value = rest.pop(column, None)
     if value is None:
         return []
@@ -136,7 +136,7 @@ def _parse_turns(rest: dict[str, Any], column: str, role: str) -> Messages:
 
 
 def _parse_history(rest: dict[str, Any]) -> Messages:
-    """Earlier rounds: a list of pairs of a question and its answer."""
+    """Earlier rounds, as pairs of question and answer."""
     messages: Messages = []
     for pair in parse_json(rest.pop("history", None) or [], "history"):
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(each, str) for each in pair)):
@@ -158,7 +158,7 @@ def _parse_tools(value: Any) -> list[Any] | None:
 
 
 def _check_answer(last: dict[str, Any], label: Any) -> None:
-    """Refuse a row that has no answer to train on."""
+    """Refuse a row without an answer to train on."""
     if last["role"] != "assistant":
         if label is not None:
             raise RowError(*LABELLED)
