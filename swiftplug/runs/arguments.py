@@ -1,25 +1,26 @@
-"""What a run hands to its plugins as `args`."""
+"""What a run passes to its plugins as `args`: its config, and its model and tokenizer."""
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from swiftplug.config.schema import RunConfig
+from swiftplug.config.schema import ModelOptions, RunConfig
+from swiftplug.errors import UserError
 from swiftplug.plugin.arguments import RunArguments
-from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.plugin.registry import PluginChoice
 from swiftplug.plugin.tokenizer import set_chat_template
+from swiftplug.runs.folder import MARKER, Marker, is_adapter_run
 from swiftplug.runs.plugins import RunPlugins
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-    from swiftplug.runs.model import RunModel
-
 
 class Arguments(RunArguments):
     """The arguments of a run; see `swiftplug.plugin.RunArguments` for what plugins use of them.
+
+    A run that only scores candidates should not wait for torch: what needs it is imported in the methods.
 
     Attributes:
         plugins: The run's plugins.
@@ -36,29 +37,104 @@ class Arguments(RunArguments):
         self.plugins = plugins
         self.training_args = training_args
         self.notes: list[str] = []
+        self._adapter: str | None = getattr(config, "adapter", None)
+        self._built: torch.nn.Module | None = None  # by a model plugin, together with its tokenizer
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         return self._tokenizer
 
     def load_model(self, dtype: "torch.dtype | None" = None) -> "torch.nn.Module":
-        return self._model.load(dtype)
+        import torch
+
+        from swiftplug.runs.model import autocast_dtype, load_adapter, load_weights
+
+        registry = self.plugins.registry
+        name = self._checkpoint
+        if self.config.model is None:
+            model = self._base_of(self._adapter).load_model(dtype)
+        elif name is None:
+            model = self._built if self._built is not None else self._build()[0]
+            self._built = None
+        elif is_adapter_run(name):
+            model = load_adapter(self._base_of(name).load_model(dtype), name, registry)
+        else:
+            compute_dtype = autocast_dtype(self.training_args) if self.training_args else dtype or torch.float32
+            model = load_weights(name, self.config.model_options, dtype, compute_dtype)
+        if self._adapter is not None:
+            model = load_adapter(model, self._adapter, registry)
+        return model.eval()
 
     def export_model(self, folder: str | Path) -> str:
-        return self._model.export(folder, self.load_tokenizer())
+        from peft import PeftModel
 
-    def with_model(self, config: RunConfig, plugins: Sequence[LoadedPlugin]) -> "Arguments":
-        """The same arguments for another model: of another config, and of these model plugins (one, or none)."""
-        by_kind = {**self.plugins.by_kind, "model": plugins}
-        return Arguments(config, RunPlugins(self.plugins.registry, by_kind), self.training_args)
+        name = self._checkpoint
+        if name is not None and self._adapter is None and not is_adapter_run(name):
+            return name
+        model: Any = self.load_model()
+        if isinstance(model, PeftModel):
+            raise UserError("model: its adapter cannot be merged into the weights, so the model cannot be exported")
+        model.save_pretrained(folder)
+        self.load_tokenizer().save_pretrained(folder)
+        return str(folder)
 
     @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        tokenizer = self._model.load_tokenizer()
+        tokenizer = self._load_tokenizer()
         self.notes = set_chat_template(tokenizer, self.config.data.template)
         return tokenizer
 
-    @cached_property
-    def _model(self) -> "RunModel":
-        from swiftplug.runs.model import RunModel  # a run that only scores candidates should not wait for torch
+    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer, with a padding token and its own chat template."""
+        from swiftplug.runs.model import load_tokenizer, with_padding_token
 
-        return RunModel(self)
+        if self.config.model is None:
+            return self._base_of(self._adapter)._load_tokenizer()
+        name = self._checkpoint
+        if name is not None:
+            return load_tokenizer(name, self.config.model_options)
+        self._built, tokenizer = self._build()
+        return with_padding_token(tokenizer, self.config.model.name)
+
+    @property
+    def _checkpoint(self) -> str | None:
+        """The folder or hub id that the config's model is; None if there is no model, or a plugin builds it."""
+        plugin = self.plugins.model
+        if plugin is None:
+            return self.config.model and str(self.config.model.name)
+        return plugin.bound if isinstance(plugin.bound, str) else None
+
+    def _base_of(self, folder: str | None) -> "Arguments":
+        """The arguments for the base model of an adapter, as it was loaded in the run that trained the adapter."""
+        if folder is None:
+            raise UserError("no model; name a folder, a hub id or a model plugin with --model or the key 'model'")
+        marker = Marker.read(folder)
+        if marker is None:
+            raise UserError(f"{folder}: has no {MARKER}, so its base model is unknown; name it with --model")
+        registry = self.plugins.registry
+        choice = PluginChoice.model_validate(marker.base_model)
+        is_plugin = registry.has("model", choice.name)
+        plugins = [registry.resolve("model", choice, f"{folder}/{MARKER}")] if is_plugin else []
+        # Custom model code needs the permission of this run's config, whatever the folder says.
+        trusted = {**marker.model_options, "trust_remote_code": self.config.model_options.trust_remote_code}
+        changed = {"model": choice, "model_options": ModelOptions.model_validate(trusted), "seed": marker.seed}
+        if self._adapter is not None:
+            changed["adapter"] = None
+        return Arguments(
+            self.config.model_copy(update=changed),
+            RunPlugins(registry, {**self.plugins.by_kind, "model": plugins}),
+            self.training_args,
+        )
+
+    def _build(self) -> "tuple[torch.nn.Module, Any]":
+        """What the model plugin returns; it is seeded, so that a resumed run builds the same weights."""
+        from transformers import set_seed
+
+        from swiftplug.plugin.model_arch import attach_model_meta
+
+        plugin: Any = self.plugins.model
+        set_seed(self.config.seed)
+        pair = plugin.bound(self)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise UserError(f"{plugin.found} returned a {type(pair).__name__}; expected a pair (model, tokenizer)")
+        attach_model_meta(pair[0])
+        return pair

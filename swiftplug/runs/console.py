@@ -9,12 +9,12 @@ from swiftplug.plugin.registry import LoadedPlugin
 
 
 def print_line(console: Console, line: str, style: str = "") -> None:
-    """Print a line as it is: not wrapped, and nothing in it read as markup."""
+    """Print a line unchanged: not wrapped, and without markup."""
     console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_plan(console: Console, facts: Iterable[tuple[str, str]], nothing_done: str) -> None:
-    """Print what a dry run found out, one labelled fact per row, and that nothing was done."""
+    """Print what a dry run found, one labelled fact per row, and what was not done."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -33,7 +33,7 @@ def plugin_fact(plugin: LoadedPlugin, **more: object) -> tuple[str, str]:
 
 
 def format_duration(seconds: float) -> str:
-    """A number of seconds for people: `47s`, `3m05s`, `2h07m`."""
+    """A readable duration: `47s`, `3m05s`, `2h07m`."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes == 0:
         return f"{rest}s"

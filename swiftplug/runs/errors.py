@@ -1,4 +1,4 @@
-"""Errors that a run turns into one clear line: those of third-party plugins, and a full disk."""
+"""Errors that a run reports as one clear line: those of third-party plugins, and a full disk."""
 
 import errno
 import traceback
@@ -9,15 +9,15 @@ from pathlib import Path
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin
 
-# safetensors and torch's archive writer raise errors of their own, which only their text tells from others.
+# safetensors and torch's archive writer raise their own exceptions, recognisable only by their message.
 _DISK_FULL_TEXTS = ("No space left", "disk is full", "inline_container.cc", "PytorchStreamWriter failed")
 
 
 @contextmanager
 def naming_plugins(plugins: Iterable[LoadedPlugin]) -> Iterator[None]:
-    """Turn an exception that arose in a third-party plugin's file into a UserError that names the plugin.
+    """Turn an exception from a third-party plugin's file into a UserError that names the plugin.
 
-    What arises in a built-in is a bug of ours, and passes as it is.
+    An exception from a built-in plugin is a bug of swiftplug and is raised unchanged.
     """
     try:
         yield
@@ -39,19 +39,22 @@ def naming_plugins(plugins: Iterable[LoadedPlugin]) -> Iterator[None]:
 
 @contextmanager
 def naming_full_disk(folder: Path) -> Iterator[None]:
-    """Turn the error of a full disk into a UserError that names the run's folder and how to continue."""
+    """Turn a full-disk error into a UserError that names the run's folder and how to continue."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         if is_disk_full(error):
-            raise UserError(disk_full_message(folder)) from error
+            raise UserError(
+                f"{folder}: the disk is full; free some space and continue with --resume "
+                "(what was saved before is unharmed)"
+            ) from error
         raise
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that of a full disk."""
+    """Whether an error, or one that caused it, means that the disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -59,8 +62,3 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def disk_full_message(place: Path) -> str:
-    """The line for a disk that filled while a run was writing."""
-    return f"{place}: the disk is full; free some space and continue with --resume (what was saved before is unharmed)"

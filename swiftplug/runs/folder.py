@@ -1,4 +1,4 @@
-"""The folder of a run: whether it may be written into, and the files that every run leaves in it."""
+"""The folder of a run: whether the run may write into it, and the files that every run writes there."""
 
 import importlib.metadata
 import json
@@ -23,22 +23,22 @@ MARKER = "swiftplug.json"
 
 
 def check_output_folder(folder: Path, begun: str, *, resume: bool, overwrite: bool | None = None) -> None:
-    """Refuse a folder that a run must not write into; nothing is made or changed.
+    """Check that a run may write into a folder; nothing is created or changed.
 
     Args:
         folder: The run's folder.
-        begun: The file that shows that a run of this sort has begun there.
+        begun: The file that shows that a run of the same command has begun there.
         resume: Whether to continue the run in it.
-        overwrite: Whether to start the run in it over; None where a run cannot.
+        overwrite: Whether to replace the run in it; None for a command without --overwrite.
 
     Raises:
-        UserError: It is no folder, or it holds other files, or a run that is neither resumed nor overwritten.
+        UserError: It is a file, or holds other files, or a run that is neither resumed nor overwritten.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file; expected a folder")
     held = {path.name for path in folder.iterdir() if ".partial" not in path.name} if folder.is_dir() else set()
     if held and begun not in held:
-        what = "a run of another sort" if CONFIG in held else "other files"
+        what = "a run of another command" if CONFIG in held else "other files"
         raise UserError(f"output_dir: {folder} holds {what}; name another folder")
     if held and not resume and not overwrite:
         start_over = "" if overwrite is None else ", or start over with --overwrite"
@@ -49,7 +49,7 @@ def check_output_folder(folder: Path, begun: str, *, resume: bool, overwrite: bo
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when the block ends well and vanishes when it does not."""
+    """A temporary path to write to: renamed to `path` if the block succeeds, removed if it fails."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
@@ -59,18 +59,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that nobody ever sees half of it."""
+    """Write a file that appears only when it is complete."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_run_files(
-    folder: Path,
-    config: RunConfig,
-    plugins: Iterable[LoadedPlugin],
-    results: dict[str, Any] | None = None,
+    folder: Path, config: RunConfig, plugins: Iterable[LoadedPlugin], results: dict[str, Any] | None = None
 ) -> None:
-    """Write `config.yaml` and `run.json`: with them a run can be made again, and its parts be told from others."""
+    """Write `config.yaml` and `run.json`: they record what is needed to reproduce the run."""
     write_atomically(folder / CONFIG, to_yaml(config))
     manifest = {
         "command": sys.argv[1:],
@@ -86,21 +83,21 @@ def write_run_files(
 
 
 def first_difference(before: str, now: str) -> str:
-    """Where two configs differ, for the message that refuses to continue another run."""
+    """The first line in which two configs differ, for the message that refuses to resume."""
     pairs = zip((before + "\n(end)").splitlines(), (now + "\n(end)").splitlines(), strict=False)
     old, new = next((old, new) for old, new in pairs if old != new)
     return f"it has {old.strip()!r} where this one has {new.strip()!r}"
 
 
 class Marker(NamedTuple):
-    """`swiftplug.json`: how the weights that lie beside it are loaded.
+    """`swiftplug.json`: how to load the weights beside it.
 
     Attributes:
-        base_model: The base model as the config named it: a folder, hub id or model plugin, with its options.
+        base_model: The base model as in the config: a folder, hub id or model plugin, with its options.
         model_options: The config's `model_options`.
-        seed: The run's seed, from which a model plugin may have drawn its weights.
-        tuner: The qualified name of the tuner plugin, with its options. A file that it came from is not named: what is
-            downloaded must not decide which code runs here.
+        seed: The run's seed, which a model plugin may have used to initialize its weights.
+        tuner: The qualified name of the tuner plugin, with its options. The Python file of a plugin is not recorded:
+            a downloaded folder must not decide which code runs here.
     """
 
     base_model: dict[str, Any]
@@ -109,16 +106,16 @@ class Marker(NamedTuple):
     tuner: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Write it into a folder, as the last file of a save: its presence shows that all is there."""
+        """Write it into a folder, as the last file of a save: its presence shows that the save is complete."""
         text = json.dumps(self._asdict(), indent=2, ensure_ascii=False) + "\n"
         (folder / MARKER).write_text(text, encoding="utf-8")
 
     @classmethod
     def read(cls, folder: str | Path) -> "Marker | None":
-        """Read the one of a folder; None where there is none.
+        """Read the one in a folder; None if there is none.
 
         Raises:
-            UserError: The file is there, but not as a run writes it.
+            UserError: The file is not valid.
         """
         path = Path(folder).expanduser() / MARKER
         if not path.is_file():
@@ -126,7 +123,12 @@ class Marker(NamedTuple):
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: not as a run writes it: {error}") from error
+            raise UserError(f"{path}: is not a valid {MARKER}: {error}") from error
+
+
+def is_adapter_run(name: str) -> bool:
+    """Whether a name is the folder of a run that saved only an adapter."""
+    return Marker.read(name) is not None and not (Path(name).expanduser() / "config.json").is_file()
 
 
 def _plugin_record(plugin: LoadedPlugin) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the current folder, with `+` behind it where files have changed since; None outside a checkout."""
+    """The commit of the current folder, followed by `+` if files have changed since; None outside a Git repository."""
 
     def git(*arguments: str) -> str:
         environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}

@@ -1,4 +1,4 @@
-"""All plugins of a run, found, imported and checked before anything slow."""
+"""Finds, imports and checks all plugins of a run before anything slow happens."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ class RunPlugins:
     by_kind: Mapping[str, Sequence[LoadedPlugin]] = field(default_factory=dict)
 
     def one(self, kind: str) -> LoadedPlugin:
-        """The plugin of a kind of which a run has exactly one."""
+        """The plugin of a kind that a run has exactly one of."""
         (plugin,) = self.by_kind[kind]
         return plugin
 
@@ -46,7 +46,7 @@ class RunPlugins:
 
 
 class _Named(NamedTuple):
-    """What one place of a config names; several where loss scales are combined by `+`."""
+    """The plugins that one place of a config names; several if loss scales are combined by `+`."""
 
     kind: str
     choices: list[PluginChoice]
@@ -54,7 +54,7 @@ class _Named(NamedTuple):
 
 
 def check_plugin_names(config: RunConfig) -> None:
-    """Refuse an unknown plugin at once: this imports no plugin, and neither torch nor Transformers.
+    """Report an unknown plugin immediately: this imports no plugin, and neither torch nor Transformers.
 
     Raises:
         UserError: No plugin has a name that the config gives.
@@ -70,13 +70,13 @@ def resolve_plugins(config: RunConfig) -> RunPlugins:
     """Find, import and check every plugin that a config names; datasets are resolved when they are read.
 
     Raises:
-        UserError: One is unknown, ambiguous, broken, of the wrong form, or given options that it does not take.
+        UserError: One is unknown, ambiguous, broken, of the wrong form, or does not take its options.
     """
     registry = _discover(config)
     by_kind: dict[str, list[LoadedPlugin]] = {}
     for key in type(config).model_fields:
         if kind := _kind_of(key):
-            # A file's `extra_callbacks` act in a training run without being named.
+            # `extra_callbacks` of a plugin file run without being named in the config.
             by_kind[kind] = list(registry.always_on_callbacks) if kind == "callback" else []
     for kind, choices, where in _named(config, registry):
         if len(choices) == 1:
@@ -96,7 +96,7 @@ def _kind_of(key: str) -> str | None:
 
 
 def _named(config: RunConfig, registry: Registry) -> Iterator[_Named]:
-    """What a config names that must be a plugin, and where it does."""
+    """What a config names that must be a plugin, and where."""
     for key in type(config).model_fields:
         kind, value = _kind_of(key), getattr(config, key)
         if kind is None or value is None:
@@ -110,11 +110,11 @@ def _named(config: RunConfig, registry: Registry) -> Iterator[_Named]:
         elif kind != "model" or registry.has("model", value.name):
             yield _Named(kind, [value], config.where(key))
         elif value.options:
-            raise UserError(f"{config.where('model')}: {value.name!r} is no plugin; only a plugin takes options")
+            raise UserError(f"{config.where('model')}: {value.name!r} is not a plugin; only a plugin takes options")
 
 
 def _scorer(kind: str, choice: PluginChoice, registry: Registry) -> PluginChoice:
-    """A choice of a list; a scorer that is no plugin but a checkpoint, by folder or hub id, is run by a built-in."""
+    """A plugin of a list; a scorer that is a checkpoint (folder or hub id) becomes the built-in `reward_model`."""
     name = choice.name
     is_checkpoint = Path(name).expanduser().is_dir() or (_HUB_ID.fullmatch(name) and not Path(name).exists())
     if kind in ("orm", "prm") and is_checkpoint and not registry.has(kind, name):
@@ -123,10 +123,10 @@ def _scorer(kind: str, choice: PluginChoice, registry: Registry) -> PluginChoice
 
 
 def _resolve_combined(registry: Registry, choices: Sequence[PluginChoice], where: str) -> list[LoadedPlugin]:
-    """The loss scales that a name such as `last_round+keywords` combines; options go to the one that takes them.
+    """The loss scales that a name such as `last_round+keywords` combines; options go to the one that accepts them.
 
     Raises:
-        UserError: One is unknown, or of several not exactly one takes the options.
+        UserError: One is unknown, or not exactly one accepts the options.
     """
     if not choices[0].options:
         return [registry.resolve("loss_scale", choice, where) for choice in choices]
