@@ -55,7 +55,7 @@ class Browser:
         self.send("Page.setLifecycleEventsEnabled", enabled=True)
 
     events: list[dict[str, Any]]
-    """What the page told by itself since it was opened: requests, logs, errors, dialogs."""
+    """What the page has reported since it was opened: requests, logs, errors, dialogs."""
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         """Give a command and wait for its result."""

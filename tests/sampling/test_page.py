@@ -353,7 +353,7 @@ def test_figures_stand_without_scripts(browser: Any, url: str) -> None:
         browser.open(url)
     finally:
         browser.send("Emulation.setScriptExecutionDisabled", value=False)
-    assert browser.texts("noscript p") == ["Switch JavaScript on to look through the questions and their candidates."]
+    assert browser.texts("noscript p") == ["Enable JavaScript to browse the questions and their candidates."]
     assert browser.texts(".figures dd b")[0] == "6"
     assert browser.ask("getComputedStyle(document.getElementById('explorer')).display") == "none"
 

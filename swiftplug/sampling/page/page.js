@@ -1,8 +1,8 @@
 "use strict";
-// Shows the questions of a sampling run. The address's fragment is the whole state (#filter=kept&row=3), so that every
+// Shows the questions of a sampling run. The URL fragment holds the whole state (#filter=kept&row=3), so that every
 // view can be linked. Texts of models and datasets become text nodes, never markup.
 
-// A text is a string or, of a very long one, [head, number of characters left out, tail].
+// A text is a string or, if it is very long, [head, number of characters left out, tail].
 const plain = (text) => (Array.isArray(text) ? `${text[0]} … ${text[2]}` : text);
 const byId = (id) => document.getElementById(id);
 const scorers = JSON.parse(byId("scorers").textContent);
@@ -112,7 +112,7 @@ function textBlock(text) {
 
 const short = (value) => String(Number(value.toPrecision(3)));
 
-// The key identifies the button after all are drawn again, so that it can keep the focus.
+// The key finds the button again after a redraw, so that it keeps the focus.
 function makeButton(classes, key, change, ...children) {
   const button = make("button", classes, ...children);
   button.type = "button";
@@ -207,7 +207,7 @@ function detail(row) {
   if (row.problem) return [head, asked, make("p", "notice", `No candidates: ${row.problem}`)];
   const choice = make("div", "pills", ...pills(SHOWN, row.candidates, "show"));
   const shown = row.candidates.filter(SHOWN[state.show][1]);
-  const cards = shown.length ? make("div", "cards", ...shown.map(card)) : make("p", "nothing", "No such candidate.");
+  const cards = shown.length ? make("div", "cards", ...shown.map(card)) : make("p", "nothing", "No candidate matches.");
   const bar = make("div", "bar", make("h3", "", "Candidates"), choice);
   if (row.leftOut) bar.append(make("span", "out", `Nothing kept: ${row.leftOut}`));
   return [head, asked, bar, cards];

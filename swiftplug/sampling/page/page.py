@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
 from typing import Any
 
 from jinja2 import Environment
@@ -79,9 +78,7 @@ class SamplesPage:
     def __enter__(self) -> "SamplesPage":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._spool.close()
 
     def add(self, row: Row) -> None:
