@@ -8,8 +8,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 
-# Any TrainerCallback will do. ExportableState adds `state`, which puts `best_loss` into every checkpoint: a resumed run
-# goes on with the best loss of the run that was cut off.
+# Any TrainerCallback works. ExportableState adds `state`, which puts `best_loss` into every checkpoint, so that a
+# resumed run continues with it.
 class ProgressFile(TrainerCallback, ExportableState):
     """Writes `progress.json` in the run's folder: step, number of steps, last loss and best loss.
 
@@ -29,7 +29,7 @@ class ProgressFile(TrainerCallback, ExportableState):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the file anew whenever Trainer logs a training loss."""
+        """Rewrite the file whenever Trainer logs a training loss."""
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         loss = float(logs["loss"])
@@ -38,7 +38,7 @@ class ProgressFile(TrainerCallback, ExportableState):
         path = Path(str(args.output_dir), self.file)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(progress) + "\n")
-        partial.replace(path)  # a reader sees the old file or the new one, never half of one
+        partial.replace(path)  # a reader sees the old file or the new one, never a partial one
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores: how to build the callback again, and its state."""

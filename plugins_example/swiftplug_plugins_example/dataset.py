@@ -1,4 +1,4 @@
-"""A dataset: words to spell backwards, as many as you like."""
+"""A dataset: any number of words to spell backwards."""
 
 import random
 import string
@@ -7,16 +7,16 @@ from datasets import Dataset
 
 
 def backwards(*, size: int = 1000, seed: int = 42, min_length: int = 3, max_length: int = 8) -> Dataset:
-    """Make questions such as "Spell abc backwards." with their answers. No two are alike.
+    """Make questions such as "Spell abc backwards." with their answers. All are different.
 
     Args:
         size: Number of rows. Keyword-only parameters are a plugin's options: `--set dataset.backwards.size=200`.
-        seed: Decides the words.
-        min_length: Fewest letters of a word.
-        max_length: Most letters of a word.
+        seed: Seed of the words.
+        min_length: Minimum number of letters of a word.
+        max_length: Maximum number of letters of a word.
 
     Returns:
-        Rows with `messages`: the last one is the answer that is trained, and what ORMs compare with.
+        Rows with `messages`: the last one is the answer, which is trained and is the reference of ORMs.
     """
     possible = sum(len(string.ascii_lowercase) ** length for length in range(min_length, max_length + 1))
     if not 1 <= size <= possible:

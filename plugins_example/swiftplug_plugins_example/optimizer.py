@@ -8,7 +8,7 @@ import torch
 from swiftplug.plugin import RunArguments
 
 
-# What the entry point names: a function that is called once the model is there, and its keyword-only options.
+# The entry point names this function. It is called when the model is loaded; its keyword-only parameters are options.
 def custom(
     args: RunArguments,
     model: torch.nn.Module,
@@ -30,7 +30,7 @@ def custom(
         lr_scale: Factor for `training.learning_rate`.
 
     Returns:
-        The optimizer, and None for the scheduler: Trainer makes its own, as `training.lr_scheduler_type` tells it.
+        The optimizer, and None for the scheduler: Trainer makes the one of `training.lr_scheduler_type`.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]

@@ -10,7 +10,7 @@ class LastNumber(ORM):
     r"""1 if the last number of the answer is that of the reference, else 0: fits `#### 18`, `A: 18`, `\boxed{18}`.
 
     Args:
-        tolerance: By how much the two may differ.
+        tolerance: Maximum difference of the two.
     """
 
     def __init__(self, tolerance: float = 1e-6) -> None:
@@ -28,5 +28,5 @@ class LastNumber(ORM):
 
 
 def _last_number(text: str) -> float | None:
-    numbers = re.findall(r"(?<!\d)-?\d+(?:,\d{3})*(?:\.\d+)?", text)  # in "48-24" the minus is no sign
+    numbers = re.findall(r"(?<!\d)-?\d+(?:,\d{3})*(?:\.\d+)?", text)  # the minus in "48-24" is not a sign
     return float(numbers[-1].replace(",", "")) if numbers else None

@@ -6,7 +6,7 @@ from swiftplug.plugin import PRM, InferRequest
 
 
 class FreshSteps(PRM):
-    """Rewards each line of an answer: 1 if it is new, 0 if it repeats an earlier one, as small models do in circles."""
+    """Rewards each line of an answer: 1 if it is new, 0 if it repeats an earlier one, as small models often do."""
 
     def __call__(self, infer_requests: list[InferRequest], **kwargs: Any) -> list[float | list[float]]:
         """One list of rewards for each request, one reward for each line of its last message."""

@@ -48,9 +48,6 @@ class RewardCheckpoint:
     def score(self, requests: list[InferRequest]) -> list[list[float] | Unscored]:
         """Score the last message of each request; conversations of similar length form a batch.
 
-        Args:
-            requests: The conversations, answer last.
-
         Returns:
             For each request the rewards of its steps, or a single reward for the whole answer.
 

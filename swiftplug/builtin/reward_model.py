@@ -65,12 +65,7 @@ class RewardModel(_RewardModel, ORM):
     def __call__(
         self, infer_requests: list[InferRequest], ground_truths: list[Any], **kwargs: Any
     ) -> list[float | Unscored]:
-        """Score the last message of each request.
-
-        Args:
-            infer_requests: The conversations, answer last.
-            ground_truths: Not used.
-            **kwargs: Not used.
+        """Score the last message of each request; see `ORM.__call__`. References are ignored.
 
         Raises:
             UserError: The checkpoint cannot be loaded, or a batch does not fit into the GPU's memory.
@@ -88,14 +83,7 @@ class ProcessRewardModel(_RewardModel, PRM):
     """
 
     def __call__(self, infer_requests: list[InferRequest], **kwargs: Any) -> list[float | list[float] | Unscored]:
-        """Score the last message of each request.
-
-        Args:
-            infer_requests: The conversations, answer last.
-            **kwargs: Not used.
-
-        Returns:
-            One reward per step or per answer, depending on the checkpoint.
+        """Reward each step or each answer, depending on the checkpoint; see `PRM.__call__`. References are ignored.
 
         Raises:
             UserError: The checkpoint cannot be loaded, or a batch does not fit into the GPU's memory.

@@ -27,15 +27,7 @@ class ExactMatch:
         self.max_new_tokens = max_new_tokens
 
     def __call__(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        """The share of the predictions that match.
-
-        Args:
-            predictions: Generated answers.
-            references: The correct answer to each.
-
-        Returns:
-            `exact_match`, between 0 and 1; NaN if there is nothing to compare.
-        """
+        """The share of matches, `exact_match`, from 0 to 1; NaN if there is nothing to compare."""
         correct = [_matches(answer, reference) for answer, reference in zip(predictions, references, strict=True)]
         return {"exact_match": sum(correct) / len(correct) if correct else float("nan")}
 

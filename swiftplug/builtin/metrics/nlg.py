@@ -33,15 +33,7 @@ class NLG:
         self._rouge = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_WordTokenizer())
 
     def __call__(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        """Score generated answers; an empty one scores 0.
-
-        Args:
-            predictions: The answers.
-            references: The reference of each, in the same order.
-
-        Returns:
-            `rouge1`, `rouge2`, `rougeL` and `bleu4`.
-        """
+        """The scores `rouge1`, `rouge2`, `rougeL` and `bleu4`; an empty answer scores 0."""
         rouge = [
             self._rouge.score(reference, answer) for reference, answer in zip(references, predictions, strict=True)
         ]

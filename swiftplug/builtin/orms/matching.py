@@ -23,12 +23,7 @@ class ComparingORM(ORM):
         ]
 
     def score(self, answer: str, reference: str) -> float | Unscored:
-        """The reward of one answer.
-
-        Args:
-            answer: A candidate.
-            reference: What to compare it with.
-        """
+        """The reward of one answer, compared with its reference."""
         raise NotImplementedError
 
 

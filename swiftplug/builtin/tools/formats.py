@@ -13,15 +13,9 @@ class Hermes:
     """Hermes 2 Pro, also used by Qwen: JSON in `<tools>`, `<tool_call>` and `<tool_response>` tags."""
 
     def __call__(self, tool_names: list[str], tool_descs: list[Any]) -> str:
-        """Describe the tools.
+        """List the tools, one JSON object per line; see `ToolsFormat.__call__`.
 
-        Args:
-            tool_names: The name of each tool.
-            tool_descs: The description of each: an object, a string of JSON, or plain text, which is written as an
-                object with the tool's `name` and this `description`.
-
-        Returns:
-            The text of the prompt.
+        A description in plain text becomes an object with the tool's `name` and this `description`.
         """
         signatures = "\n".join(_json_line(name, desc) for name, desc in zip(tool_names, tool_descs, strict=True))
         return f"""\
@@ -52,15 +46,7 @@ class GLM4:
     """GLM-4: a heading for each tool; a call is the tool's name, then its arguments as JSON on the next line."""
 
     def __call__(self, tool_names: list[str], tool_descs: list[Any]) -> str:
-        """Describe the tools.
-
-        Args:
-            tool_names: The name of each tool.
-            tool_descs: The description of each: a string, or an object to be written as JSON.
-
-        Returns:
-            The text of the prompt; it ends in a blank line, as the description of every tool does.
-        """
+        """List the tools, each followed by a blank line; see `ToolsFormat.__call__`."""
         tools = "".join(f"## {name}\n\n{_as_text(desc)}\n\n" for name, desc in zip(tool_names, tool_descs, strict=True))
         return (
             "You are an AI assistant named ChatGLM. You are developed based on the GLM-4 model trained by Zhiyupo AI. "
@@ -86,15 +72,7 @@ class _PromptWithActions:
     prompt: str
 
     def __call__(self, tool_names: list[str], tool_descs: list[Any]) -> str:
-        """Describe the tools.
-
-        Args:
-            tool_names: The name of each tool.
-            tool_descs: The description of each: a string, or an object to be written as JSON.
-
-        Returns:
-            The text of the prompt.
-        """
+        """List the tools in the prompt; see `ToolsFormat.__call__`."""
         tools = "\n".join(f"{name}: {_as_text(desc)}" for name, desc in zip(tool_names, tool_descs, strict=True))
         return self.prompt.format(tools=tools, names=", ".join(tool_names))
 

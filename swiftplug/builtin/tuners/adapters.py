@@ -94,7 +94,7 @@ class LoRA(Adapter):
                 2404.02948) start from the base weights and subtract their share from them.
 
         Raises:
-            UserError: The model has no module of a given name, or PEFT refuses a value.
+            UserError: The model has no module of a given name, or PEFT rejects a value.
         """
         return _wrap(
             "lora",

@@ -61,15 +61,7 @@ _NOT_IMPLEMENTED = [
 
 
 def check_contract(kind: str, plugin: Any) -> None:
-    """Check that an object fits the contract of a kind.
-
-    Args:
-        kind: A key of `KINDS`.
-        plugin: The object that the entry point names.
-
-    Raises:
-        ContractError: If it does not fit.
-    """
+    """Raise a ContractError if an object does not fit the contract of a kind."""
     cls = plugin if inspect.isclass(plugin) else type(plugin)
     contract = CONTRACTS[kind]
     match kind:
@@ -100,11 +92,7 @@ def check_contract(kind: str, plugin: Any) -> None:
 
 
 def check_metric_pair(pair: Any) -> None:
-    """Check that a metric is `(compute(eval_prediction), preprocess(logits, labels) or None)`.
-
-    Raises:
-        ContractError: If it is not.
-    """
+    """Raise a ContractError if a metric is not `(compute(eval_prediction), preprocess(logits, labels) or None)`."""
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise ContractError(
             f"is {_describe(pair)}, expected a pair (compute, preprocess or None), or a function of keyword-only "

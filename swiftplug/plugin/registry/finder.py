@@ -87,7 +87,7 @@ class FoundPlugin:
 
 
 def find_installed() -> list[FoundPlugin]:
-    """All plugins that installed distributions declare as entry points, sorted by kind, name and distribution.
+    """All plugins that installed distributions declare as entry points, sorted by name and distribution.
 
     If a distribution is on `sys.path` twice, the first one counts, as it does for `import`.
     """
@@ -107,16 +107,7 @@ def find_installed() -> list[FoundPlugin]:
                 value, _, extras = entry_point.value.partition("[")
                 value, needed = re.sub(r"\s", "", value), tuple(re.findall(r"[\w.-]+", extras))
                 found.append(FoundPlugin(kinds[entry_point.group], entry_point.name, name, version, value, needed))
-    order = list(KINDS)
-    return sorted(
-        found,
-        key=lambda plugin: (
-            order.index(plugin.kind),
-            plugin.name,
-            normalize_distribution(plugin.distribution),
-            plugin.value,
-        ),
-    )
+    return sorted(found, key=lambda plugin: (plugin.name, normalize_distribution(plugin.distribution), plugin.value))
 
 
 def missing_requirements(found: FoundPlugin) -> list[str]:

@@ -31,7 +31,7 @@ def _summary(module: str, name: str, hops: int) -> str | None:
         spec = None if module.endswith(".py") else _find_spec(module)
         file = Path(spec.origin or "") if spec else Path(module)
         text = file.read_text(encoding="utf-8") if file.suffix == ".py" else ""
-    except (OSError, ImportError, ValueError):  # an unreadable file, or a name that a finder refuses
+    except (OSError, ImportError, ValueError):  # an unreadable file, or a name that a finder rejects
         return None
     if line := _defined(text, name):
         return line
