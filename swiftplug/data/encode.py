@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
 GENERATION_COLUMNS = {"prompt_ids": INTEGERS, "reference": pa.string()}
 
 Example = dict[str, Any]
+EncodedRows = tuple[pa.RecordBatch, SplitReport]  # the examples made from some rows, and the counts
 
 
 class WeighedRow(NamedTuple):
@@ -56,13 +57,6 @@ class WeighedRow(NamedTuple):
     starts: np.ndarray
     weights: np.ndarray
     labels: np.ndarray
-
-
-class EncodedRows(NamedTuple):
-    """The examples made from some rows, with the columns of `RowEncoder.schema`, and the counts."""
-
-    examples: pa.RecordBatch
-    report: SplitReport
 
 
 @dataclass
@@ -95,11 +89,7 @@ class RowEncoder:
         self.schema = pa.schema([*SCHEMA, *pa.schema(GENERATION_COLUMNS)]) if self.generation else SCHEMA
 
     def encode_rows(self, rows: Sequence[RawRow]) -> EncodedRows:
-        """Encode raw rows.
-
-        Raises:
-            UserError: The loss scale breaks its contract.
-        """
+        """Encode raw rows: their examples, with the columns of `schema`, and the counts."""
         report = SplitReport(rows=len(rows))
         conversations = []
         for row, origin in rows:
@@ -109,7 +99,7 @@ class RowEncoder:
                 report.drop(origin, error)
         examples = pa.RecordBatch.from_pylist(self.encode(conversations, report), schema=self.schema)
         _count_tokens(examples, report)
-        return EncodedRows(examples, report)
+        return examples, report
 
     def encode(self, conversations: Sequence[Conversation], report: SplitReport) -> list[Example]:
         """Encode conversations, and count in `report` which are left out, cut or shortened."""

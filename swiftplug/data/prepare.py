@@ -175,10 +175,10 @@ def _encode(
     hidden = not console.is_terminal
     with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=hidden) as progress:
         line = progress.add_task(f"encoding {source.name}", total=None)
-        for encoded in map_chunks(encoder.encode_rows, source.read(), num_proc):
-            report.add(encoded.report)
+        for examples, counts in map_chunks(encoder.encode_rows, source.read(), num_proc):
+            report.add(counts)
             progress.update(line, completed=report.rows, refresh=True)
-            yield encoded.examples
+            yield examples
     if report.examples:
         return
     if report.shortest_too_long is not None:

@@ -1,7 +1,16 @@
-"""`swiftplug preview`: rows as the model will see them, each token with its weight."""
+"""`swiftplug preview`: shows rows as the model will see them, as text, as an HTML page or as JSON."""
 
-from itertools import islice
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from io import StringIO
+from itertools import groupby, islice
 from typing import Literal
+
+from jinja2 import Environment
+from rich.console import Console
+from rich.text import Text
 
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.encode import RowEncoder
@@ -10,9 +19,10 @@ from swiftplug.data.read.formats import to_conversation
 from swiftplug.data.read.sources import concatenate, open_source
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
-from swiftplug.preview.output import to_html, to_json, to_text
 from swiftplug.preview.rows import PreviewRow, preview_rows
 from swiftplug.training.setup import set_up
+
+_PLAIN_LEGEND = "⟦text⟧ trains with weight 1, ⟦0.5× text⟧ with another; all else does not train"
 
 
 def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "json"], color: bool) -> str:
@@ -46,3 +56,103 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
     if format == "json":
         return to_json(shown)
     return to_html(shown, opened.notes) if format == "html" else to_text(shown, opened.notes, color)
+
+
+def to_text(rows: Sequence[PreviewRow], notes: Sequence[str], color: bool) -> str:
+    """Notes, a legend, and the rows with their counts; trained tokens are coloured, or bracketed without colour."""
+    file = StringIO()
+    console = Console(
+        file=file, force_terminal=color, color_system="truecolor" if color else None, width=10**6, highlight=False
+    )
+    for note in notes:
+        console.print(Text(f"note: {note}"))
+    console.print(_legend(rows) if color else Text(_PLAIN_LEGEND))
+    for number, row in enumerate(rows, 1):
+        share = f" ({row.trained / len(row.tokens):.0%})" if row.tokens else ""
+        counts = ", ".join(f"{count} of weight {weight:g}" for weight, count in row.counts.items())
+        summary = f"{len(row.tokens)} tokens, {row.trained} trained{share}" + (f": {counts}" if counts else "")
+        console.print()
+        console.print(Text(f"── row {number} · {row.origin} · {summary}", style="bold"))
+        if row.dropped:
+            console.print(Text(f"   left out: {row.dropped}"))
+        if row.note:
+            console.print(Text(f"   {row.note}"))
+        if row.tokens:
+            console.print(_body(row, color))
+    used = [row for row in rows if row.dropped is None]
+    tokens, trained = sum(len(row.tokens) for row in used), sum(row.trained for row in used)
+    console.print()
+    console.print(Text(f"{len(used)} of {len(rows)} rows used: {tokens} tokens, {trained} trained"))
+    return file.getvalue().rstrip("\n")
+
+
+def to_html(rows: Sequence[PreviewRow], notes: Sequence[str]) -> str:
+    """A self-contained page in which everything that comes from the data is escaped.
+
+    The tooltip of a token shows its id, weight and segment.
+    """
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("swiftplug.preview") / "preview.html.jinja").read_text(encoding="utf-8"))
+    classes = {weight: f"w{number}" for number, weight in enumerate(_weights(rows))}
+    backgrounds = {weight: _background(weight) for weight in classes}
+    return template.render(rows=rows, notes=notes, classes=classes, backgrounds=backgrounds)
+
+
+def to_json(rows: Sequence[PreviewRow]) -> str:
+    """A list with one object per row: the attributes of `PreviewRow`, and its counts."""
+    objects = [asdict(row) | {"counts": {f"{weight:g}": count for weight, count in row.counts.items()}} for row in rows]
+    return "[" + ",\n".join(json.dumps(each, ensure_ascii=False) for each in objects) + "]"
+
+
+def _weights(rows: Sequence[PreviewRow]) -> list[float]:
+    return sorted({0.0, 1.0, *(weight for row in rows for weight in row.weights)})
+
+
+def _background(weight: float) -> str:
+    """The colour of a weight: none for 0, green up to 1, orange to red above 1, blue below 0."""
+    if weight == 0:
+        return ""
+    if weight < 0:
+        pale, strong, share = "#dbe6fb", "#5f8dea", min(-weight, 1)
+    elif weight <= 1:
+        pale, strong, share = "#e6f6e8", "#7fcf8a", weight
+    else:
+        pale, strong, share = "#ffdf9e", "#f0695a", min((weight - 1) / 3, 1)
+    channels = [(int(pale[at : at + 2], 16), int(strong[at : at + 2], 16)) for at in (1, 3, 5)]
+    return "#" + "".join(f"{round(low * (1 - share) + high * share):02x}" for low, high in channels)
+
+
+def _style(weight: float) -> str:
+    background = _background(weight)
+    return f"#000000 on {background}" if background else "#8a8a8a"
+
+
+def _legend(rows: Sequence[PreviewRow]) -> Text:
+    legend = Text("weights: ")
+    for weight in _weights(rows):
+        legend.append(f" {weight:g} ", style=_style(weight))
+        legend.append(" ")
+    return legend
+
+
+def _body(row: PreviewRow, color: bool) -> Text:
+    body = Text()
+    pairs = zip(row.weights, row.tokens, strict=True)
+    if color:
+        for place, (weight, token) in enumerate(pairs):
+            # Every other token is underlined, to separate neighbours of the same weight.
+            body.append(_visible(token), style=_style(weight) + (" underline" if place % 2 and weight else ""))
+        return body
+    for weight, group in groupby(pairs, key=lambda pair: pair[0]):
+        text = _visible("".join(token for _, token in group))
+        factor = "" if weight == 1 else f"{weight:g}× "
+        body.append(f"⟦{factor}{text}⟧" if weight else text)
+    return body
+
+
+def _visible(text: str) -> str:
+    """Escape control characters, which could change the terminal."""
+    return "".join(
+        letter if letter in "\n\t" or letter.isprintable() or ord(letter) > 0x9F else f"\\x{ord(letter):02x}"
+        for letter in text
+    )

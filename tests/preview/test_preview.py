@@ -17,8 +17,7 @@ from swiftplug.data.read.conversation import Conversation, RowOrigin
 from swiftplug.data.read.report import SplitReport
 from swiftplug.errors import UserError
 from swiftplug.plugin import ContextType, LossScale
-from swiftplug.preview.output import to_html, to_text
-from swiftplug.preview.preview import preview
+from swiftplug.preview.preview import preview, to_html, to_text
 from swiftplug.preview.rows import PreviewRow, preview_rows
 
 ANSI = re.compile(r"\x1b\[([0-9;]*)m")

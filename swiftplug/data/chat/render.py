@@ -15,7 +15,9 @@ shows where the contents are (`markers`), and a few small conversations show wha
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from swiftplug.data.chat.answers import Answer, AnswerFinder, TurnFormat, learn_turn_format
 from swiftplug.data.chat.markers import Messages, Occurrence, locate, text_fields
@@ -24,9 +26,6 @@ from swiftplug.data.chat.tools import Turns, message_text, with_text_arguments, 
 from swiftplug.data.read.conversation import Conversation, RowError
 from swiftplug.plugin import ContextType
 from swiftplug.plugin.tools_format import ToolsFormat
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _TYPES = {
     "system": ContextType.SYSTEM,
@@ -44,7 +43,7 @@ class ChatRenderer:
         tools_format: Writes tools into the prompt; None leaves them to the chat template.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", tools_format: ToolsFormat | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tools_format: ToolsFormat | None = None) -> None:
         self._tokenizer = tokenizer
         self._tools_format = tools_format
         self._turn_formats: dict[tuple[bool, bool], TurnFormat] = {}
