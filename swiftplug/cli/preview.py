@@ -1,9 +1,8 @@
 """`swiftplug preview`."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer import Option
@@ -16,19 +15,14 @@ from swiftplug.errors import UserError
 _PREVIEW = "Preview"
 
 
-class Format(StrEnum):
-    """The output formats of a preview."""
-
-    TEXT = "text"
-    HTML = "html"
-    JSON = "json"
-
-
 @takes_run_options(TrainConfig, "data.max_length=512 or data.columns.question=prompt")
 def preview(
     request: RunRequest,
     rows: Annotated[int, Option(metavar="N", min=1, help="Number of rows to show.", rich_help_panel=_PREVIEW)] = 3,
-    format: Annotated[Format, Option(help="Output format.", rich_help_panel=_PREVIEW)] = Format.TEXT,
+    format: Annotated[
+        Literal["text", "html", "json"],
+        Option(metavar="text|html|json", help="Output format.", rich_help_panel=_PREVIEW),
+    ] = "text",
     output: Annotated[
         str | None, Option(metavar="FILE", help="Write to this file instead of the terminal.", rich_help_panel=_PREVIEW)
     ] = None,
@@ -46,7 +40,7 @@ def preview(
     from swiftplug.preview.preview import preview as render
     from swiftplug.runs.folder import write_atomically
 
-    text = render(config, rows=rows, format=format.value, color=output is None and sys.stdout.isatty())
+    text = render(config, rows=rows, format=format, color=output is None and sys.stdout.isatty())
     if output is None:
         typer.echo(text)
         return

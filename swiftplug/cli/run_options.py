@@ -104,6 +104,6 @@ def _typer_type(key: Key) -> Any:
 def _typer_option(key: Key) -> Any:
     metavar = key.metavar or "|".join(key.choices) or {bool: "", int: "N", float: "X"}.get(key.type, "NAME")
     default = key.default.name.rpartition(":")[2] if isinstance(key.default, PluginChoice) else key.default
-    has_default = default not in (None, [], "default") and default is not False
+    has_default = default not in (None, []) and default is not False
     shown = f" [dim]\\[default: {default}][/dim]" if has_default else ""
     return Option(key.flag, metavar=metavar, help=f"{key.help}{shown}", rich_help_panel=key.panel)

@@ -61,7 +61,7 @@ def load_train_config(
     _require(config.model, "model", "a folder, a hub id or a model plugin", path)
     _require(config.dataset, "dataset", "a file, a hub id or a plugin", path)
     if config.output_dir is None:
-        config.output_dir = default_output_dir(Path(path).stem if path else config.task, resume)
+        config.output_dir = _default_output_dir(Path(path).stem if path else config.task, resume)
     return Loaded(config, quickstart)
 
 
@@ -90,7 +90,7 @@ def load_sample_config(
         _require(config.dataset, "dataset", "a file, a hub id or a plugin", path)
     if config.output_dir is None:
         name = "quickstart-samples" if quickstart else Path(path).stem if path else "sample"
-        config.output_dir = default_output_dir(name, resume)
+        config.output_dir = _default_output_dir(name, resume)
     return Loaded(config, quickstart)
 
 
@@ -113,7 +113,7 @@ def _require(value: Any, key: str, what: str, path: str | None) -> None:
         raise UserError(f"{where}no {key}; name {what} with --{key} or the key {key!r}")
 
 
-def default_output_dir(name: str, resume: bool) -> str:
+def _default_output_dir(name: str, resume: bool) -> str:
     """`runs/NAME`, or `runs/NAME-2` and so on if that holds a run already; to resume, the last one that does.
 
     The processes that `torchrun` starts must agree, although one may create the folder before another looks: they take

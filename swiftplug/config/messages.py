@@ -27,14 +27,7 @@ _EXPECTED = {
 def config_error(
     error: ValidationError, values: Mapping[str, Any], sources: KeySources, keys: Mapping[str, Key]
 ) -> UserError:
-    """The first problem of a config: where, what was found, what was expected, and the nearest valid word.
-
-    Args:
-        error: What pydantic found wrong.
-        values: The config that it rejects.
-        sources: Where its values came from.
-        keys: The keys that a config may have.
-    """
+    """The first problem of a config: where, what was found, what was expected, and the nearest valid word."""
     details = error.errors(include_url=False)
     first = details[0]
     if first["type"] == "extra_forbidden":

@@ -191,7 +191,9 @@ class TrainConfig(RunConfig):
     task: Literal["pt", "sft"] = key("sft", "Train on all text (pt) or on the answers (sft).", DATA)
     eval_dataset: PluginList = key([], "Dataset to evaluate on. Repeat to concatenate several.", DATA)
     tuner: PluginField = key(_built_in("full"), "Full fine-tuning or an adapter, such as full or lora.", PLUGINS)
-    optimizer: PluginField = key(_built_in("default"), "Optimizer and learning rate scheduler.", PLUGINS)
+    optimizer: PluginField = key(
+        _built_in("default"), "Optimizer and learning rate scheduler; default follows TrainingArguments.", PLUGINS
+    )
     loss: PluginField = key(_built_in("cross_entropy"), "Loss function, such as cross_entropy or focal.", PLUGINS)
     loss_scale: PluginField = key(
         _built_in("default"),

@@ -42,15 +42,11 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
     """Turn a full-disk error into a UserError that names the run's folder and how to continue."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        if is_disk_full(error):
-            raise UserError(
-                f"{folder}: the disk is full; free some space and continue with --resume "
-                "(what was saved before is unharmed)"
-            ) from error
-        raise
+        if isinstance(error, UserError) or not is_disk_full(error):
+            raise
+        hint = "free some space and continue with --resume (what was saved before is unharmed)"
+        raise UserError(f"{folder}: the disk is full; {hint}") from error
 
 
 def is_disk_full(error: BaseException | None) -> bool:

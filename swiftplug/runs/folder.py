@@ -20,6 +20,7 @@ from swiftplug.plugin.registry import LoadedPlugin
 CONFIG = "config.yaml"
 MANIFEST = "run.json"
 MARKER = "swiftplug.json"
+_RECORDED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 
 
 def check_output_folder(folder: Path, begun: str, *, resume: bool, overwrite: bool | None = None) -> None:
@@ -75,7 +76,10 @@ def write_run_files(
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {"swiftplug": __version__, **_versions()},
+        "versions": {
+            "swiftplug": __version__,
+            **{name: importlib.metadata.version(name) for name in _RECORDED_LIBRARIES},
+        },
         "plugins": [_plugin_record(plugin) for plugin in plugins],
         **({} if results is None else {"results": results}),
     }
@@ -140,11 +144,6 @@ def _plugin_record(plugin: LoadedPlugin) -> dict[str, Any]:
         "source_sha256": plugin.source_hash,
         "options": json.loads(json.dumps(plugin.options, default=str)),
     }
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _git_commit() -> str | None:

@@ -85,10 +85,7 @@ def load_weights(
 def load_adapter(model: torch.nn.Module, folder: str, registry: Registry) -> torch.nn.Module:
     """Load an adapter onto its base model, and merge it into the weights if possible.
 
-    Args:
-        model: The base model.
-        folder: The folder of a run, whose adapter is loaded through its tuner, or of a PEFT adapter.
-        registry: Finds the tuner.
+    `folder` is that of a run, whose adapter is loaded through its tuner, or of a PEFT adapter.
 
     Raises:
         UserError: The folder holds no adapter.

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from swiftplug.config.schema import RunConfig
 from swiftplug.errors import UserError
@@ -12,6 +11,7 @@ from swiftplug.plugin.registry import KINDS, LoadedPlugin, PluginChoice, Registr
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REWARD_MODEL = "swiftplug:reward_model"
+_KIND_OF_KEY = {kind.key: kind.name for kind in KINDS.values() if kind.key != "dataset"}
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,6 @@ class RunPlugins:
         return [plugin for plugins in self.by_kind.values() for plugin in plugins]
 
 
-class _Named(NamedTuple):
-    """The plugins that one place of a config names; several if loss scales are combined by `+`."""
-
-    kind: str
-    choices: list[PluginChoice]
-    where: str
-
-
 def check_plugin_names(config: RunConfig) -> None:
     """Report an unknown plugin immediately: this imports no plugin, and neither torch nor Transformers.
 
@@ -60,10 +52,10 @@ def check_plugin_names(config: RunConfig) -> None:
         UserError: No plugin has a name that the config gives.
     """
     registry = _discover(config)
-    for named in _named(config, registry):
-        for choice in named.choices:
-            if not registry.has(named.kind, choice.name):
-                registry.resolve(named.kind, PluginChoice(name=choice.name), named.where)
+    for kind, choices, where in _named(config, registry):
+        for choice in choices:
+            if not registry.has(kind, choice.name):
+                registry.resolve(kind, PluginChoice(name=choice.name), where)
 
 
 def resolve_plugins(config: RunConfig) -> RunPlugins:
@@ -73,11 +65,11 @@ def resolve_plugins(config: RunConfig) -> RunPlugins:
         UserError: One is unknown, ambiguous, broken, of the wrong form, or does not take its options.
     """
     registry = _discover(config)
-    by_kind: dict[str, list[LoadedPlugin]] = {}
-    for key in type(config).model_fields:
-        if kind := _kind_of(key):
-            # `extra_callbacks` of a plugin file run without being named in the config.
-            by_kind[kind] = list(registry.always_on_callbacks) if kind == "callback" else []
+    by_kind: dict[str, list[LoadedPlugin]] = {
+        _KIND_OF_KEY[key]: [] for key in type(config).model_fields if key in _KIND_OF_KEY
+    }
+    if "callback" in by_kind:  # `extra_callbacks` of a plugin file run without being named in the config
+        by_kind["callback"] += registry.always_on_callbacks
     for kind, choices, where in _named(config, registry):
         if len(choices) == 1:
             by_kind[kind].append(registry.resolve(kind, choices[0], where))
@@ -90,25 +82,20 @@ def _discover(config: RunConfig) -> Registry:
     return Registry.discover(files=config.plugins.files, allow=config.plugins.allow)
 
 
-def _kind_of(key: str) -> str | None:
-    """The kind of plugin that a key of the config names; None for other keys, and for those of datasets."""
-    return next((kind.name for kind in KINDS.values() if kind.key == key and key != "dataset"), None)
-
-
-def _named(config: RunConfig, registry: Registry) -> Iterator[_Named]:
-    """What a config names that must be a plugin, and where."""
+def _named(config: RunConfig, registry: Registry) -> Iterator[tuple[str, list[PluginChoice], str]]:
+    """Each place where a config names plugins: their kind, the plugins (several for `a+b`), and the place."""
     for key in type(config).model_fields:
-        kind, value = _kind_of(key), getattr(config, key)
+        kind, value = _KIND_OF_KEY.get(key), getattr(config, key)
         if kind is None or value is None:
             continue
         if isinstance(value, list):
             for index, choice in enumerate(value):
-                yield _Named(kind, [_scorer(kind, choice, registry)], config.where(key, index))
+                yield kind, [_scorer(kind, choice, registry)], config.where(key, index)
         elif kind == "loss_scale":
             choices = [PluginChoice(name=name, options=value.options) for name in value.name.split("+")]
-            yield _Named(kind, choices, config.where(key))
+            yield kind, choices, config.where(key)
         elif kind != "model" or registry.has("model", value.name):
-            yield _Named(kind, [value], config.where(key))
+            yield kind, [value], config.where(key)
         elif value.options:
             raise UserError(f"{config.where('model')}: {value.name!r} is not a plugin; only a plugin takes options")
 
