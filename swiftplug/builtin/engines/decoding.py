@@ -17,7 +17,7 @@ _ENDED_SHARE = 16  # ended rows are removed once they are 1/16 of the batch
 _FIRST_LOOK = 64  # likeliest tokens to sort first; while they hold less than `top_p`, eight times as many are sorted
 
 
-class Task(NamedTuple):
+class GenerationRequest(NamedTuple):
     """A prompt, and the candidates to generate for it.
 
     Attributes:
@@ -88,19 +88,19 @@ class Decoder:
         self._end_ids = torch.tensor(end_ids, device=self._device)
 
     @torch.inference_mode()
-    def decode(self, tasks: list[Task], sampling: Sampling) -> list[list[Drawn]]:
-        """Generate the candidates of all tasks together.
+    def decode(self, requests: list[GenerationRequest], sampling: Sampling) -> list[list[Drawn]]:
+        """Generate the candidates of all requests together.
 
         When enough rows have ended, the last running rows take their places, so that little is copied.
         """
-        counts = torch.tensor([len(task.numbers) for task in tasks], device=self._device)
+        counts = torch.tensor([len(request.numbers) for request in requests], device=self._device)
         owners = torch.repeat_interleave(counts)
-        numbers = torch.cat([task.numbers for task in tasks]).to(self._drawing_device)
-        longest = torch.tensor([task.longest for task in tasks], device=self._device)[owners]
+        numbers = torch.cat([request.numbers for request in requests]).to(self._drawing_device)
+        longest = torch.tensor([request.longest for request in requests], device=self._device)[owners]
         tokens = torch.zeros(numbers.shape, dtype=torch.long, device=self._device)
         lengths, broken = longest.clone(), torch.zeros(len(numbers), dtype=torch.bool, device=self._device)
 
-        rows, logits = self._read_prompts(tasks)
+        rows, logits = self._read_prompts(requests)
         rows.take(owners)
         rows.candidates = torch.arange(len(owners), device=self._device)
         logits = logits[owners]
@@ -133,22 +133,27 @@ class Decoder:
                 tokens.tolist(), lengths.tolist(), longest.tolist(), broken.tolist(), strict=True
             )
         ]
-        return [candidates[end - len(task.numbers) : end] for task, end in zip(tasks, counts.cumsum(0), strict=True)]
+        return [
+            candidates[end - len(request.numbers) : end]
+            for request, end in zip(requests, counts.cumsum(0), strict=True)
+        ]
 
-    def _read_prompts(self, tasks: list[Task]) -> tuple[_Rows, torch.Tensor]:
-        """Run the prompts, padded on the left, through the model; also return their next logits, `(tasks, V)`."""
-        width, virtual = max(len(task.ids) for task in tasks), self.num_virtual_tokens
-        lengths = torch.tensor([len(task.ids) for task in tasks], device=self._device)
-        padded = torch.tensor([[0] * (width - len(task.ids)) + task.ids for task in tasks], device=self._device)
-        full_width = virtual + width + max(task.longest for task in tasks)
-        mask = torch.ones(len(tasks), full_width, dtype=torch.long, device=self._device)
+    def _read_prompts(self, requests: list[GenerationRequest]) -> tuple[_Rows, torch.Tensor]:
+        """Run the prompts, padded on the left, through the model; also return their next logits, `(requests, V)`."""
+        width, virtual = max(len(request.ids) for request in requests), self.num_virtual_tokens
+        lengths = torch.tensor([len(request.ids) for request in requests], device=self._device)
+        padded = torch.tensor(
+            [[0] * (width - len(request.ids)) + request.ids for request in requests], device=self._device
+        )
+        full_width = virtual + width + max(request.longest for request in requests)
+        mask = torch.ones(len(requests), full_width, dtype=torch.long, device=self._device)
         if not virtual:
             mask[:, :width] = torch.arange(width, device=self._device) >= width - lengths[:, None]
         seen = mask[:, :width]
         # With a learned prompt, PEFT computes the positions itself.
         positions = None if virtual else (seen.cumsum(dim=-1) - 1).clamp(min=0)
         output = self._forward(self._reader, padded, seen, positions, growing_cache(self._config, full_width))
-        numbers, ended = torch.arange(len(tasks), device=self._device), torch.zeros_like(lengths, dtype=torch.bool)
+        numbers, ended = torch.arange(len(requests), device=self._device), torch.zeros_like(lengths, dtype=torch.bool)
         # Take the output's cache: prefix tuning makes its own.
         return _Rows(output.past_key_values, mask, virtual + lengths, numbers, ended), output.logits[:, -1]
 

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from pydantic import PositiveInt
 
-from swiftplug.builtin.engines.decoding import Decoder, Drawn, Task, uniform_numbers
+from swiftplug.builtin.engines.decoding import Decoder, Drawn, GenerationRequest, uniform_numbers
 from swiftplug.builtin.engines.fast_parts import pack_linears
 from swiftplug.builtin.hardware import pick_device, pick_dtype
 from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError
@@ -62,24 +62,24 @@ class TransformersEngine(Engine):
             UserError: A batch does not fit into the GPU's memory.
         """
         assert self._decoder is not None, "not opened"
-        tasks: dict[str, Task] = {}
+        requests: dict[str, GenerationRequest] = {}
         for prompt in prompts:
-            task = self._task(prompt)
-            if isinstance(task, Task):
-                tasks[prompt.id] = task
+            request = self._request(prompt)
+            if isinstance(request, GenerationRequest):
+                requests[prompt.id] = request
             else:
-                yield Answered(prompt.id, failure=task)
+                yield Answered(prompt.id, failure=request)
         most = 1 if self._decoder.num_virtual_tokens else self.prompts_at_once(self._sampling)
-        ids = list(tasks)
+        ids = list(requests)
         for start in range(0, len(ids), most):
             batch = ids[start : start + most]
-            yield from map(self._answer, batch, self._decode([tasks[prompt_id] for prompt_id in batch]))
+            yield from map(self._answer, batch, self._decode([requests[prompt_id] for prompt_id in batch]))
 
     def close(self) -> None:
         """Release the model."""
         self._decoder = None
 
-    def _task(self, prompt: Prompt) -> Task | str:
+    def _request(self, prompt: Prompt) -> GenerationRequest | str:
         """What to generate for a prompt, or why that is impossible."""
         sampling = self._sampling
         try:
@@ -94,15 +94,15 @@ class TransformersEngine(Engine):
                 return f"the prompt has {len(ids):,} tokens, the model reads at most {self._context:,}"
             longest = min(longest, self._context - len(ids) + 1)  # the last token is not fed back
         seeds = [sampling.seed_of(prompt.id, index) for index in range(_num_different(sampling))]
-        return Task(ids, uniform_numbers(seeds, sampling.max_new_tokens), longest)
+        return GenerationRequest(ids, uniform_numbers(seeds, sampling.max_new_tokens), longest)
 
-    def _decode(self, tasks: list[Task]) -> list[list[Drawn]]:
+    def _decode(self, requests: list[GenerationRequest]) -> list[list[Drawn]]:
         """Generate a batch; a prompt with more candidates than fit into one is split."""
         assert self._decoder is not None
         try:
-            if len(tasks) > 1:
-                return self._decoder.decode(tasks, self._sampling)
-            parts = [tasks[0]._replace(numbers=numbers) for numbers in tasks[0].numbers.split(self.batch_size)]
+            if len(requests) > 1:
+                return self._decoder.decode(requests, self._sampling)
+            parts = [requests[0]._replace(numbers=numbers) for numbers in requests[0].numbers.split(self.batch_size)]
             return [[drawn for part in parts for drawn in self._decoder.decode([part], self._sampling)[0]]]
         except torch.OutOfMemoryError as error:
             raise UserError(
