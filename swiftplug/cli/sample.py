@@ -30,11 +30,12 @@ def sample(
     from swiftplug.runs.plugins import check_plugin_names
 
     config, quickstart = load_sample_config(request.path, request.options, request.sets, resume=resume)
+    # A plugin file, which is run to learn its names, may import torch.
+    prepare_process(debug=request.debug, uses_torch=config.generates)
     check_plugin_names(config)
     model = config.model.name if config.model else ""
     if quickstart:
         typer.echo(f"No model, dataset or config given: sampling from the quickstart run {model}.")
-    prepare_process(debug=request.debug, uses_torch=config.generates)
     from swiftplug.sampling.run import sample as run
 
     run(config, resume=resume, overwrite=overwrite, dry_run=dry_run)

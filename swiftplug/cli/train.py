@@ -36,6 +36,8 @@ def train(
     from swiftplug.runs.plugins import check_plugin_names
 
     config, quickstart = load_train_config(request.path, request.options, request.sets, resume=resume)
+    # A plugin file, which is run to learn its names, may import torch.
+    prepare_process(debug=request.debug, num_proc=config.data.num_proc)
     check_plugin_names(config)
     if nproc > 1:
         flags = {"--resume": resume, "--allow-changed-plugins": allow_changed_plugins, "--dry-run": dry_run}
@@ -44,7 +46,6 @@ def train(
         raise typer.Exit(run_in_processes(nproc, ["train", *arguments]))
     if quickstart and is_first():
         typer.echo("No model, dataset or config given: this is the built-in quickstart. Nothing is downloaded.")
-    prepare_process(debug=request.debug, num_proc=config.data.num_proc)
     from swiftplug.training.run import train as run
 
     run(config, resume=resume, allow_changed_plugins=allow_changed_plugins, dry_run=dry_run)
