@@ -86,11 +86,14 @@ def write_run_files(
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
-def first_difference(before: str, now: str) -> str:
-    """The first line in which two configs differ, for the message that refuses to resume."""
-    pairs = zip((before + "\n(end)").splitlines(), (now + "\n(end)").splitlines(), strict=False)
-    old, new = next((old, new) for old, new in pairs if old != new)
-    return f"it has {old.strip()!r} where this one has {new.strip()!r}"
+def config_difference(before: Any, now: Any, key: str = "") -> str:
+    """The first key in which two configs differ, whatever the order of their keys; empty if there is none."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = {**before, **now}
+        found = (config_difference(before.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in names)
+        return next(filter(None, found), "")
+    shown = [json.dumps(value, ensure_ascii=False, default=str) for value in (before, now)]
+    return "" if before == now else f"{key}: {shown[0]} there, {shown[1]} here"
 
 
 class Marker(NamedTuple):

@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from swiftplug.config.load import to_yaml
 from swiftplug.config.schema import SampleConfig
+from swiftplug.config.yaml_file import read_value
 from swiftplug.data.read.sources import Source, open_source
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin
-from swiftplug.runs.folder import first_difference
+from swiftplug.runs.folder import CONFIG, config_difference
 from swiftplug.runs.plugins import RunPlugins
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.ledger import NO_REFERENCE, USABLE, Ledger
@@ -45,8 +47,8 @@ def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: RunPlugins, s
 
     Scorers may change, so that they can be corrected: then every candidate is scored again. Returns a note to print.
     """
-    if (before := ledger.get("config")) != (now := _sampled_by(config)):
-        raise UserError(f"--resume: the folder holds another run: {first_difference(before, now)}")
+    if difference := config_difference(ledger.get("config"), _sampled_by(config)):
+        raise UserError(f"--resume: the folder holds another run: {difference}")
     inputs = _inputs(config, plugins, _open_sources(config, plugins))
     for (name, fingerprint), (_, before) in zip(inputs, ledger.get("inputs"), strict=True):
         if fingerprint != before:
@@ -107,9 +109,11 @@ def _inputs(config: SampleConfig, plugins: RunPlugins, sources: Sequence[Source]
     return inputs
 
 
-def _sampled_by(config: SampleConfig) -> str:
-    """The config without the fields that may change on resuming: the run's folder and the scorers' time limit."""
-    return to_yaml(config.model_copy(update={"output_dir": None, "score_timeout": SampleConfig().score_timeout}))
+def _sampled_by(config: SampleConfig) -> dict[str, Any]:
+    """The config without the keys that may change on resuming: the run's folder and the scorers' time limit."""
+    text = to_yaml(config.model_copy(update={"output_dir": None, "score_timeout": SampleConfig().score_timeout}))
+    values: dict[str, Any] = read_value(text, CONFIG)
+    return values
 
 
 def _fingerprint(plugin: LoadedPlugin) -> str:

@@ -12,10 +12,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from swiftplug.config.load import to_yaml
+from swiftplug.config.yaml_file import read_config, read_value
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.folder import CONFIG, MANIFEST, first_difference
+from swiftplug.runs.folder import CONFIG, MANIFEST, config_difference
 
 TRAINER_STATE = "trainer_state.json"
 STAGING = ".saving-checkpoint"
@@ -44,9 +45,9 @@ def find_checkpoint(folder: Path, args: Arguments, allow_changed_plugins: bool) 
     """
     if not (folder / CONFIG).exists():
         return None
-    before, now = (folder / CONFIG).read_text(encoding="utf-8"), to_yaml(args.config)
-    if before != now:
-        raise UserError(f"--resume: {folder / CONFIG} is another run's: {first_difference(before, now)}")
+    before, _ = read_config(str(folder / CONFIG))
+    if difference := config_difference(before, read_value(to_yaml(args.config), CONFIG)):
+        raise UserError(f"--resume: {folder / CONFIG} is another run's: {difference}")
     if not allow_changed_plugins and (folder / MANIFEST).exists():
         _check_plugins_unchanged(folder, args.plugins.all())
     clear_leftovers(folder)
@@ -61,16 +62,16 @@ def _check_plugins_unchanged(folder: Path, plugins: list[LoadedPlugin]) -> None:
         kind, name = plugin.found.kind, plugin.found.qualified_name
         if before.get((kind, name), plugin.source_hash) != plugin.source_hash:
             raise UserError(
-                f"--resume: the {kind} plugin {name!r} ({plugin.source_file}) has changed since this run began; put it "
-                "back, or continue with it as it is by --allow-changed-plugins"
+                f"--resume: the {kind} plugin {name!r} ({plugin.source_file}) has changed since this run began; "
+                "restore it, or use the new code with --allow-changed-plugins"
             )
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Delete a folder, so that a half-deleted one never bears its name."""
-    unnamed = path.with_name(f"{DELETING}{path.name}")
-    path.rename(unnamed)
-    shutil.rmtree(unnamed)
+    """Delete a checkpoint, renamed first, so that a partly deleted one is never taken for a complete one."""
+    renamed = path.with_name(f"{DELETING}{path.name}")
+    path.rename(renamed)
+    shutil.rmtree(renamed)
 
 
 def move_into(run_dir: Path, staging: Path, last: str) -> None:

@@ -15,7 +15,7 @@ from swiftplug.training.head import KnownHead, find_known_head, run_headless, to
 
 
 def optional_arguments(loss: Callable[..., Any]) -> set[str]:
-    """Those of `loss_scale` and `num_items_in_batch` that a loss plugin takes."""
+    """Which of `loss_scale` and `num_items_in_batch` a loss plugin accepts."""
     # A module's own signature is that of any call; its `forward` shows what it takes.
     parameters = inspect.signature(getattr(loss, "forward", loss)).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())

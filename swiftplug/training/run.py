@@ -1,10 +1,14 @@
 """A training run, from a config to a folder with a trained model.
 
-1. Plugins are found, imported and checked.            4. The base model is loaded, the tuner wraps it.
-2. The arguments are checked, the tokenizer loaded.    5. Transformers' Trainer trains, with the plugins.
-3. The data is read, encoded and counted.              6. The model, the log and its picture are left in the folder.
+1. Plugins are found, imported and checked.
+2. The arguments are checked, and the tokenizer is loaded.
+3. The data is read, encoded and counted.
+4. The base model is loaded, and the tuner wraps it.
+5. Transformers' Trainer trains it, with the plugins.
+6. The model, the log and the loss plot are written into the folder.
 
-All that can fail on bad input fails in the first three, and nothing is written to the run's folder before the fourth.
+Errors in config, plugins and data are raised in steps 1-3; what needs the loaded model (packing, some plugins) is
+checked right after step 4. Nothing is written into the folder before; `--resume` first removes unfinished checkpoints.
 """
 
 import os
@@ -85,7 +89,7 @@ def train(
             data_collator=Collator(args.load_tokenizer().pad_token_id),
             callbacks=[*(plugin.bound(args) for plugin in args.plugins.of("callback")), RunLog(run_dir), progress],
         )
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(PrinterCallback)  # it prints every log a second time
         if config.data.packing:
             check_packing(model, trainer.accelerator)
         if trainer.is_world_process_zero():
@@ -108,12 +112,12 @@ def _print_start(
 ) -> None:
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     total, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
-    defaults = {
+    default_plugins = {
         field.default.name for field in TrainConfig.model_fields.values() if isinstance(field.default, PluginChoice)
     }
-    print_line(console, f"model: {trained:,} of {total:,} parameters train ({trained / total:.2%})")
+    print_line(console, f"model: {trained:,} of {total:,} parameters are trainable ({trained / total:.2%})")
     for plugin in plugins:
-        if plugin.found.qualified_name not in defaults:
+        if plugin.found.qualified_name not in default_plugins:
             print_line(console, f"plugin: {plugin.found}")
     if checkpoint is not None:
         print_line(console, f"resuming from {checkpoint}")

@@ -7,7 +7,7 @@ What differs from the base class, and where:
 - saving and loading go through the tuner plugin (`save_model`), and a checkpoint appears whole or not at all
   (`CheckpointKeeper`); a resumed run is the same run (`train`).
 
-Four methods of the base class that are not public are overridden, for want of a public way.
+Four private methods of the base class are overridden, because it has no public hook for them.
 """
 
 import shutil
@@ -105,7 +105,7 @@ class PlugTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> TrainOutput:
-        """Train, or go on from a checkpoint as if the run had never been broken off."""
+        """Train, or resume from a checkpoint exactly, as if the run had never been interrupted."""
         if resume_from_checkpoint:
             state = self.keeper.resume(Path(str(resume_from_checkpoint)), self.control)
             self.first_step = state.global_step
@@ -118,7 +118,7 @@ class PlugTrainer(Trainer):
             raise
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> Any:
-        """As the base class counts steps and epochs; a run that had already ended trains in no epoch more."""
+        """The steps and epochs of the base class, but a finished run trains no further epoch."""
         epochs, steps_per_epoch, *others, max_steps = super().set_initial_training_values(args, dataloader)
         self.run_args.num_training_steps = max_steps
         if self.control.should_training_stop:
@@ -302,7 +302,7 @@ class _OrderOfEpoch(TrainerCallback):
 
 
 def _marker(args: Arguments) -> Marker:
-    """What `swiftplug.json` tells of the weights beside it."""
+    """The contents of `swiftplug.json` for the weights of this run."""
     config, tuner = args.config, args.plugins.one("tuner")
     name = str(config.model and config.model.name)
     return Marker(

@@ -72,7 +72,7 @@ def test_another_run_is_not_written_over(run: Any) -> None:
     before = {path: path.read_bytes() for path in first.run_dir.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="holds another run; name another folder, continue that run with --resume"):
         run("r")
-    with pytest.raises(UserError, match=r"is another run's: it has '.*' where this one has '.*'"):
+    with pytest.raises(UserError, match=r"is another run's: training.learning_rate: .* there, 0.001 here"):
         run("r", ["training.learning_rate=1e-3"], resume=True)
     assert {path: path.read_bytes() for path in first.run_dir.rglob("*") if path.is_file()} == before
 
