@@ -1,20 +1,17 @@
 """A killed run that is resumed ends in the bytes of one that was not killed, and shards joined are the whole."""
 
 import multiprocessing
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from swiftplug.cli.main import main
 from tests.sampling.conftest import DICE, Command, lines
 
 FILES = ("candidates.jsonl", "samples.jsonl", "report.html")
@@ -25,12 +22,19 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["swiftplug.cli.main", "swiftplug.cli.sample", "swiftplug.sampling.run"])
 
 
-def run_command(folder: Path, arguments: list[str]) -> None:
-    """What a forked process does: run `swiftplug sample` in a folder, and end with its exit code."""
-    os.chdir(folder)
-    sys.argv = ["swiftplug", "sample", "--plugin", str(DICE), *arguments]
-    with Path("output.txt").open("a", encoding="utf-8") as output, redirect_stdout(output), redirect_stderr(output):
-        main()
+# What a forked process does: run `swiftplug sample` in a folder, and end with its exit code.
+RUN_COMMAND = """
+import os
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+
+from swiftplug.cli.main import main
+
+os.chdir(folder)
+sys.argv = ["swiftplug", "sample", *arguments]
+with open("output.txt", "a", encoding="utf-8") as output, redirect_stdout(output), redirect_stderr(output):
+    main()
+"""
 
 
 def run_forked(folder: Path, arguments: list[str], killed_after: float | None = None) -> int | None:
@@ -38,7 +42,8 @@ def run_forked(folder: Path, arguments: list[str], killed_after: float | None = 
 
     The process is forked from a server that has imported everything, so it is killed at its work, not while it imports.
     """
-    process = FORKS.Process(target=run_command, args=(folder, arguments))
+    values = {"folder": str(folder), "arguments": ["--plugin", str(DICE), *arguments]}
+    process = FORKS.Process(target=exec, args=(RUN_COMMAND, values))
     process.start()
     process.join(killed_after)
     process.kill()
