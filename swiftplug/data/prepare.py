@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerFast
 
+from swiftplug import __version__
 from swiftplug.config.schema import DataOptions
 from swiftplug.data.encode import EncodedRows, RowEncoder
 from swiftplug.data.packing import packed_batches
@@ -44,7 +45,7 @@ CHUNK = 256  # number of rows that a process encodes at a time
 CHUNKS_AHEAD = 2  # per process; a source of any size is read no faster than it is encoded
 
 # The modules that affect how a row is encoded. Plugins have hashes of their own.
-CODE = ("data/**/*.py", "plugin/loss.py", "plugin/tools_format.py")
+CODE = ("data/**/*.py", "plugin/**/*.py")
 
 
 class PreparedData(NamedTuple):
@@ -146,7 +147,7 @@ def _key(source: Source, encoder: RowEncoder, plugins: Sequence[LoadedPlugin]) -
         "plugins": [_plugin_facts(plugin) for plugin in plugins],
         "settings": [encoder.task, options.max_length, encoder.too_long, options.columns, encoder.generation],
         "code": _hash_files(file for pattern in CODE for file in package.glob(pattern)),
-        "libraries": [transformers.__version__, tokenizers.__version__],
+        "versions": [__version__, transformers.__version__, tokenizers.__version__],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -1,6 +1,7 @@
 """A cache of encoded rows on disk: written completely or not at all, shared by all processes, limited in size."""
 
 import atexit
+import errno
 import json
 import os
 import shutil
@@ -27,7 +28,11 @@ SPLIT_REPORT = TypeAdapter(SplitReport)
 
 LIMIT = 20_000_000_000  # bytes
 
-_in_use: list[ExitStack] = []  # locks on the entries that this process reads, held until it exits
+# Where a file system has no locks, entries are read all the same, but none is removed.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+# The locks on the entries that this process reads, held until it exits, by device and inode.
+_in_use: dict[tuple[int, int], ExitStack] = {}
 
 
 class StoredRows(NamedTuple):
@@ -99,14 +104,17 @@ class EncodedStore:
 
     def _clean_up(self) -> None:
         """Remove partial entries of killed processes, and the oldest entries above the size limit."""
-        for part in self._writable.glob("*.part"):
-            with suppress(OSError), self._lock(part.name.partition(".")[0], blocking=False):
-                shutil.rmtree(part)
         entries = []
-        for rows in self._writable.glob(f"*/{ROWS}"):
-            if rows.parent.suffix != ".part":
-                with suppress(FileNotFoundError):  # another process has just removed it
-                    entries.append((rows, rows.stat()))
+        for folder in [*self._writable.iterdir()]:
+            with suppress(OSError):  # not a folder, locked, or just removed by another process
+                names = {path.name for path in folder.iterdir()}
+                if folder.is_symlink() or not names <= {ROWS, REPORT}:
+                    continue  # the folder may hold other files than the store's
+                if folder.suffix == ".part":
+                    with self._lock(folder.name.partition(".")[0], blocking=False):
+                        shutil.rmtree(folder)
+                elif names == {ROWS, REPORT}:
+                    entries.append((folder / ROWS, (folder / ROWS).stat()))
         total = sum(stat.st_size for _, stat in entries)
         for rows, stat in sorted(entries, key=lambda entry: entry[1].st_mtime_ns):
             if total <= self.limit:
@@ -128,8 +136,10 @@ def _open(entry: Path) -> StoredRows | None:
             if rows.stat().st_size != facts["bytes"]:
                 return None
             stored = StoredRows(Dataset.from_file(str(rows)), SPLIT_REPORT.validate_python(facts["report"]))
-            _in_use.append(lock.pop_all())
-    except (OSError, ValueError, KeyError):
+            file = rows.stat()
+            if (file.st_dev, file.st_ino) not in _in_use:
+                _in_use[file.st_dev, file.st_ino] = lock.pop_all()
+    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError, KeyError):
         return None
     with suppress(OSError):  # the folder is read-only
         os.utime(rows)
@@ -156,7 +166,8 @@ def _make(entry: Path, make: Callable[[SplitReport], Generator[pa.RecordBatch, N
     finally:
         shutil.rmtree(part, ignore_errors=True)
     stored = _open(entry)
-    assert stored is not None, "it was just written, and its lock is held"
+    if stored is None:
+        raise UserError(f"{entry}: cannot be read after it was written; data.cache_dir chooses another folder")
     return stored
 
 
@@ -165,7 +176,11 @@ def _lock_file(file: IO[bytes], exclusive: bool) -> None:
     if sys.platform != "win32":  # Windows does not delete open files anyway
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+        except OSError as error:
+            if exclusive or error.errno not in _NO_LOCKS:
+                raise
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a run passes to its plugins as `args`: its config, and its model and tokenizer."""
 
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +37,15 @@ class Arguments(RunArguments):
         self.training_args = training_args
         self.notes: list[str] = []
         self._adapter: str | None = getattr(config, "adapter", None)
+        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._built: torch.nn.Module | None = None  # by a model plugin, together with its tokenizer
+        self._bases: dict[str, Arguments] = {}  # of adapters, by their folders
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        if self._tokenizer is None:
+            tokenizer = self._load_tokenizer()
+            self.notes = set_chat_template(tokenizer, self.config.data.template)
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     def load_model(self, dtype: "torch.dtype | None" = None) -> "torch.nn.Module":
@@ -56,12 +61,12 @@ class Arguments(RunArguments):
             model = self._built if self._built is not None else self._build()[0]
             self._built = None
         elif is_adapter_run(name):
-            model = load_adapter(self._base_of(name).load_model(dtype), name, registry)
+            model = load_adapter(self._base_of(name).load_model(dtype), name, registry, dtype)
         else:
             compute_dtype = autocast_dtype(self.training_args) if self.training_args else dtype or torch.float32
             model = load_weights(name, self.config.model_options, dtype, compute_dtype)
         if self._adapter is not None:
-            model = load_adapter(model, self._adapter, registry)
+            model = load_adapter(model, self._adapter, registry, dtype)
         return model.eval()
 
     def export_model(self, folder: str | Path) -> str:
@@ -72,16 +77,13 @@ class Arguments(RunArguments):
             return name
         model: Any = self.load_model()
         if isinstance(model, PeftModel):
-            raise UserError("model: its adapter cannot be merged into the weights, so the model cannot be exported")
+            raise UserError(
+                "model: its adapter cannot be merged into the weights (they are quantized, or it is a learned prompt), "
+                "so it cannot be exported; use --engine transformers"
+            )
         model.save_pretrained(folder)
         self.load_tokenizer().save_pretrained(folder)
         return str(folder)
-
-    @cached_property
-    def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        tokenizer = self._load_tokenizer()
-        self.notes = set_chat_template(tokenizer, self.config.data.template)
-        return tokenizer
 
     def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, with a padding token and its own chat template."""
@@ -107,6 +109,8 @@ class Arguments(RunArguments):
         """The arguments for the base model of an adapter, as it was loaded in the run that trained the adapter."""
         if folder is None:
             raise UserError("no model; name a folder, a hub id or a model plugin with --model or the key 'model'")
+        if folder in self._bases:
+            return self._bases[folder]
         marker = Marker.read(folder)
         if marker is None:
             raise UserError(f"{folder}: has no {MARKER}, so its base model is unknown; name it with --model")
@@ -119,11 +123,9 @@ class Arguments(RunArguments):
         changed = {"model": choice, "model_options": ModelOptions.model_validate(trusted), "seed": marker.seed}
         if self._adapter is not None:
             changed["adapter"] = None
-        return Arguments(
-            self.config.model_copy(update=changed),
-            RunPlugins(registry, {**self.plugins.by_kind, "model": plugins}),
-            self.training_args,
-        )
+        used = RunPlugins(registry, {**self.plugins.by_kind, "model": plugins})
+        self._bases[folder] = Arguments(self.config.model_copy(update=changed), used, self.training_args)
+        return self._bases[folder]
 
     def _build(self) -> "tuple[torch.nn.Module, Any]":
         """What the model plugin returns; it is seeded, so that a resumed run builds the same weights."""

@@ -68,6 +68,8 @@ def load_weights(
     Raises:
         UserError: It cannot be loaded.
     """
+    _check_name(name)
+    transformers_logging.disable_progress_bar()  # of reading and writing weights; downloads still show theirs
     try:
         model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
             name,
@@ -82,10 +84,11 @@ def load_weights(
     return model
 
 
-def load_adapter(model: torch.nn.Module, folder: str, registry: Registry) -> torch.nn.Module:
+def load_adapter(model: torch.nn.Module, folder: str, registry: Registry, dtype: torch.dtype | None) -> torch.nn.Module:
     """Load an adapter onto its base model, and merge it into the weights if possible.
 
-    `folder` is that of a run, whose adapter is loaded through its tuner, or of a PEFT adapter.
+    `folder` is that of a run, whose adapter is loaded through its tuner, or of a PEFT adapter. `dtype` is the one that
+    was asked of the base model.
 
     Raises:
         UserError: The folder holds no adapter.
@@ -94,7 +97,6 @@ def load_adapter(model: torch.nn.Module, folder: str, registry: Registry) -> tor
     if not path.is_dir():
         raise UserError(f"--adapter: no folder {folder!r}")
     dtypes = {parameter: parameter.dtype for parameter in model.parameters()}
-    dtype = next(iter(dtypes.values()))
     marker = Marker.read(path)
     if marker is not None:
         tuner = registry.resolve("tuner", PluginChoice.model_validate(marker.tuner), f"{folder}/{MARKER}")
@@ -108,8 +110,8 @@ def load_adapter(model: torch.nn.Module, folder: str, registry: Registry) -> tor
     if isinstance(model, PeftModel) and not model.active_peft_config.is_prompt_learning and not is_quantized:
         model = model.merge_and_unload()
     # Weights that a tuner saved in float32 must match a base that was loaded in half precision.
-    for parameter in model.parameters():
-        if parameter.is_floating_point() and not is_quantized:
+    for parameter in model.parameters() if dtype and not is_quantized else ():
+        if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtypes.get(parameter, dtype))
     attach_model_meta(model)
     return model

@@ -81,6 +81,11 @@ class Ledger:
                 raise LedgerInUseError(f"{path.parent}: another process is sampling into this folder") from None
             if is_disk_full(error):
                 raise
+            if "no such column" in str(error):
+                raise UserError(
+                    f"{path}: an earlier version of swiftplug wrote it; continue the run with that version, or name "
+                    "another folder"
+                ) from None
             raise UserError(f"{path}: cannot be used as the ledger of a run: {error}") from None
 
     def rename(self, path: Path) -> None:

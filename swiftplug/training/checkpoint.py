@@ -116,6 +116,9 @@ class CheckpointKeeper(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Find the best checkpoint of a resumed run."""
+        states: Any = state.stateful_callbacks
+        for callback in self._with_state(control):  # Trainer expects an entry for each when it saves
+            states.setdefault(type(callback).__name__, [])
         if self.best_before is not None:
             state.best_model_checkpoint = str(self.best_before) if self.best_before.is_dir() else None
 

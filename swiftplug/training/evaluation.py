@@ -80,9 +80,9 @@ def generate_answers(
     for start in range(0, len(mine), args.eval_batch_size):
         rows = mine[start : start + args.eval_batch_size]
         batch = {"input_ids": [prompts[row] for row in rows]}
-        padded = tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(accelerator.device)
+        padded = tokenizer.pad(batch, padding_side="left", return_attention_mask=True, return_tensors="pt")
         with torch.no_grad(), accelerator.autocast():
-            output = model.generate(**padded, generation_config=greedy)
+            output = model.generate(**padded.to(accelerator.device), generation_config=greedy)
         texts = tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
         answered += zip(rows, texts, strict=True)
     by_row = dict(gather_object(answered))

@@ -59,8 +59,8 @@ class LossComputer:
         inputs: dict[str, Any],
         num_items: torch.Tensor | int | None,
         need_logits: bool = False,
-    ) -> Any:
-        """The model's output on a batch, with its `loss`.
+    ) -> tuple[torch.Tensor, Any]:
+        """The loss of a batch, and the model's output.
 
         Args:
             model: The model, wrapped for several processes or not.
@@ -84,8 +84,7 @@ class LossComputer:
         # In training only: it depends on how rows are batched, and `eval_loss` must not.
         if self.aux_coefficient and model.training and outputs.aux_loss is not None:
             loss = loss + self.aux_coefficient * self._share(labels, num_items) * outputs.aux_loss.to(loss.device)
-        outputs.loss = loss
-        return outputs
+        return loss, outputs
 
     def check_finite(self, loss: torch.Tensor, step: int) -> None:
         """Stop where a loss is not a number, before it reaches the weights.

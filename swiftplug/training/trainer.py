@@ -163,8 +163,7 @@ class PlugTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The plugin's loss of one micro-batch, scaled so that those of an accumulation step add up to the step's."""
-        outputs = self.loss_computer(model, dict(inputs), num_items_in_batch, need_logits=return_outputs)
-        loss = outputs.loss
+        loss, outputs = self.loss_computer(model, dict(inputs), num_items_in_batch, need_logits=return_outputs)
         if "num_items_in_batch" not in self.loss_computer.takes:
             loss = loss / self.current_gradient_accumulation_steps
         elif self.args.average_tokens_across_devices:
@@ -187,8 +186,8 @@ class PlugTrainer(Trainer):
         count = (labels[:, 1:] != IGNORED_LABEL).sum()
         with torch.no_grad(), self.compute_loss_context_manager():
             batch = {**inputs, "labels": labels}
-            outputs = self.loss_computer(model, batch, count.clamp(min=1), need_logits=not prediction_loss_only)
-        loss = outputs.loss.detach()
+            loss, outputs = self.loss_computer(model, batch, count.clamp(min=1), need_logits=not prediction_loss_only)
+        loss = loss.detach()
         self._eval_sums += np.array([loss.item() * count.item(), count.item()])
         if prediction_loss_only:
             return loss, None, None

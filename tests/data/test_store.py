@@ -1,6 +1,7 @@
 """Encoded datasets are made once, used only when nothing changed, and complete or not there."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -303,6 +304,32 @@ def test_the_entries_unused_for_longest_go_when_the_store_is_full(tmp_path: Path
     _in_another_process(lambda: make("first"))  # is now the latest one used
     EncodedStore(str(folder), limit=2 * size).get("fourth", _rows(4))
     assert _keys(folder) == {"first", "fourth"}
+
+
+def test_what_is_not_of_the_store_is_kept(tmp_path: Path) -> None:
+    """`data.cache_dir` may name a folder with other things in it."""
+    folder = tmp_path / "store"
+    for name in ("thesis", "download.part"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "rows.arrow").write_text("mine")
+        (folder / name / "report.json").write_text("{}")
+        (folder / name / "thesis.tex").write_text("precious")
+    (folder / "notes.part").write_text("precious")
+    EncodedStore(str(folder), limit=0).get("key", _rows(1))
+    assert (folder / "thesis" / "thesis.tex").exists()
+    assert (folder / "download.part" / "thesis.tex").exists()
+    assert (folder / "notes.part").exists()
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    store = EncodedStore(str(tmp_path / "store"), limit=0)
+    store.get("first", _rows(1))
+    assert store.get("second", _rows(2)).examples["a"][:] == [2]
+    assert _keys(tmp_path / "store") == {"first", "second"}, "nothing is removed, as it may be in use"
 
 
 def test_an_entry_that_a_living_process_uses_is_kept(tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ class Trips(LossScale):
 def lost(args):
     raise OSError("no such weights")
 
+@register_model("misspelt")
+def misspelt(args):
+    return args.no_such_argument
+
 @register_callback("falls")
 class Falls(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
@@ -80,6 +84,7 @@ CASES = {
     "nothing": ({"tuner": "nothing"}, ["nothing", "leaves no parameter to train"]),
     "trips": ({"loss_scale": "trips"}, ["loss scale 'trips'", "raised ValueError: no weight"]),
     "lost": ({"model": "lost"}, ["model 'lost'", "raised OSError: no such weights"]),
+    "misspelt": ({"model": "misspelt"}, ["model 'misspelt'", "raised AttributeError", "no_such_argument"]),
     "falls": ({"callbacks": ["falls"]}, ["falls", "raised RuntimeError: fell over"]),
 }
 

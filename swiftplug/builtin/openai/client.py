@@ -93,6 +93,7 @@ class ChatClient:
         self._client = OpenAI(base_url=url, api_key=self._key or "none", max_retries=0, timeout=options.timeout)
         self._has_answered = False
         self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(options.concurrency)  # also for requests abandoned before
         self._next_start = 0.0  # the earliest time of the next try
         self._stop = threading.Event()
 
@@ -126,10 +127,11 @@ class ChatClient:
             except Exception as error:
                 outcomes.put(error)
 
-        num_running = self._options.concurrency
-        for _ in range(num_running):
-            threading.Thread(target=work, name="swiftplug-requests", daemon=True).start()
+        num_running = 0
         try:
+            while num_running < self._options.concurrency:
+                threading.Thread(target=work, name="swiftplug-requests", daemon=True).start()
+                num_running += 1
             while num_running:
                 outcome = outcomes.get()
                 if isinstance(outcome, Exception):
@@ -153,10 +155,13 @@ class ChatClient:
         body = {name: value for name, value in {**request, **self._extra}.items() if value is not None}
         deadline, tries = 0.0, 0
         while self._wait_for_turn(stop):
-            deadline = deadline or time.monotonic() + self._options.time_limit
             tries += 1
             try:
-                result = read(self._send(body, stop))
+                with self._slots:
+                    if stop.is_set():
+                        break
+                    deadline = deadline or time.monotonic() + self._options.time_limit
+                    result = read(self._send(body, stop))
                 self._has_answered = True
                 return result
             except Exception as error:
@@ -227,7 +232,8 @@ class ChatClient:
         if not isinstance(text, str):
             text = json.dumps(text, ensure_ascii=False) if text else ""
         hints = _ALWAYS_FATAL if self._has_answered else {**_FATAL_AT_FIRST, **_ALWAYS_FATAL}
-        hint = hints.get(str(error.code)) or hints.get(str(status)) or ""
+        code = str(error.code)  # some gateways repeat there the status of a server behind them, which is not theirs
+        hint = hints.get(str(status)) or ("" if code.isdecimal() else hints.get(code, ""))
         if retry_after and retry_after > self._options.time_limit:
             hint = f"it asks to wait {retry_after:.0f} s, longer than time_limit; continue later with --resume"
         reason = f"HTTP {status}{after}: {self._shorten(text) or error.response.reason_phrase}"
