@@ -445,8 +445,9 @@ def test_ctrl_c_ends_it_quickly_and_quietly(openai_server, tmp_path):
     server = openai_server(lambda request: {"seconds": 60})
     script = tmp_path / "sample.py"
     script.write_text(
-        "import sys\n"
+        "import signal, sys\n"
         "from types import SimpleNamespace as Space\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
         "from swiftplug.builtin.openai.engine import OpenAIEngine\n"
         "from swiftplug.plugin.engine import Prompt, Sampling\n"
         "engine = OpenAIEngine(base_url=sys.argv[1])\n"

@@ -109,7 +109,7 @@ def test_a_folder_of_another_run_is_left_as_it_is(
     assert sample("--dataset", data, *DRAW).returncode == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     refused(sample("--dataset", data, *DRAW), "run", "--resume", "--overwrite")
-    refused(sample("--dataset", data, *DRAW, "--resume", "--temperature", "2"), "temperature: 2")
+    refused(sample("--dataset", data, *DRAW, "--resume", "--temperature", "2"), "temperature: 1.0 there, 2.0 here")
     refused(sample("--dataset", questions(5), *DRAW, "--resume"), "questions.jsonl", "has changed")
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     (tmp_path / "other").mkdir()
