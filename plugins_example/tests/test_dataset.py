@@ -8,7 +8,9 @@ from swiftplug_plugins_example.dataset import backwards
 def words(**options: int) -> list[str]:
     found = []
     for question, answer in backwards(**options)["messages"]:
-        (word,) = re.fullmatch(r"Spell ([a-z]+) backwards\.", question["content"]).groups()  # type: ignore[union-attr]
+        match = re.fullmatch(r"Spell ([a-z]+) backwards\.", question["content"])
+        assert match
+        word = match[1]
         assert (question["role"], answer["role"]) == ("user", "assistant")
         assert answer["content"] == word[::-1]
         found.append(word)

@@ -130,10 +130,12 @@ class Arguments(RunArguments):
     def _build(self) -> "tuple[torch.nn.Module, Any]":
         """What the model plugin returns; it is seeded, so that a resumed run builds the same weights."""
         from transformers import set_seed
+        from transformers.utils import logging
 
         from swiftplug.plugin.model_arch import attach_model_meta
 
         plugin: Any = self.plugins.model
+        logging.disable_progress_bar()  # of writing weights
         set_seed(self.config.seed)
         pair = plugin.bound(self)
         if not isinstance(pair, tuple) or len(pair) != 2:

@@ -73,7 +73,8 @@ def plan_facts(args: Arguments, data: PreparedData) -> Iterator[tuple[str, str]]
     """What a run would do, as labelled facts: its plugins with their options, batches, steps, and where it writes."""
     config, arguments = args.config, args.training_args
     yield "task", config.task
-    yield "model", str(config.model and config.model.name)
+    if not args.plugins.model:
+        yield "model", str(config.model and config.model.name)
     yield from map(plugin_fact, args.plugins.all())
     sizes = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps, arguments.world_size
     yield "batch", f"{sizes[0]} x {sizes[1]} accumulated x {sizes[2]} processes = {math.prod(sizes)}"
