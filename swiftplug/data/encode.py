@@ -17,7 +17,7 @@ from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import TEMPLATE_TEXT, Rendered, Segment
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError
 from swiftplug.data.read.formats import to_conversation
-from swiftplug.data.read.report import SplitReport
+from swiftplug.data.read.report import SplitReport, UnreadKeys
 from swiftplug.data.tokens import Tokens, check_offsets, tokenize
 from swiftplug.data.weights import lay_weights, token_weights
 from swiftplug.errors import UserError
@@ -92,14 +92,20 @@ class RowEncoder:
         """Encode raw rows: their examples, with the columns of `schema`, and the counts."""
         report = SplitReport(rows=len(rows))
         conversations = []
-        for row, origin in rows:
+        for row in rows:
             try:
-                conversations.append(to_conversation(row, origin, self.task, self.options.columns))
+                conversations.append(self.read(row, report.unread))
             except RowError as error:
-                report.drop(origin, error)
+                report.drop(row.origin, error)
         examples = pa.RecordBatch.from_pylist(self.encode(conversations, report), schema=self.schema)
         _count_tokens(examples, report)
         return examples, report
+
+    def read(self, row: RawRow, unread: UnreadKeys) -> Conversation:
+        """The conversation of a raw row; what nothing reads of it is counted. Raises a RowError if it has none."""
+        conversation = to_conversation(row.row, row.origin, self.task, self.options.columns)
+        unread.count_row(conversation.columns)
+        return conversation
 
     def encode(self, conversations: Sequence[Conversation], report: SplitReport) -> list[Example]:
         """Encode conversations, and count in `report` which are left out, cut or shortened."""

@@ -15,7 +15,7 @@ from rich.text import Text
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import RowError
-from swiftplug.data.read.formats import to_conversation
+from swiftplug.data.read.report import UnreadKeys
 from swiftplug.data.read.sources import concatenate, open_source
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
@@ -46,16 +46,18 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
     loss_scale = combine([plugin.bound for plugin in plugins.of("loss_scale")])
     encoder = RowEncoder(opened.load_tokenizer(), plugins.one("tools").bound, loss_scale, config.task, options)
     shown: list[PreviewRow] = []
-    for row, origin in islice(source.read(), rows):
+    unread = UnreadKeys()
+    for row in islice(source.read(), rows):
         try:
-            shown += preview_rows(to_conversation(row, origin, config.task, options.columns), encoder)
+            shown += preview_rows(encoder.read(row, unread), encoder)
         except RowError as error:
-            shown.append(PreviewRow(str(origin), dropped=str(error)))
+            shown.append(PreviewRow(str(row.origin), dropped=str(error)))
     if not shown:
         raise UserError(f"{source.name}: the dataset is empty")
     if format == "json":
         return to_json(shown)
-    return to_html(shown, opened.notes) if format == "html" else to_text(shown, opened.notes, color)
+    notes = [*opened.notes, *unread.lines()]
+    return to_html(shown, notes) if format == "html" else to_text(shown, notes, color)
 
 
 def to_text(rows: Sequence[PreviewRow], notes: Sequence[str], color: bool) -> str:

@@ -27,6 +27,8 @@ def print_inputs(console: Console, config: SampleConfig, ledger: Ledger, file: C
     print_line(console, f"rows: {ledger.count(USABLE, own):,} of {len(own):,}{shard}")
     for problem, count, origin in ledger.problems(own):
         print_line(console, f"  {count:,} left out: {problem}: {origin}{', ...' if count > 1 else ''}")
+    for line in ledger.get("unread"):
+        print_line(console, f"  {line}")
     if file:
         print_line(console, f"candidates: {file.taken:,} of {config.candidates_file}")
         if file.unmatched:

@@ -8,6 +8,7 @@ from typing import Any
 from swiftplug.config.load import to_yaml
 from swiftplug.config.schema import SampleConfig
 from swiftplug.config.yaml_file import read_value
+from swiftplug.data.read.report import UnreadKeys
 from swiftplug.data.read.sources import Source, open_source
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin
@@ -15,7 +16,7 @@ from swiftplug.runs.folder import CONFIG, config_difference
 from swiftplug.runs.plugins import RunPlugins
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.ledger import NO_REFERENCE, USABLE, Ledger
-from swiftplug.sampling.rows import read_rows, reference_candidate
+from swiftplug.sampling.rows import REFERENCE_COLUMNS, read_rows, reference_candidate
 from swiftplug.sampling.scoring import Scorer
 
 
@@ -24,8 +25,11 @@ def read_inputs(
 ) -> CandidatesFile | None:
     """Read every row and every existing candidate into a new ledger; returns the file of candidates, if any."""
     sources = _open_sources(config, plugins)
+    unread = UnreadKeys()
     for row in read_rows(sources, config.data.columns, config.system):
         ledger.add_row(row)
+        if not scorers:  # they get all columns
+            unread.count_row({name: row.columns[name] for name in row.columns if name not in REFERENCE_COLUMNS})
     file = CandidatesFile(Path(config.candidates_file).expanduser()) if config.candidates_file is not None else None
     if file:
         file.read_into(ledger, has_dataset=bool(sources))
@@ -38,6 +42,7 @@ def read_inputs(
                 ledger.add_candidates(row.position, [reference_candidate(row, ledger.free_index(row.position))])
     ledger.put("config", _sampled_by(config))
     ledger.put("inputs", _inputs(config, plugins, sources))
+    ledger.put("unread", unread.lines())
     ledger.put("scorers", [_fingerprint(scorer.plugin) for scorer in scorers])
     return file
 

@@ -298,3 +298,15 @@ def test_data_that_cannot_be_used(prepare: Any, write_jsonl: Any, tmp_path: Path
     with pytest.raises(UserError, match=r"^eval_dataset: no such file"):
         prepare(good, eval_dataset=[tmp_path / "tets.jsonl"])
     assert list((tmp_path / "cache").glob("*.part")) == []
+
+
+def test_keys_that_nothing_reads_are_counted_once_for_both_splits(prepare: Any, write_jsonl: Any) -> None:
+    rows = [
+        chat("q", f"a {i}") | {"foo": 0, "id": i, "note": [] if i else None, "renamed": "Be kind."} for i in range(12)
+    ]
+    rows[3]["bar"] = {"a": 1}
+    data = prepare(write_jsonl(rows), val_size=2, columns={"renamed": "system"})
+    again = prepare(write_jsonl(rows), val_size=2, columns={"renamed": "system"})
+    for report in data.report, again.report:
+        assert report.lines()[2] == "12 rows have `foo`, `id`, 1 row has `bar`: not read"
+    assert "not read" not in " ".join(prepare(write_jsonl([chat("q", "a")])).report.lines())

@@ -1,7 +1,10 @@
 """What became of the rows of a run: how many were read, used, cut or left out, and why."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from swiftplug.data.read.conversation import RowError, RowOrigin
 
@@ -15,6 +18,40 @@ class Dropped:
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
+
+
+@dataclass
+class UnreadKeys:
+    """Keys of rows and messages that nothing reads: how many rows and how many messages have each.
+
+    Example:
+        >>> unread = UnreadKeys()
+        >>> unread.count_row({"foo": 1, "bar": None})
+        >>> unread.lines()
+        ['1 row has `foo`: not read']
+    """
+
+    rows: dict[str, int] = field(default_factory=dict)
+    messages: dict[str, int] = field(default_factory=dict)
+
+    def count_row(self, rest: Mapping[str, Any]) -> None:
+        """Count what a row has besides the columns that are read; a key without a value, or an empty one, is none."""
+        _count(self.rows, rest)
+
+    def count_message(self, rest: Mapping[str, Any]) -> None:
+        """Likewise for a message."""
+        _count(self.messages, rest)
+
+    def add(self, other: "UnreadKeys") -> None:
+        """Add the counts of more rows."""
+        for counts, more in (self.rows, other.rows), (self.messages, other.messages):
+            for key, count in more.items():
+                counts[key] = counts.get(key, 0) + count
+
+    def lines(self) -> list[str]:
+        """One line that names all keys, those that equally many have together; none if there are no keys."""
+        groups = [*_by_count(self.rows, "row"), *_by_count(self.messages, "message")]
+        return [f"{', '.join(groups)}: not read"] if groups else []
 
 
 @dataclass
@@ -35,6 +72,7 @@ class SplitReport:
         weighted: Whether any weight is neither 0 nor 1.
         shortened: Rows of which the chat template left something out, such as earlier thinking.
         packed_rows: Rows of the packed dataset; None if it is not packed.
+        unread: The keys of rows and messages that nothing reads.
     """
 
     rows: int = 0
@@ -50,6 +88,7 @@ class SplitReport:
     weighted: bool = False
     shortened: int = 0
     packed_rows: int | None = None
+    unread: UnreadKeys = field(default_factory=UnreadKeys)
 
     def drop(self, origin: RowOrigin, error: RowError) -> None:
         """Count a row that is left out."""
@@ -66,6 +105,7 @@ class SplitReport:
         lengths = [each for each in (self.shortest_too_long, other.shortest_too_long) if each is not None]
         self.shortest_too_long = min(lengths, default=None)
         self.weighted |= other.weighted
+        self.unread.add(other.unread)
 
     def _add_dropped(self, reason: str, more: Dropped) -> None:
         dropped = self.dropped.setdefault(reason, Dropped())
@@ -112,9 +152,27 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The counts as lines to print."""
+        unread = UnreadKeys()
+        for split in filter(None, (self.train, self.eval)):
+            unread.add(split.unread)
         evaluation = self.eval.lines("eval") if self.eval else []
-        return [*self.train.lines("train"), *evaluation, f"encoded rows: {self.store}", *self.notes]
+        lines = [*self.train.lines("train"), *evaluation, *unread.lines()]
+        return [*lines, f"encoded rows: {self.store}", *self.notes]
 
 
 def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _count(counts: dict[str, int], rest: Mapping[str, Any]) -> None:
+    for key, value in rest.items():
+        if value is not None and value not in ("", [], {}):
+            counts[key] = counts.get(key, 0) + 1
+
+
+def _by_count(counts: Mapping[str, int], noun: str) -> Iterable[str]:
+    keys = defaultdict(list)
+    for key, count in sorted(counts.items()):
+        keys[count].append(f"`{key}`")
+    for count, names in sorted(keys.items(), reverse=True):
+        yield f"{_plural(count, noun)} {'has' if count == 1 else 'have'} {', '.join(names)}"
