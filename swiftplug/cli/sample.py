@@ -7,6 +7,7 @@ import typer
 from swiftplug.cli.process import prepare_process
 from swiftplug.cli.run_options import DryRun, RunRequest, flag, takes_run_options
 from swiftplug.config.schema import SampleConfig
+from swiftplug.formatting import format_command
 
 
 @takes_run_options(SampleConfig, "engine.batch_size=32 or orm.math.weight=2")
@@ -40,7 +41,6 @@ def sample(
 
     run(config, resume=resume, overwrite=overwrite, dry_run=dry_run)
     if quickstart and not dry_run:
-        typer.echo(
-            f"Next: swiftplug train --model {model} --dataset {config.output_dir}/samples.jsonl "
-            "--set training.learning_rate=1e-3    (trains on the answers that were kept)"
-        )
+        words = "train", "--model", model, "--dataset", f"{config.output_dir}/samples.jsonl"
+        command = format_command(*words, "--set", "training.learning_rate=1e-3")
+        typer.echo(f"Next: {command}    (trains on the answers that were kept)")

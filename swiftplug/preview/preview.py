@@ -19,6 +19,7 @@ from swiftplug.data.read.report import UnreadKeys
 from swiftplug.data.read.sources import concatenate, open_source
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
+from swiftplug.formatting import format_count
 from swiftplug.preview.rows import PreviewRow, preview_rows
 from swiftplug.training.setup import set_up
 
@@ -70,11 +71,8 @@ def to_text(rows: Sequence[PreviewRow], notes: Sequence[str], color: bool) -> st
         console.print(Text(f"note: {note}"))
     console.print(_legend(rows) if color else Text(_PLAIN_LEGEND))
     for number, row in enumerate(rows, 1):
-        share = f" ({row.trained / len(row.tokens):.0%})" if row.tokens else ""
-        counts = ", ".join(f"{count} of weight {weight:g}" for weight, count in row.counts.items())
-        summary = f"{len(row.tokens)} tokens, {row.trained} trained{share}" + (f": {counts}" if counts else "")
         console.print()
-        console.print(Text(f"── row {number} · {row.origin} · {summary}", style="bold"))
+        console.print(Text(f"── row {number} · {row.origin} · {row.summary}", style="bold"))
         if row.dropped:
             console.print(Text(f"   left out: {row.dropped}"))
         if row.note:
@@ -84,7 +82,8 @@ def to_text(rows: Sequence[PreviewRow], notes: Sequence[str], color: bool) -> st
     used = [row for row in rows if row.dropped is None]
     tokens, trained = sum(len(row.tokens) for row in used), sum(row.trained for row in used)
     console.print()
-    console.print(Text(f"{len(used)} of {len(rows)} rows used: {tokens} tokens, {trained} trained"))
+    of_tokens = f"{format_count(tokens, 'token')}, {trained:,} trained"
+    console.print(Text(f"{len(used):,} of {format_count(len(rows), 'row')} used: {of_tokens}"))
     return file.getvalue().rstrip("\n")
 
 

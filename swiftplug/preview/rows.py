@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from swiftplug.data.encode import TOO_LONG, UNTRAINED, RowEncoder, WeighedRow
 from swiftplug.data.read.conversation import Conversation, RowError
+from swiftplug.formatting import format_count, format_percent
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,14 @@ class PreviewRow:
     def trained(self) -> int:
         """The number of tokens with a weight other than 0."""
         return sum(weight != 0 for weight in self.weights)
+
+    @property
+    def summary(self) -> str:
+        """Its number of tokens, of trained ones, and of each weight."""
+        share = f" ({format_percent(self.trained / len(self.tokens))})" if self.tokens else ""
+        counts = ", ".join(f"{count:,} of weight {weight:g}" for weight, count in self.counts.items())
+        total = f"{format_count(len(self.tokens), 'token')}, {self.trained:,} trained{share}"
+        return f"{total}: {counts}" if counts else total
 
     @property
     def token_types(self) -> list[str]:

@@ -30,12 +30,3 @@ def plugin_fact(plugin: LoadedPlugin, **more: object) -> tuple[str, str]:
     options = ", ".join(f"{name}={value!r}" for name, value in {**plugin.options, **more}.items())
     distribution = f"{found.distribution} {found.version}".rstrip()
     return found.kind.replace("_", " "), f"{found.name}  ({distribution})  {options}".rstrip()
-
-
-def format_duration(seconds: float) -> str:
-    """A readable duration: `47s`, `3m05s`, `2h07m`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes == 0:
-        return f"{rest}s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from swiftplug.config.schema import SampleConfig
-from swiftplug.runs.console import format_duration, plugin_fact, print_line, print_plan
+from swiftplug.formatting import format_count, format_duration, format_number, format_percent
+from swiftplug.runs.console import plugin_fact, print_line, print_plan
 from swiftplug.runs.plugins import RunPlugins
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.ledger import USABLE, Ledger
@@ -97,14 +98,14 @@ class SampleProgress(Progress):
 
 def print_results(console: Console, folder: Path, summary: Summary, failed: int, seconds: float) -> None:
     """Print the summary of a run that took so many seconds; `failed` counts the rows at which the engine failed."""
-    kept = f"{summary.kept:,} of {summary.candidates:,} candidates kept"
+    kept = f"{summary.kept:,} of {format_count(summary.candidates, 'candidate')} kept"
     print_line(console, f"finished in {format_duration(seconds)}: {kept}", "bold")
     for reason, count in summary.left_out.items():
-        print_line(console, f"  {count:,} {'row' if count == 1 else 'rows'} left out: {reason}")
-    figures = [f"pass@{k} {share:.1%}" for k, share in summary.pass_at.items()]
+        print_line(console, f"  {format_count(count, 'row')} left out: {reason}")
+    figures = [f"pass@{k} {format_percent(share)}" for k, share in summary.pass_at.items()]
     if summary.majority is not None:
-        figures.append(f"majority {summary.majority:.1%}")
-    figures += [f"mean {name} {value:.3f}" for name, value in summary.mean_scores.items()]
+        figures.append(f"majority {format_percent(summary.majority)}")
+    figures += [f"mean {name} {format_number(value)}" for name, value in summary.mean_scores.items()]
     if figures:
         print_line(console, f"  {', '.join(figures)}")
     if failed:

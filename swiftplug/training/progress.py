@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import TrainerCallback, TrainerState
 
-from swiftplug.runs.console import format_duration, print_line
+from swiftplug.formatting import format_duration, format_number, format_rate
+from swiftplug.runs.console import print_line
 from swiftplug.runs.folder import atomic_path, write_atomically
 
 LOG = "log.jsonl"
@@ -80,7 +81,9 @@ class ProgressLine(TrainerCallback):
         evaluation = any(name.startswith("eval_") for name in shown)
         self.evaluated = 0
         step = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
-        values = "  ".join(f"{name} {_number(value)}" for name, value in shown.items())
+        values = "  ".join(
+            f"{name} {format_number(value) if isinstance(value, float) else value}" for name, value in shown.items()
+        )
         pace = "" if evaluation else f"  {self._pace(state, with_step=False)}"
         style = "bold green" if evaluation else ""
         print_line(self.console, f"{step}  {values}{pace}", style)
@@ -103,7 +106,11 @@ class ProgressLine(TrainerCallback):
         if steps:
             left = seconds / steps * (state.max_steps - state.global_step)
             tokens = (state.num_input_tokens_seen - self.first_tokens) / seconds
-            parts += [f"{steps / seconds:.2f} steps/s", f"{tokens:,.0f} tokens/s", f"{format_duration(left)} left"]
+            parts += [
+                format_rate(steps, seconds, "step"),
+                format_rate(tokens, seconds, "token"),
+                f"{format_duration(left)} left",
+            ]
         return "  ".join(parts)
 
 
@@ -163,12 +170,6 @@ def _plot(axes: Axes, history: Sequence[dict[str, Any]], series: dict[str, str],
     axes.tick_params(labelsize=8)
     if len(axes.get_lines()) > 1 or title == "metrics":
         axes.legend(fontsize=8, frameon=False)
-
-
-def _number(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.4f}" if 1e-2 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -22,8 +22,9 @@ from transformers import PrinterCallback
 
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.batching import Collator
+from swiftplug.formatting import format_duration, format_number, format_percent
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice
-from swiftplug.runs.console import format_duration, print_line, print_plan
+from swiftplug.runs.console import print_line, print_plan
 from swiftplug.runs.errors import naming_full_disk, naming_plugins
 from swiftplug.runs.folder import CONFIG, check_output_folder, write_run_files
 from swiftplug.training.checkpoint import find_checkpoint
@@ -115,7 +116,7 @@ def _print_start(
     default_plugins = {
         field.default.name for field in TrainConfig.model_fields.values() if isinstance(field.default, PluginChoice)
     }
-    print_line(console, f"model: {trained:,} of {total:,} parameters are trainable ({trained / total:.2%})")
+    print_line(console, f"model: {trained:,} of {total:,} parameters are trainable ({format_percent(trained / total)})")
     for plugin in plugins:
         if plugin.found.qualified_name not in default_plugins:
             print_line(console, f"plugin: {plugin.found}")
@@ -126,6 +127,6 @@ def _print_start(
 def _print_end(console: Console, run_dir: Path, metrics: dict[str, Any], seconds: float) -> None:
     measured = sorted(name for name in metrics if name.startswith("eval_") and name not in {*BOOKKEEPING, "eval_loss"})
     shown = [*(name for name in ("train_loss", "eval_loss") if name in metrics), *measured]
-    values = ", ".join(f"{name} {metrics[name]:.4f}" for name in shown)
+    values = ", ".join(f"{name} {format_number(metrics[name])}" for name in shown)
     print_line(console, f"finished in {format_duration(seconds)}: {values}".rstrip(": "), "bold")
     print_line(console, f"the model, its log and its curves (loss.png) are in {run_dir}")

@@ -118,7 +118,7 @@ def test_plain_text_marks_what_trains_without_any_colour(tokenizer: PreTrainedTo
     # The b and the e, the space, the digit with the end-of-turn token.
     assert "<|im_start|>assistant\n⟦b⟧⟦2.5× e⟧ ⟦-1× 4<|im_end|>⟧\n" in text
     assert (
-        "rows.jsonl:1 · 26 tokens, 4 trained (15%): 2 of weight -1, 22 of weight 0, 1 of weight 1, 1 of weight 2.5"
+        "rows.jsonl:1 · 26 tokens, 4 trained (15.4%): 2 of weight -1, 22 of weight 0, 1 of weight 1, 1 of weight 2.5"
         in text
     )
     assert text.endswith("1 of 1 rows used: 26 tokens, 4 trained")

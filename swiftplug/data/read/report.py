@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftplug.data.read.conversation import RowError, RowOrigin
+from swiftplug.formatting import format_count, format_percent
 
 EXAMPLES = 3
 SUMS = ("rows", "kept", "examples", "truncated", "split", "shortened", "tokens", "trained_tokens")
@@ -114,23 +115,24 @@ class SplitReport:
 
     def lines(self, name: str) -> list[str]:
         """The counts as lines to print; `name` is the name of the split."""
-        trained = 100 * self.trained_tokens / max(self.tokens, 1)
-        made = "" if self.examples == self.kept else f" as {_plural(self.examples, 'example')}"
+        trained = format_percent(self.trained_tokens / max(self.tokens, 1))
+        made = "" if self.examples == self.kept else f" as {format_count(self.examples, 'example')}"
         lines = [
-            f"{name}: {self.kept:,} of {_plural(self.rows, 'row')}{made}, {self.tokens:,} tokens, "
-            f"{self.trained_tokens:,} trained ({trained:.0f} %), longest {self.longest:,}"
+            f"{name}: {self.kept:,} of {format_count(self.rows, 'row')}{made}, {format_count(self.tokens, 'token')}, "
+            f"{self.trained_tokens:,} trained ({trained}), longest {self.longest:,}"
         ]
         if self.packed_rows is not None:
-            lines.append(f"  packed into {_plural(self.packed_rows, 'row')}")
+            lines.append(f"  packed into {format_count(self.packed_rows, 'row')}")
         if self.truncated:
-            lines.append(f"  {_plural(self.truncated, 'row')} truncated")
+            lines.append(f"  {format_count(self.truncated, 'row')} truncated")
         if self.split:
-            lines.append(f"  {_plural(self.split, 'row')} split")
+            lines.append(f"  {format_count(self.split, 'row')} split")
         for reason, dropped in sorted(self.dropped.items(), key=lambda item: -item[1].count):
             more = ", ..." if dropped.count > len(dropped.examples) else ""
-            lines.append(f"  {_plural(dropped.count, 'row')} left out: {reason}: {'; '.join(dropped.examples)}{more}")
+            examples = f"{'; '.join(dropped.examples)}{more}"
+            lines.append(f"  {format_count(dropped.count, 'row')} left out: {reason}: {examples}")
         if self.shortened:
-            lines.append(f"  the chat template left out parts of {_plural(self.shortened, 'row')}")
+            lines.append(f"  the chat template left out parts of {format_count(self.shortened, 'row')}")
         return lines
 
 
@@ -160,10 +162,6 @@ class DataReport:
         return [*lines, f"encoded rows: {self.store}", *self.notes]
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def _count(counts: dict[str, int], rest: Mapping[str, Any]) -> None:
     for key, value in rest.items():
         if value is not None and value not in ("", [], {}):
@@ -175,4 +173,4 @@ def _by_count(counts: Mapping[str, int], noun: str) -> Iterable[str]:
     for key, count in sorted(counts.items()):
         keys[count].append(f"`{key}`")
     for count, names in sorted(keys.items(), reverse=True):
-        yield f"{_plural(count, noun)} {'has' if count == 1 else 'have'} {', '.join(names)}"
+        yield f"{format_count(count, noun)} {'has' if count == 1 else 'have'} {', '.join(names)}"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from swiftplug.formatting import format_number, format_percent
 from swiftplug.sampling.scoring import Scorer
 from swiftplug.sampling.statistics import Bin, Summary
 
@@ -54,7 +55,7 @@ def figures_of(summary: Summary) -> list[tuple[str, str, str]]:
     """The main figures, each as label, value and note; shares only if a scorer judges."""
     left_out = sum(summary.left_out.values())
     unanswered = summary.rows - summary.answered
-    per_row = f"{number(summary.candidates / summary.answered)} per row" if summary.answered else ""
+    per_row = f"{format_number(summary.candidates / summary.answered)} per row" if summary.answered else ""
     figures = [
         ("Rows", f"{summary.rows:,}", f"{unanswered:,} without candidates" if unanswered else ""),
         ("Candidates", f"{summary.candidates:,}", per_row),
@@ -65,7 +66,7 @@ def figures_of(summary: Summary) -> list[tuple[str, str, str]]:
         ("Majority", summary.majority, "of the rows, one vote each"),
         ("Weighted majority", summary.weighted_majority, "of the rows, votes by score"),
     ]
-    return figures + [(label, percent(share), note) for label, share, note in shares if share is not None]
+    return figures + [(label, format_percent(share), note) for label, share, note in shares if share is not None]
 
 
 def charts_of(summary: Summary, scorers: Sequence[Scorer]) -> list[Chart]:
@@ -80,7 +81,8 @@ def charts_of(summary: Summary, scorers: Sequence[Scorer]) -> list[Chart]:
 
 
 def _pass_at(shares: dict[int, float]) -> Chart:
-    bars = [Bar(share, f"pass@{k}: {percent(share)}", percent(share), str(k)) for k, share in shares.items()]
+    texts = {k: format_percent(share) for k, share in shares.items()}
+    bars = [Bar(share, f"pass@{k}: {texts[k]}", texts[k], str(k)) for k, share in shares.items()]
     wide = len(bars) * len("100.0%") > _MAX_LABEL_CHARACTERS
     return Chart("pass@k", "one of k candidates is right", "", bars, wide=wide)
 
@@ -97,13 +99,13 @@ def _right(counts: dict[int, int]) -> list[tuple[str, str, int]]:
 
 
 def _scores(scorer: Scorer, mean: float, bins: Sequence[Bin]) -> Chart:
-    note = f"{scorer.kind.upper()}, weight {number(scorer.weight)}"
+    note = f"{scorer.kind.upper()}, weight {format_number(scorer.weight)}"
     ends = None
-    counts = [(number(each.low), number(each.low), each.count) for each in bins]
+    counts = [(format_number(each.low), format_number(each.low), each.count) for each in bins]
     if bins[0].low != bins[0].high:
-        ends = number(bins[0].low), number(bins[-1].high)
-        counts = [("", f"{number(each.low)} to {number(each.high)}", each.count) for each in bins]
-    return Chart(scorer.name, note, number(mean), _bars(counts), ends)
+        ends = format_number(bins[0].low), format_number(bins[-1].high)
+        counts = [("", f"{format_number(each.low)} to {format_number(each.high)}", each.count) for each in bins]
+    return Chart(scorer.name, note, format_number(mean), _bars(counts), ends)
 
 
 def _bars(counts: Sequence[tuple[str, str, int]]) -> list[Bar]:
@@ -130,20 +132,3 @@ def tallies_of(summary: Summary) -> dict[str, dict[str, int]]:
         "Candidates ended by": summary.finish_reasons,
     }
     return {title: counts for title, counts in tallies.items() if counts}
-
-
-def percent(share: float) -> str:
-    """A share as text: 43.1%."""
-    return f"{share:.1%}".replace(".0%", "%")
-
-
-def number(value: float) -> str:
-    """A number as text, with at most three decimals, or three significant digits if it is below 0.001.
-
-    Example:
-        >>> number(0.5), number(1234.0), number(0.00012345)
-        ('0.5', '1,234', '0.000123')
-    """
-    if value and abs(value) < 0.001:
-        return f"{value:.3g}"
-    return f"{value:,.3f}".rstrip("0").rstrip(".")

@@ -1,0 +1,70 @@
+"""Numbers, and commands that a shell reads as they were meant."""
+
+import subprocess
+
+import pytest
+
+from swiftplug.formatting import (
+    format_command,
+    format_count,
+    format_duration,
+    format_number,
+    format_percent,
+    format_rate,
+)
+
+WORDS = [
+    "my run",
+    "a[0]",
+    "#3",
+    "it's",
+    '"q"',
+    "数据/é.jsonl",
+    "~/x",
+    "$HOME",
+    "a;b&c|d",
+    "*",
+    "\\",
+    "!",
+    "two  blanks",
+    "l\nm",
+]
+
+
+def test_a_shell_reads_a_printed_command_back() -> None:
+    command = format_command("train", *WORDS)
+    assert command.startswith("swiftplug train ")
+    for shell in ("sh", "bash"):
+        script = f"swiftplug() {{ printf '%s\\0' \"$@\"; }}; {command}"
+        done = subprocess.run([shell, "-c", script], capture_output=True, text=True, check=True)
+        assert done.stdout.split("\0") == ["train", *WORDS, ""]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (format_count(1, "row"), "1 row"),
+        (format_count(0, "row"), "0 rows"),
+        (format_count(12345, "batch"), "12,345 batches"),
+        (format_percent(0), "0%"),
+        (format_percent(0.5), "50%"),
+        (format_percent(0.4312), "43.1%"),
+        (format_percent(0.00342), "0.34%"),
+        (format_percent(0.000012), "<0.01%"),
+        (format_percent(0.9996), "99.96%"),
+        (format_percent(0.999999), ">99.99%"),
+        (format_percent(1), "100%"),
+        (format_duration(0.2), "0s"),
+        (format_duration(59.6), "1m00s"),
+        (format_duration(3599.7), "1h00m"),
+        (format_duration(90061), "1d01h"),
+        (format_rate(5, 12, "step"), "0.42 steps/s"),
+        (format_rate(123, 10, "candidate"), "12.3 candidates/s"),
+        (format_rate(12345, 10, "token"), "1,234 tokens/s"),
+        (format_number(1234.0), "1,234"),
+        (format_number(0.00012345), "0.000123"),
+        (format_number(-2.5), "-2.5"),
+    ],
+)
+def test_numbers(written: str, expected: str) -> None:
+    assert written == expected
