@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError, RowOrigin
-from swiftplug.data.read.formats import to_conversation
+from swiftplug.data.read.formats import parse_label, to_conversation
 from swiftplug.data.read.sources import Source
 
 REFERENCE = "reference"
@@ -65,7 +65,8 @@ class Row:
         prompt: The messages up to the question.
         tools: Descriptions of the tools, or None.
         columns: Every other column.
-        reference: The right answer: the last assistant message, else a column `reference`, `solution` or `answer`.
+        reference: The right answer: the last assistant message (unless the row's `label` is false), else a column
+            `reference`, `solution` or `answer`.
         problem: Why it cannot be used; empty if it can.
         failure: Why the engine failed at it; empty if it did not, or has not tried yet.
         position: Its number in the dataset, from 0.
@@ -107,7 +108,8 @@ def _to_row(raw: RawRow, columns: Mapping[str, str], system: str | None) -> Row:
     read = to_conversation(raw.row, raw.origin, "sample", columns)
     messages, reference = list(read.messages), None
     if messages and messages[-1]["role"] == "assistant":
-        reference = messages.pop()["content"].strip() or None
+        answer = messages.pop()["content"].strip()
+        reference = answer if answer and parse_label(read.columns.get("label")) is not False else None
     if not messages or messages[-1]["role"] not in ("user", "tool"):
         raise RowError("no question", "a row without a user's message" if read.text is None else "a row of plain text")
     if not messages[-1]["content"].strip() and messages[-1]["role"] == "user":

@@ -2,12 +2,15 @@
 
 import copy
 import json
+import re
 from typing import Any
 
 import pytest
+import yaml
 
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.read.formats import to_conversation
+from swiftplug.data.read.report import UnreadKeys
 
 ORIGIN = RowOrigin("data.jsonl", 7)
 USER = {"role": "user", "content": "你好 👋"}
@@ -47,6 +50,22 @@ def converted(row: Any, task: Any = "sft", columns: dict[str, str] | None = None
         {"chosen": [USER, ANSWER], "rejected": [USER, USER]},
         {"messages": [USER, ANSWER], "rejected_response": "Go away."},
         {"messages": [USER, ANSWER], "text": "not this", "prompt": "nor this"},
+        {"query": "你好 👋", "response": "Hello.", "history": None, "system": None},
+        {"query": [USER], "response": [ANSWER]},
+        {"prompt": [USER], "completion": ANSWER},
+        {"prompt": [USER], "completion": [USER, ANSWER]},
+        {"prompt": "你好 👋", "completion": None, "chosen": "Hello.", "rejected": "Go away."},
+        {"instruction": "你好 👋", "chosen": "Hello.", "rejected": "Go away."},
+        {"messages": [USER], "chosen": ANSWER, "rejected": {**ANSWER, "content": "Go away."}},
+        {
+            "conversations": [{"from": "human", "value": "你好 👋"}],
+            "chosen": {"from": "gpt", "value": "Hello."},
+            "rejected": {"from": "gpt", "value": "Go away."},
+        },
+        {"messages": [{"role": "human", "content": "你好 👋"}, {"role": "gpt", "content": "Hello."}]},
+        {"chosen": "\n\nHuman: 你好 👋\n\nAssistant: Hello.", "rejected": "\n\nHuman: 你好 👋\n\nAssistant: Go away."},
+        {"prompt": "\n\nHuman: 你好 👋\n\nAssistant:", "chosen": "Hello.", "rejected": "Go away."},
+        {"messages": [USER, ANSWER], "images": [], "image": None, "videos": [None], "audio": ""},
     ],
 )
 def test_all_formats_of_one_conversation(row: dict[str, Any]) -> None:
@@ -68,6 +87,50 @@ def test_instruction_and_input_history_and_system() -> None:
         ("user", "Translate.\ngood day"),
         ("assistant", "Guten Tag"),
     ]
+
+
+def test_a_transcript_is_a_conversation() -> None:
+    text = "\n\nHuman: Hi\n\nAssistant: Human: is a word\nof two lines\n\nHuman: Bye\n\nAssistant: Bye."
+    assert [(m["role"], m["content"]) for m in converted({"chosen": text, "rejected": text}).messages] == [
+        ("user", "Hi"),
+        ("assistant", "Human: is a word\nof two lines"),
+        ("user", "Bye"),
+        ("assistant", "Bye."),
+    ]
+    assert converted({"prompt": "Human: a word", "completion": "Hello."}).messages[0]["content"] == "Human: a word"
+
+
+@pytest.mark.parametrize("completion", ["Hello.", [ANSWER], [USER, {**ANSWER, "content": "Hi."}, USER, ANSWER]])
+@pytest.mark.parametrize("column", ["completion", "chosen"])
+def test_of_prompt_and_completion_only_the_completion_trains(column: str, completion: Any) -> None:
+    prompt = [USER, {**ANSWER, "content": "Hi."}, USER]
+    messages = converted({"prompt": prompt, column: completion}).messages
+    assert [message.get("loss") for message in messages] == [None, False, None, None]
+    own = [USER, {**ANSWER, "loss": True}, USER]
+    assert converted({"prompt": own, column: "Hello."}).messages[1]["loss"] is True
+
+
+@pytest.mark.parametrize(
+    ("row", "suggestion"),
+    [
+        ({"question": "q", "answer": "a"}, "--set 'data.columns={question: prompt, answer: completion}'"),
+        ({"Question": "q", "Response": "a", "id": 1}, "{Question: prompt, Response: completion}"),
+        (
+            {"system_prompt": "s", "question": "q", "response": "a"},
+            "{system_prompt: system, question: prompt, response: completion}",
+        ),
+        ({"conversation": [USER, ANSWER]}, "{conversation: messages}"),
+        ({"prompt": "q", "response": "a"}, "{response: completion}"),
+        ({"instruction": "q", "context": "", "response": "a"}, "{response: output}"),
+        ({"query": "q", "answer": "a"}, "{answer: response}"),
+    ],
+)
+def test_a_mapping_of_columns_is_suggested(row: dict[str, Any], suggestion: str) -> None:
+    with pytest.raises(RowError) as caught:
+        converted(row)
+    assert suggestion in caught.value.detail
+    columns = yaml.safe_load(re.findall(r"\{.*\}", caught.value.detail)[0])
+    assert converted(row, columns=columns).messages[-1]["role"] == "assistant"
 
 
 def test_system_column_yields_to_a_system_message() -> None:
@@ -116,6 +179,28 @@ def test_tool_call_whose_arguments_are_no_object_keeps_its_text() -> None:
     message = converted({"messages": [USER, {"role": "assistant", "tool_calls": [call]}]}).messages[1]
     expected = {"type": "function", "id": "c1", "function": {"name": "run", "arguments": "print(1)"}}
     assert message["tool_calls"] == [expected]
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_calls_as_turns_of_their_own(column: str) -> None:
+    role, content = ("role", "content") if column == "messages" else ("from", "value")
+    call = json.dumps(CALL["function"])
+    turns = [
+        ("user", "你好 👋"),
+        ("assistant", "Let me add."),
+        ("tool_call", call),
+        ("tool_call", f"[{call}, {call}]"),
+        ("tool_response", "1"),
+        ("tool_response", "1"),
+        ("function_call", call),
+        ("observation", "1"),
+        ("assistant", "Hello."),
+    ]
+    messages = converted({column: [{role: name, content: value} for name, value in turns]}).messages
+    result = {"role": "tool", "content": "1"}
+    text_and_calls = {"role": "assistant", "content": "Let me add.", "tool_calls": [CALL, CALL, CALL]}
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert messages == [USER, text_and_calls, result, result, called, result, ANSWER]
 
 
 def test_what_messages_carry_is_kept() -> None:
@@ -200,6 +285,14 @@ def test_pt_needs_no_answer() -> None:
         ({"messages": [USER], "label": 1}, "a label in place of an answer", "classification"),
         ({"text": "fine film", "label": 1}, "a label in place of an answer", "classification"),
         ({"prompt": "q", "completion": "a", "label": False}, "an answer labelled good or bad", "alignment"),
+        ({"prompt": "q", "completion": "a", "label": "False"}, "an answer labelled good or bad", "alignment"),
+        ({"messages": [USER, ANSWER], "images": ["cat.jpg"]}, "images, audio or video", "`images`"),
+        ({"messages": [USER, ANSWER], "image": {"bytes": b"x", "path": None}}, "images, audio or video", "`image`"),
+        ({"messages": [{**USER, "images": ["aGk="]}, ANSWER]}, "images, audio or video", "message 1 has `images`"),
+        ({"text": "a cat", "video": "cat.mp4"}, "images, audio or video", "`video`"),
+        ({"prompt": "<image>\nWhat?", "completion": "a"}, "images, audio or video", "'<image>'"),
+        ({"query": "What?\n<audio> ", "response": "a"}, "images, audio or video", "'<audio>'"),
+        ({"text": "See <|vision_start|><|image_pad|><|vision_end|>"}, "images, audio or video", "'<|vision_start|>'"),
     ],
 )
 def test_rows_that_cannot_be_used(row: Any, reason: str, detail: str) -> None:
@@ -207,3 +300,18 @@ def test_rows_that_cannot_be_used(row: Any, reason: str, detail: str) -> None:
         converted(row)
     assert reason in caught.value.reason
     assert detail in caught.value.detail
+
+
+def test_unread_keys_in_one_line() -> None:
+    unread, more = UnreadKeys(), UnreadKeys()
+    for _ in range(12):
+        unread.count_row({"foo": False, "empty": "", "null": None, "nothing": [[], {}]})
+    more.count_row({"sytem": "Be kind.", "foo": 1, "messages": "beside a text"})
+    more.count_message({"bar": 0})
+    unread.add(more)
+    assert unread.lines() == [
+        "13 rows have `foo`, 1 row has `messages`, `sytem` (did you mean `system`?), 1 message has `bar`: not read"
+    ]
+    more.count_row({"rejected": "no"})
+    assert more.lines()[0].endswith(": not read (of preferences, only the preferred answer is used)")
+    assert UnreadKeys().lines() == []

@@ -37,6 +37,11 @@ class RowOrigin:
         return f"{self.file}:{self.line}"
 
 
+def has_value(value: Any) -> bool:
+    """Whether a value of a row holds anything: null, an empty text, list or object, and a list of such hold nothing."""
+    return any(map(has_value, value)) if isinstance(value, list) else value not in (None, "", {})
+
+
 class RawRow(NamedTuple):
     """A row as read: usually a dictionary, but a file may contain anything."""
 

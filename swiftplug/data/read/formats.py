@@ -1,23 +1,35 @@
 """Convert a row of any accepted format to a conversation."""
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.read.messages import (
     Messages,
-    check_encoding,
+    check_media,
+    check_text,
     check_turns,
     describe,
     parse_json,
     parse_messages,
-    parse_tool_calls,
 )
 
 LABELLED = ("a label in place of an answer", "sft trains answers; a label is for classification")
 
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # the other names are the same
+# What datasets call a column that has another name here, in lower case. Only suggestions are made of it.
+SIMILAR = {
+    "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns"),
+    "prompt": ("prompt", "instruction", "question", "query", "problem", "input", "inputs", "human", "user"),
+    "completion": ("completion", "output", "response", "answer", "solution", "outputs", "target", "assistant", "gpt"),
+    "system": ("system", "system_prompt", "system_message"),
+    "text": ("text", "content", "document", "article", "body", "code"),
+}
+
+# A transcript as in HH-RLHF. In a prompt the last answer is empty.
+TRANSCRIPT = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
+TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 def to_conversation(
@@ -26,7 +38,8 @@ def to_conversation(
     """Convert a row of any accepted format to a conversation.
 
     The format of a row is the first of `FORMATS` whose columns it has; else, and for `pt` always, its `text` is used.
-    Of a preference row, the preferred answer is used. Any format may have `system` and `tools`.
+    Of a preference row, the preferred answer is used; of prompt and completion, only the completion trains. Any format
+    may have `system` and `tools`.
 
     Args:
         row: The row, as parsed from JSON.
@@ -46,14 +59,18 @@ def to_conversation(
     rest = {name: value for name, value in row.items() if name not in columns}
     rest |= {new: row[old] for old, new in columns.items() if old in row}
 
+    check_media(rest, "the row")
     has = {name for name, value in rest.items() if value is not None}
-    parse = next((parse for needed, parse in FORMATS if needed <= has), None)
-    if "text" in has and (task == "pt" or parse is None):
+    format = next((format for format in FORMATS if format.columns <= has), None)
+    if "text" in has and (task == "pt" or format is None):
         return _text_conversation(rest, origin, task)
-    if parse is None:
+    if format is None:
         found = ", ".join(map(repr, row)) or "none"
-        raise RowError("no known columns", f"found {found}, expected e.g. 'messages' (data.columns renames)")
-    messages = parse(rest)
+        raise RowError("no known columns", f"found {found}, expected e.g. 'messages'{_suggest_columns(has, task)}")
+    messages = format.parse(rest)
+    for column in format.answer, "chosen":
+        if not messages or messages[-1]["role"] != "assistant":
+            messages = _add_answer(messages, _parse_turns(rest, column, "assistant"))
     system = rest.pop("system", None)
     if isinstance(system, str) and system and messages and messages[0]["role"] not in ("system", "developer"):
         messages.insert(0, {"role": "system", "content": system})
@@ -61,7 +78,7 @@ def to_conversation(
     if not messages:
         raise RowError("no messages")
     if task == "sft":
-        _check_answer(messages[-1], rest.get("label"))
+        _check_answer(messages[-1], rest, format)
     check_turns(messages)
     return Conversation(messages=messages, origin=origin, tools=tools, columns=rest)
 
@@ -72,7 +89,7 @@ def _text_conversation(rest: dict[str, Any], origin: RowOrigin, task: str) -> Co
         raise RowError("`text` is not text", f"it is {describe(text)}")
     if task == "sft" and rest.get("label") is not None:
         raise RowError(*LABELLED)
-    if not check_encoding(text, "`text`").strip():
+    if not check_text(text, "`text`").strip():
         raise RowError("the text is empty")
     return Conversation(messages=[], origin=origin, text=text, columns=rest)
 
@@ -80,59 +97,76 @@ def _text_conversation(rest: dict[str, Any], origin: RowOrigin, task: str) -> Co
 # The parsers of formats. Each removes the columns that it reads from the row.
 
 
-def _parse_sharegpt(rest: dict[str, Any]) -> Messages:
-    """Turns with `from` and `value`; those with `role` and `content` are left as they are."""
-    turns = parse_json(rest.pop("conversations"), "conversations")
-    if isinstance(turns, list):
-        turns = [_parse_sharegpt_turn(turn, f"turn {number}") for number, turn in enumerate(turns, 1)]
-    return parse_messages(turns, "conversations")
-
-
-def _parse_sharegpt_turn(turn: Any, where: str) -> Any:
-    if not isinstance(turn, dict) or "from" not in turn:
-        return turn
-    other = {key: value for key, value in turn.items() if key not in ("from", "value")}
-    if turn["from"] == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": parse_tool_calls(turn.get("value"), where), **other}
-    role = SHAREGPT_ROLES.get(str(turn["from"]), turn["from"])
-    return {"role": role, "content": turn.get("value"), **other}
-
-
 def _parse_prompt(rest: dict[str, Any]) -> Messages:
-    """A prompt and its completion, or its chosen answer; each a text or a list of messages."""
+    """A text, or a list of messages; its answers do not train unless they say so."""
     prompt = _parse_turns(rest, "prompt", "user")
-    answer = _parse_turns(rest, "completion" if rest.get("completion") is not None else "chosen", "assistant")
-    if answer and answer[0]["role"] != "assistant":
-        return answer  # it is the whole conversation, prompt included
-    return _parse_history(rest) + prompt + answer
+    untrained = [{"loss": False, **message} if message["role"] == "assistant" else message for message in prompt]
+    return _parse_history(rest) + untrained
 
 
 def _parse_alpaca(rest: dict[str, Any]) -> Messages:
-    """`instruction` and `input`, joined by a line break, and `output`."""
+    """`instruction` and `input`, joined by a line break."""
     question = [part for part in (rest.pop("instruction", None), rest.pop("input", None)) if part not in (None, "")]
     for part in question:
         if not isinstance(part, str):
             raise RowError("`instruction` or `input` is not text", f"it is {describe(part)}")
-    asked = [{"role": "user", "content": "\n".join(question)}] if question else []
-    return _parse_history(rest) + asked + _parse_turns(rest, "output", "assistant")
+    return _parse_history(rest) + ([{"role": "user", "content": "\n".join(question)}] if question else [])
 
 
-FORMATS: tuple[tuple[set[str], Callable[[dict[str, Any]], Messages]], ...] = (
-    ({"messages"}, lambda rest: parse_messages(rest.pop("messages"), "messages")),
-    ({"conversations"}, _parse_sharegpt),
-    ({"prompt"}, _parse_prompt),
-    ({"chosen", "rejected"}, _parse_prompt),
-    ({"instruction"}, _parse_alpaca),
-    ({"output"}, _parse_alpaca),
+class Format(NamedTuple):
+    """A format of rows.
+
+    Attributes:
+        columns: The columns that such a row has.
+        parse: The messages that the columns hold, which it removes from the row.
+        answer: The column of the answer, if they do not hold it; where it is missing, `chosen` is read.
+    """
+
+    columns: set[str]
+    parse: Callable[[dict[str, Any]], Messages]
+    answer: str = "chosen"
+
+
+FORMATS = (
+    Format({"messages"}, lambda rest: parse_messages(rest.pop("messages"), "messages")),
+    Format({"conversations"}, lambda rest: parse_messages(rest.pop("conversations"), "conversations")),
+    Format({"prompt"}, _parse_prompt, "completion"),
+    Format({"instruction"}, _parse_alpaca, "output"),
+    Format({"input", "output"}, _parse_alpaca, "output"),
+    Format({"query"}, lambda rest: _parse_history(rest) + _parse_turns(rest, "query", "user"), "response"),
+    Format({"chosen", "rejected"}, lambda rest: []),
 )
+
+COLUMNS = {"text", "system", "tools", "history", "input"}.union(
+    *(format.columns | {format.answer} for format in FORMATS)
+)
+"""Every column that some format reads."""
+
+
+def _add_answer(before: Messages, answer: Messages) -> Messages:
+    """The messages with the answer, which may be the whole conversation, what is before it included."""
+    if not answer or answer[0]["role"] == "assistant":
+        return before + answer
+    repeated = [(message["role"], message["content"]) for message in answer[: len(before)]]
+    is_repeated = repeated == [(message["role"], message["content"]) for message in before]
+    return before + answer[len(before) :] if is_repeated else answer
 
 
 def _parse_turns(rest: dict[str, Any], column: str, role: str) -> Messages:
-    """A column with a list of messages, or with the text of one message of the given role."""
+    """A column with a list of messages, one message, a transcript, or the text of one message of the given role."""
     value = rest.pop(column, None)
     if value is None:
         return []
-    return parse_messages(value if isinstance(value, list) else [{"role": role, "content": value}], column)
+    if isinstance(value, str):
+        value = _split_transcript(value) if TRANSCRIPT.match(value) else [{"role": role, "content": value}]
+    return parse_messages([value] if isinstance(value, dict) else value, column)
+
+
+def _split_transcript(text: str) -> Messages:
+    _, *parts = TRANSCRIPT_TURN.split(text.strip())
+    roles = ["user" if name == "Human" else "assistant" for name in parts[::2]]
+    turns = [{"role": role, "content": part.strip()} for role, part in zip(roles, parts[1::2], strict=True)]
+    return turns if turns[-1]["content"] else turns[:-1]
 
 
 def _parse_history(rest: dict[str, Any]) -> Messages:
@@ -157,13 +191,44 @@ def _parse_tools(value: Any) -> list[Any] | None:
     return [parse_json(tool, "tools") if isinstance(tool, str) and tool.lstrip()[:1] == "{" else tool for tool in value]
 
 
-def _check_answer(last: dict[str, Any], label: Any) -> None:
+def parse_label(value: Any) -> bool | None:
+    """Whether a `label` calls the answer good; None if it is no such label. In CSV files it is a text."""
+    return {"true": True, "false": False}.get(str(value).lower())
+
+
+def _check_answer(last: dict[str, Any], rest: dict[str, Any], format: Format) -> None:
     """Refuse a row without an answer to train on."""
+    label = rest.get("label")
     if last["role"] != "assistant":
         if label is not None:
             raise RowError(*LABELLED)
-        raise RowError("no answer", f"the last message is {last['role']!r}, expected 'assistant'")
-    if isinstance(label, bool):
+        found = _find_similar("completion", rest)
+        hint = f"; {_rename({found: format.answer})}" if found else ""
+        raise RowError("no answer", f"the last message is {last['role']!r}, expected 'assistant'{hint}")
+    if parse_label(label) is not None:
         raise RowError("an answer labelled good or bad", "a true or false `label` is for alignment, not for sft")
     if not (last["content"].strip() or last.get("tool_calls") or last.get("reasoning_content")):
         raise RowError("the answer is empty")
+
+
+def _suggest_columns(names: Iterable[str], task: str) -> str:
+    """How the columns of a row could be renamed to those of a format; empty if nothing fits."""
+    names = sorted(names)
+    found = {known: name for known in SIMILAR if (name := _find_similar(known, names))}
+    if "prompt" in found and ("completion" in found or task == "sample"):
+        wanted = ["system", "prompt"] if task == "sample" else ["system", "prompt", "completion"]
+    else:
+        wanted = ["messages"] if "messages" in found else ["text"] if task == "pt" else []
+    renamed = {found[known]: known for known in wanted if known in found}
+    return f"; {_rename(renamed)}" if renamed else " (data.columns renames)"
+
+
+def _find_similar(known: str, names: Iterable[str]) -> str | None:
+    """The column that is most likely what is called `known` here."""
+    by_lower = {name.lower(): name for name in names}
+    return next((by_lower[name] for name in SIMILAR[known] if name in by_lower), None)
+
+
+def _rename(columns: Mapping[str, str]) -> str:
+    pairs = ", ".join(f"{old}: {new}" for old, new in columns.items() if old != new)
+    return f"perhaps --set 'data.columns={{{pairs}}}'"

@@ -2,14 +2,33 @@
 
 import json
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from swiftplug.data.read.conversation import RowError
+from swiftplug.data.read.conversation import RowError, has_value
 from swiftplug.errors import nearest
 
 Messages = list[dict[str, Any]]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+
+# Other names of roles, as in ShareGPT, ms-swift and OpenAI's older format.
+ROLE_NAMES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    "function": "tool",
+}
+CALL_ROLES = ("function_call", "tool_call")  # turns whose content is a call, or a list of them
+
+MEDIA_REASON = "images, audio or video, which a text model cannot read"
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+# What stands for an image in the texts of multi-modal datasets.
+PLACEHOLDER = re.compile(r"\A\s*<(image|audio|video)>|<(image|audio|video)>\s*\Z|<\|(image|audio|video|vision)\w*\|>")
 
 # Which role may follow which; "" is the start, the only place for a system message.
 FOLLOWS = {
@@ -40,7 +59,23 @@ def parse_messages(value: Any, column: str) -> Messages:
     value = parse_json(value, column)
     if not isinstance(value, list):
         raise RowError(f"`{column}` is not a list of messages", f"it is {describe(value)}")
-    return [_parse_message(message, f"message {number}") for number, message in enumerate(value, 1)]
+    messages: Messages = []
+    for number, turn in enumerate(value, 1):
+        message = _parse_message(_with_role(turn), f"message {number}")
+        before = messages[-1] if messages else {}
+        if _is_call(turn) and _without_calls(before) == _without_calls(message):
+            # A call that follows a text or another call, with a turn of its own, is of the same message.
+            before["tool_calls"] = [*before.get("tool_calls", []), *message["tool_calls"]]
+        else:
+            messages.append(message)
+    return messages
+
+
+def check_media(holder: Mapping[str, Any], where: str) -> None:
+    """Refuse a row or message with images, audio or video, without which its text means something else."""
+    for name in MEDIA:
+        if has_value(holder.get(name)):
+            raise RowError(MEDIA_REASON, f"{where} has `{name}`")
 
 
 def parse_tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
@@ -79,8 +114,10 @@ def check_turns(messages: Messages) -> None:
         before = role
 
 
-def check_encoding(text: str, where: str) -> str:
-    """Refuse a text that is not valid Unicode: JSON can spell an unpaired surrogate, which no tokenizer accepts."""
+def check_text(text: str, where: str) -> str:
+    """Refuse a text with the placeholder of an image, or with an unpaired surrogate, which no tokenizer accepts."""
+    if found := PLACEHOLDER.search(text):
+        raise RowError(MEDIA_REASON, f"{where} has {found.group().strip()!r}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -105,12 +142,34 @@ def describe(value: Any) -> str:
     return "null" if value is None else JSON_TYPES.get(type(value), type(value).__name__)
 
 
+def _with_role(turn: Any) -> Any:
+    """A turn with `role` and `content`, for one with `from` and `value`, or with another name of a role."""
+    if not isinstance(turn, dict):
+        return turn
+    if "from" in turn and "role" not in turn:
+        other = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        turn = {"role": turn["from"], "content": turn.get("value"), **other}
+    if _is_call(turn):
+        return {**turn, "role": "assistant", "content": "", "tool_calls": turn.get("content")}
+    role = turn.get("role")
+    return {**turn, "role": ROLE_NAMES.get(role, role)} if isinstance(role, str) else turn
+
+
+def _is_call(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.get("role", turn.get("from")) in CALL_ROLES
+
+
+def _without_calls(message: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key not in ("content", "tool_calls")}
+
+
 def _parse_message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise RowError("a message is not an object", f"{where} is {describe(message)}")
     role = message.get("role")
     if role not in ROLES:
         raise RowError("a message has an unknown role", f"{where} has {role!r}{nearest(str(role), ROLES)}")
+    check_media(message, where)
     parsed = {key: value for key, value in message.items() if value is not None}
     parsed["content"] = _join_content(message.get("content"), where)
     if parsed.pop("tool_calls", None):
@@ -128,14 +187,14 @@ def _parse_message(message: Any, where: str) -> dict[str, Any]:
 def _join_content(value: Any, where: str) -> str:
     """The text of a content: a string, null (empty), or a list of text parts, which are joined."""
     if value is None or isinstance(value, str):
-        return check_encoding(value or "", where)
+        return check_text(value or "", where)
     if not isinstance(value, list):
         raise RowError("a content is not text", f"{where} is {describe(value)}")
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else describe(part)
         if kind != "text" or not isinstance(part.get("text"), str):
             raise RowError("a content is not text", f"{where} has a part of type {kind!r}; only text is supported")
-    return check_encoding("".join(part["text"] for part in value), where)
+    return check_text("".join(part["text"] for part in value), where)
 
 
 def _parse_arguments(value: Any, where: str) -> dict[str, Any] | str:

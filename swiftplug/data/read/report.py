@@ -3,13 +3,16 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from swiftplug.data.read.conversation import RowError, RowOrigin
+from swiftplug.data.read.conversation import RowError, RowOrigin, has_value
+from swiftplug.data.read.formats import COLUMNS
 from swiftplug.formatting import format_count, format_percent
 
 EXAMPLES = 3
+REJECTED = {"rejected", "rejected_response", "rejected_messages"}
 SUMS = ("rows", "kept", "examples", "truncated", "split", "shortened", "tokens", "trained_tokens")
 
 
@@ -52,7 +55,10 @@ class UnreadKeys:
     def lines(self) -> list[str]:
         """One line that names all keys, those that equally many have together; none if there are no keys."""
         groups = [*_by_count(self.rows, "row"), *_by_count(self.messages, "message")]
-        return [f"{', '.join(groups)}: not read"] if groups else []
+        if not groups:
+            return []
+        preferences = " (of preferences, only the preferred answer is used)" if REJECTED & self.rows.keys() else ""
+        return [f"{', '.join(groups)}: not read{preferences}"]
 
 
 @dataclass
@@ -164,13 +170,14 @@ class DataReport:
 
 def _count(counts: dict[str, int], rest: Mapping[str, Any]) -> None:
     for key, value in rest.items():
-        if value is not None and value not in ("", [], {}):
+        if has_value(value):
             counts[key] = counts.get(key, 0) + 1
 
 
 def _by_count(counts: Mapping[str, int], noun: str) -> Iterable[str]:
     keys = defaultdict(list)
     for key, count in sorted(counts.items()):
-        keys[count].append(f"`{key}`")
+        similar = get_close_matches(key, COLUMNS - {key} if noun == "row" else (), n=1, cutoff=0.88)
+        keys[count].append(f"`{key}` (did you mean `{similar[0]}`?)" if similar else f"`{key}`")
     for count, names in sorted(keys.items(), reverse=True):
         yield f"{format_count(count, noun)} {'has' if count == 1 else 'have'} {', '.join(names)}"
