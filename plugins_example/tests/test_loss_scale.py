@@ -18,6 +18,6 @@ def test_digits_weigh_more(context: str, parts: list[str], weights: list[float])
     assert Digits(weight=3).get_loss_scale(context, ContextType.RESPONSE, True, query="?") == (parts, weights)
 
 
-@pytest.mark.parametrize("context_type", [ContextType.SYSTEM, ContextType.QUERY, ContextType.OTHER])
-def test_only_responses_train(context_type: ContextType) -> None:
-    assert Digits().get_loss_scale("12 apples", context_type, False) == (["12 apples"], [0.0])
+@pytest.mark.parametrize(("context_type", "weight"), [(ContextType.SUFFIX, 1.0), (ContextType.OTHER, 0.0)])
+def test_only_responses_and_their_suffixes_train(context_type: ContextType, weight: float) -> None:
+    assert Digits().get_loss_scale("12 apples", context_type, False) == (["12 apples"], [weight])

@@ -101,7 +101,7 @@ def prepare_data(
         train_source, eval_source = hold_out(train_source, options.val_size, seed)
 
     store = EncodedStore(options.cache_dir)
-    loss_scale = combine([each.bound for each in loss_scales])
+    loss_scale = combine(loss_scales)
 
     def encode(source: Source, generation: bool) -> StoredRows:
         encoder = RowEncoder(tokenizer, tools.bound, loss_scale, task, options, generation)

@@ -1,7 +1,10 @@
 """From segments to the weight of each token: a loss scale weighs characters, and offsets map them to tokens."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +12,7 @@ import numpy as np
 from swiftplug.data.chat.segments import Rendered
 from swiftplug.errors import UserError
 from swiftplug.plugin import ContextType, LossScale
+from swiftplug.plugin.registry import LoadedPlugin
 
 
 class WeightedSpan(NamedTuple):
@@ -20,27 +24,28 @@ class WeightedSpan(NamedTuple):
 
 
 class CombinedLossScale(LossScale):
-    """`a+b+c`: the first scale is asked for every context, the others for responses only, and the weights multiply.
+    """`a+b+c`: the first scale is asked for every context, the others for responses and suffixes; the weights multiply.
 
     Args:
         scales: The loss scales, in the order of the name.
+        names: What errors call each of them; by default its class.
 
     Example:
         >>> CombinedLossScale([LossScale(), LossScale()]).get_loss_scale("hi", ContextType.RESPONSE, True, query="")
         (['hi'], [1.0])
     """
 
-    def __init__(self, scales: Sequence[LossScale]) -> None:
-        self._first, *self._others = scales
+    def __init__(self, scales: Sequence[LossScale], names: Sequence[str] = ()) -> None:
+        names = names or [f"loss scale {type(scale).__name__}" for scale in scales]
+        self._scales = list(zip(scales, names, strict=True))
 
     def get_loss_scale(
         self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
     ) -> tuple[list[str], list[float]]:
         """Cut the context where any of the loss scales does."""
-        spans = cut_context(self._first, 0, context, context_type, is_last_round, **kwargs)
-        if context_type is ContextType.RESPONSE:
-            for scale in self._others:
-                spans = _multiply(spans, cut_context(scale, 0, context, context_type, is_last_round, **kwargs))
+        spans = [WeightedSpan(0, len(context), 1.0)]
+        for scale, name in self._scales[:1] if context_type is ContextType.OTHER else self._scales:
+            spans = _multiply(spans, cut_context(scale, name, 0, context, context_type, is_last_round, **kwargs))
         return [context[span.start : span.end] for span in spans], [span.weight for span in spans]
 
 
@@ -57,22 +62,33 @@ def _multiply(one: Sequence[WeightedSpan], other: Sequence[WeightedSpan]) -> lis
     return product
 
 
-def combine(scales: Sequence[LossScale]) -> LossScale:
-    """One loss scale that combines several."""
-    return scales[0] if len(scales) == 1 else CombinedLossScale(scales)
+def combine(plugins: Sequence[LoadedPlugin]) -> LossScale:
+    """One loss scale that combines those of several plugins."""
+    return CombinedLossScale([plugin.bound for plugin in plugins], [str(plugin.found) for plugin in plugins])
 
 
 def cut_context(
-    scale: LossScale, start: int, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
+    scale: LossScale, name: str, start: int, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
 ) -> list[WeightedSpan]:
     """Ask a loss scale for the weights of the context that begins at `start`, check them, and return them as spans.
 
+    `name` is what errors call the scale. It gets the keyword `role` only if it has such a parameter.
+
     Raises:
-        UserError: The parts do not add up to the context, or a part does not have exactly one finite weight.
+        UserError: The parts do not add up to the context, or a part does not have exactly one weight that is a finite
+            number and at least 0.
     """
-    parts, weights = scale.get_loss_scale(context, context_type, is_last_round, **kwargs)
-    name = f"loss scale {type(scale).__name__}"
-    joined = "".join(parts)
+    passed = (
+        kwargs
+        if _takes_role(type(scale).get_loss_scale)
+        else {key: value for key, value in kwargs.items() if key != "role"}
+    )
+    returned: Any = scale.get_loss_scale(context, context_type, is_last_round, **passed)
+    try:
+        parts, weights = (list(each) for each in returned)
+        joined = "".join(parts)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}: returned {returned!r:.60}, expected a list of texts and a list of weights") from None
     if joined != context:
         different = (i for i, (a, b) in enumerate(zip(joined, context, strict=False)) if a != b)
         at = next(different, min(len(joined), len(context)))
@@ -82,13 +98,19 @@ def cut_context(
         )
     if len(parts) != len(weights):
         raise UserError(f"{name}: found {len(parts)} parts and {len(weights)} weights, expected one weight per part")
-    spans = []
+    spans: list[WeightedSpan] = []
     for part, weight in zip(parts, weights, strict=True):
-        if not isinstance(weight, (int, float)) or not math.isfinite(weight):
-            raise UserError(f"{name}: found the weight {weight!r}, expected a finite number")
+        if not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:
+            raise UserError(f"{name}: found the weight {weight!r}, expected a finite number of at least 0")
         spans.append(WeightedSpan(start, start + len(part), float(weight)))
         start += len(part)
     return spans
+
+
+@cache
+def _takes_role(function: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(function).parameters
+    return "role" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
 def lay_weights(
@@ -101,37 +123,31 @@ def lay_weights(
 
     Args:
         rendered: The text and its segments.
-        loss_scale: Asked for every segment except suffixes, which get the weight of their response's last character.
+        loss_scale: Asked for every segment. A suffix whose response has no trained part weighs 0 all the same.
         messages: The row's messages; the segments' `message_index` refers to them.
 
     Raises:
         UserError: The loss scale breaks its contract.
     """
+    name = f"loss scale {type(loss_scale).__name__}"
     spans: list[WeightedSpan] = []
-    response_weight = 0.0
-    for start, end, kind, is_last_round, query, message in rendered.segments:
-        if kind is ContextType.SUFFIX:
-            spans.append(WeightedSpan(start, end, response_weight))
-            continue
-        cut = cut_context(loss_scale, start, rendered.text[start:end], kind, is_last_round, query=query)
-        if 0 <= message < len(messages):
-            cut = _apply_message(cut, messages[message])
-        if kind is ContextType.RESPONSE:
-            filled = [span for span in cut if span.start < span.end] or cut
-            response_weight = filled[-1].weight if filled else 0.0
+    response: list[WeightedSpan] = []  # the last one, as the loss scale weighs it
+    for start, end, kind, is_last_round, query, index, role in rendered.segments:
+        text = rendered.text[start:end]
+        cut = cut_context(loss_scale, name, start, text, kind, is_last_round, query=query, role=role)
+        message = messages[index] if 0 <= index < len(messages) else {}
+        if kind is not ContextType.SUFFIX:
+            response = [span for span in cut if span.start < span.end] or cut
+        trains = any(span.weight for span in response)
+        factor = 0.0 if message.get("loss") is False else float(message.get("loss_scale", 1))
+        if message.get("loss") and not trains:
+            cut = [span._replace(weight=factor) for span in cut]
+        elif kind is ContextType.SUFFIX and not trains:
+            cut = [span._replace(weight=0.0) for span in cut]
+        else:
+            cut = [span._replace(weight=span.weight * factor) for span in cut]
         spans += cut
     return spans
-
-
-def _apply_message(cut: list[WeightedSpan], message: dict[str, Any]) -> list[WeightedSpan]:
-    """Apply a message's own `loss` and `loss_scale` to the weights of its turn."""
-    loss, factor = message.get("loss"), message.get("loss_scale")
-    if loss is None and factor is None:
-        return cut
-    factor = 0.0 if loss is False else 1.0 if factor is None else float(factor)
-    if loss and not any(span.weight for span in cut):
-        return [span._replace(weight=factor) for span in cut]
-    return [span._replace(weight=span.weight * factor) for span in cut]
 
 
 def token_weights(starts: np.ndarray, spans: Sequence[WeightedSpan]) -> np.ndarray:

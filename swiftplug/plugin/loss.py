@@ -64,15 +64,13 @@ class TokenLoss:
 class ContextType(StrEnum):
     """The type of a segment of the rendered conversation."""
 
-    SYSTEM = "system"
-    QUERY = "query"
     RESPONSE = "response"
     SUFFIX = "suffix"
     OTHER = "other"
 
 
 class LossScale:
-    """Weights responses with 1 and everything else with 0. Subclass it and override `get_loss_scale` for other weights.
+    """Weighs responses and suffixes 1 and all else 0. Subclass it and override `get_loss_scale` for other weights.
 
     A weight of 0 leaves a token out of the loss; any other weight multiplies the token's loss.
     The parameters of `__init__` are the options of the plugin.
@@ -80,7 +78,7 @@ class LossScale:
     Example:
         >>> class Half(LossScale):
         ...     def get_loss_scale(self, context, context_type, is_last_round, **kwargs):
-        ...         return [context], [0.5 if context_type == ContextType.RESPONSE else 0.0]
+        ...         return [context], [0.5 if context_type in (ContextType.RESPONSE, ContextType.SUFFIX) else 0.0]
     """
 
     def get_loss_scale(
@@ -90,12 +88,13 @@ class LossScale:
 
         Args:
             context: The text of the segment, as the chat template rendered it.
-            context_type: The type of the segment, never `SUFFIX`: it is not called for a suffix (the end of a turn),
-                which gets the weight of the last part of its response.
+            context_type: `RESPONSE` for an answer, `SUFFIX` for the end-of-turn token behind it, `OTHER` for all else.
+                A suffix whose response has no trained part weighs 0, whatever is returned for it.
             is_last_round: Whether the segment belongs to the last round of the conversation.
-            **kwargs: Only `query`, the text of the user's message in this round.
+            **kwargs: `query`, the text of the user's message in this round; and, if there is such a parameter, `role`,
+                the role of the segment's message (empty for what the chat template writes between messages).
 
         Returns:
-            The parts, which joined are exactly `context`, and one finite weight per part, normally at least 0.
+            The parts, which joined are exactly `context`, and one finite weight per part, at least 0.
         """
-        return [context], [float(context_type is ContextType.RESPONSE)]
+        return [context], [float(context_type in (ContextType.RESPONSE, ContextType.SUFFIX))]

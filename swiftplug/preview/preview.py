@@ -44,7 +44,7 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
     opened = set_up(config)
     plugins, options = opened.plugins, config.data
     source = concatenate([open_source(choice, plugins.registry, "dataset") for choice in config.dataset])
-    loss_scale = combine([plugin.bound for plugin in plugins.of("loss_scale")])
+    loss_scale = combine(plugins.of("loss_scale"))
     encoder = RowEncoder(opened.load_tokenizer(), plugins.one("tools").bound, loss_scale, config.task, options)
     shown: list[PreviewRow] = []
     unread = UnreadKeys()
@@ -110,12 +110,10 @@ def _weights(rows: Sequence[PreviewRow]) -> list[float]:
 
 
 def _background(weight: float) -> str:
-    """The colour of a weight: none for 0, green up to 1, orange to red above 1, blue below 0."""
+    """The colour of a weight: none for 0, green up to 1, orange to red above 1."""
     if weight == 0:
         return ""
-    if weight < 0:
-        pale, strong, share = "#dbe6fb", "#5f8dea", min(-weight, 1)
-    elif weight <= 1:
+    if weight <= 1:
         pale, strong, share = "#e6f6e8", "#7fcf8a", weight
     else:
         pale, strong, share = "#ffdf9e", "#f0695a", min((weight - 1) / 3, 1)

@@ -22,6 +22,7 @@ class PreviewSegment:
         first_token: The first token that starts in it.
         end_token: One past the last token that starts in it.
         is_last_round: Whether it belongs to the last round.
+        role: The role of its message; empty for text between messages.
     """
 
     type: str
@@ -29,6 +30,7 @@ class PreviewSegment:
     first_token: int
     end_token: int
     is_last_round: bool
+    role: str
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def _segments(row: WeighedRow, part: slice) -> list[PreviewSegment]:
         if start < end or (segment.start == segment.end and first <= start < last):
             begins = np.searchsorted(row.starts, [start, end], side="left") - part.start
             from_token, to_token = np.clip(begins, 0, part.stop - part.start).tolist()
+            last_round, role = segment.is_last_round, segment.role
             kind = segment.type.value
-            segments.append(PreviewSegment(kind, text[start:end], from_token, to_token, segment.is_last_round))
+            segments.append(PreviewSegment(kind, text[start:end], from_token, to_token, last_round, role))
     return segments

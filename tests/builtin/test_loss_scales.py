@@ -150,14 +150,14 @@ def test_agentflan_weighs_answers_to_questions_of_tools_whole(query: str) -> Non
     answer = "Action: 查 Observation: x"
     assert weigh(scale("agentflan"), answer, query=query) == [(answer, 3)]
     assert weigh(scale("agentflan"), answer, query="what is the value of") != [(answer, 3)]
-    assert scale("agentflan").get_loss_scale(query, ContextType.QUERY, True, query=query) == ([query], [0])
+    assert scale("agentflan").get_loss_scale(query, ContextType.OTHER, True, query=query) == ([query], [0])
 
 
 @pytest.mark.parametrize("name", [*TABLES, "default"])
-@pytest.mark.parametrize("kind", [ContextType.SYSTEM, ContextType.QUERY, ContextType.OTHER])
-def test_what_is_no_response_weighs_nothing(name: str, kind: ContextType) -> None:
+def test_a_suffix_weighs_1_and_all_that_is_no_response_nothing(name: str) -> None:
     text = "<think></think>Action: 学习 ✿ARGS✿: <tool_call>a</tool_call>"
-    assert scale(name).get_loss_scale(text, kind, True, query="q") == ([text], [0.0])
+    assert scale(name).get_loss_scale(text, ContextType.SUFFIX, True, query="q") == ([text], [1.0])
+    assert scale(name).get_loss_scale(text, ContextType.OTHER, True, query="q") == ([text], [0.0])
 
 
 @pytest.mark.parametrize("name", [*TABLES, "default", "all", "last_round"])
@@ -173,14 +173,14 @@ def test_earlier_rounds_weigh_as_the_last(name: str) -> None:
     assert first == asked.get_loss_scale(text, RESPONSE, True, query="q")
 
 
-def test_last_round_trains_the_last_response_alone() -> None:
+def test_last_round_trains_the_last_response_and_its_suffix_alone() -> None:
     chosen = {
         (kind, last)
         for kind in ContextType
         for last in (False, True)
         if scale("last_round").get_loss_scale("文", kind, last, query="") == (["文"], [1.0])
     }
-    assert chosen == {(RESPONSE, True)}
+    assert chosen == {(RESPONSE, True), (ContextType.SUFFIX, True)}
     assert scale("last_round").get_loss_scale("文", RESPONSE, False, query="") == (["文"], [0.0])
 
 

@@ -22,9 +22,9 @@ class Half(LossScale):
     """Weighs responses a half, queries a quarter, and counts what it was asked."""
 
     def get_loss_scale(
-        self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
+        self, context: str, context_type: ContextType, is_last_round: bool, *, role: str, **kwargs: Any
     ) -> tuple[list[str], list[float]]:
-        return [context], [{ContextType.RESPONSE: 0.5, ContextType.QUERY: 0.25}.get(context_type, 0.0)]
+        return [context], [0.25 if role == "user" else 0.5 * (context_type is not ContextType.OTHER)]
 
 
 @pytest.fixture

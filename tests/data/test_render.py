@@ -1,6 +1,7 @@
 """Rendering: templates of every habit, contents of every kind, and what is refused because it cannot be known."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,11 @@ def _conversation(*contents: str, system: str | None = None) -> Conversation:
     return Conversation(([{"role": "system", "content": system}] if system is not None else []) + messages, ORIGIN)
 
 
-def _texts(rendered: Rendered, kind: ContextType) -> list[str]:
-    return [rendered.text[s.start : s.end] for s in rendered.segments if s.type is kind]
+SYSTEM, QUERY = ("system", "developer"), ("user", "tool")
+
+
+def _texts(rendered: Rendered, kind: ContextType, roles: Sequence[str] = ("", "assistant")) -> list[str]:
+    return [rendered.text[s.start : s.end] for s in rendered.segments if s.type is kind and s.role in roles]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +75,7 @@ def test_an_answer_is_what_the_model_writes_behind_the_generation_prompt(
 ) -> None:
     tokenizer.chat_template = template
     rendered = ChatRenderer(tokenizer).render(_conversation("hi", "hello"))
-    assert _texts(rendered, ContextType.QUERY) == ["hi"]
+    assert _texts(rendered, ContextType.OTHER, QUERY) == ["hi"]
     assert _texts(rendered, ContextType.RESPONSE) == [response]
     assert _texts(rendered, ContextType.SUFFIX) == [suffix]
     assert rendered.text == tokenizer.apply_chat_template(_conversation("hi", "hello").messages, tokenize=False)
@@ -84,11 +88,11 @@ def test_a_stripping_template_is_followed_and_a_faithful_one_too(tokenizer: PreT
     tokenizer.chat_template = CHATML
     faithful = ChatRenderer(tokenizer).render(conversation)
     assert _texts(stripped, ContextType.RESPONSE) == ["a", "b"]
-    assert _texts(stripped, ContextType.QUERY) == ["q", "r"]
-    assert _texts(stripped, ContextType.SYSTEM) == ["s"]
+    assert _texts(stripped, ContextType.OTHER, QUERY) == ["q", "r"]
+    assert _texts(stripped, ContextType.OTHER, SYSTEM) == ["s"]
     assert _texts(faithful, ContextType.RESPONSE) == ["\n a ", "b\n\n"]
-    assert _texts(faithful, ContextType.QUERY) == [" q \n", "r"]
-    assert _texts(faithful, ContextType.SYSTEM) == ["\ts "]
+    assert _texts(faithful, ContextType.OTHER, QUERY) == [" q \n", "r"]
+    assert _texts(faithful, ContextType.OTHER, SYSTEM) == ["\ts "]
     assert stripped.shortened == faithful.shortened == []
 
 
@@ -117,8 +121,8 @@ def test_a_system_message_merged_into_the_query_keeps_its_type(tokenizer: PreTra
     )
     rendered = ChatRenderer(tokenizer).render(_conversation("q", "a", system="be brief"))
     assert rendered.text == "<user>be brief / q</user><assistant>a</assistant>"
-    assert _texts(rendered, ContextType.SYSTEM) == ["be brief"]
-    assert _texts(rendered, ContextType.QUERY) == ["q"]
+    assert _texts(rendered, ContextType.OTHER, SYSTEM) == ["be brief"]
+    assert _texts(rendered, ContextType.OTHER, QUERY) == ["q"]
     assert _texts(rendered, ContextType.OTHER) == ["<user>", " / ", "</user><assistant>"]
 
 
@@ -176,7 +180,7 @@ def test_contents_that_look_like_the_template(
 def test_a_rewritten_answer_is_located(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = CHATML.replace("{{ m.content }}", "{{ m.content | upper | replace('LONG', 'BRIEF') }}")
     rendered = ChatRenderer(tokenizer).render(_conversation("long question", "a long answer"))
-    assert _texts(rendered, ContextType.QUERY) == ["BRIEF QUESTION"]
+    assert _texts(rendered, ContextType.OTHER, QUERY) == ["BRIEF QUESTION"]
     assert _texts(rendered, ContextType.RESPONSE) == ["A BRIEF ANSWER"]
 
 
@@ -203,7 +207,7 @@ def test_an_answer_that_is_left_out_with_its_turn_is_reported_and_one_whose_turn
     conversation = _conversation("q", "early", "r", "a")
     tokenizer.chat_template = CHATML.replace("in messages %}", "in messages[-2:] %}")
     rendered = ChatRenderer(tokenizer).render(conversation)
-    assert _texts(rendered, ContextType.QUERY) == ["r"]
+    assert _texts(rendered, ContextType.OTHER, QUERY) == ["r"]
     assert _texts(rendered, ContextType.RESPONSE) == ["a"]
     assert rendered.shortened == [0, 1]
     tokenizer.chat_template = CHATML.replace("{{ m.content }}", "{{ m.content if loop.index0 != 1 }}")
@@ -332,8 +336,8 @@ def test_a_tools_format_writes_plain_turns(
         ("assistant", "done"),
     ]
     assert rendered.text == "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
-    assert _texts(rendered, ContextType.SYSTEM) == [turns[0][1]]
-    assert _texts(rendered, ContextType.QUERY) == ["q", "look=r1|look=r2"]
+    assert _texts(rendered, ContextType.OTHER, SYSTEM) == [turns[0][1]]
+    assert _texts(rendered, ContextType.OTHER, QUERY) == ["q", "look=r1|look=r2"]
     assert _texts(rendered, ContextType.RESPONSE) == [turns[2][1], "done"]
     offset = 0 if system is None else 1
     indices = [s.message_index for s in rendered.segments if s.type is ContextType.RESPONSE]
@@ -344,11 +348,11 @@ def test_a_tools_format_writes_plain_turns(
 def test_a_plain_function_is_a_tools_format(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = CHATML
     rendered = ChatRenderer(tokenizer, lambda tool_names, tool_descs: " ".join(tool_names)).render(_with_tools(None))
-    assert _texts(rendered, ContextType.SYSTEM) == ["look leap"]
+    assert _texts(rendered, ContextType.OTHER, SYSTEM) == ["look leap"]
     assert _texts(rendered, ContextType.RESPONSE)[0] == (
         'let me see\n{"name": "look", "arguments": {"at": "x"}}\n{"name": "look", "arguments": {"at": 2}}'
     )
-    assert _texts(rendered, ContextType.QUERY) == ["q", "r1\nr2"]
+    assert _texts(rendered, ContextType.OTHER, QUERY) == ["q", "r1\nr2"]
 
 
 def test_no_text_leaves_tools_and_calls_to_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -362,4 +366,4 @@ def test_no_text_leaves_tools_and_calls_to_the_template(tokenizer: PreTrainedTok
     assert _texts(rendered, ContextType.RESPONSE)[0].startswith(
         'let me see call {"name": "look", "arguments": {"at": "x"}}'
     )
-    assert _texts(rendered, ContextType.QUERY) == ["q", "r1", "r2"]
+    assert _texts(rendered, ContextType.OTHER, QUERY) == ["q", "r1", "r2"]

@@ -141,7 +141,7 @@ def test_the_example_of_six_words() -> None:
     for word, weight in zip(words, weights, strict=True):
         by_character[position : position + len(word)] = [weight] * len(word)
         position += len(word)
-    by_character[position] = 0.1  # the end-of-turn token has the weight of the answer's last part
+    by_character[position] = 1.0  # the end-of-turn token
     expected = [by_character[place] for place in _first_characters(tokenizer, ids, text)]
     np.testing.assert_allclose(example["loss_scale"], expected, rtol=1e-6)
     assert example["labels"].tolist() == [
@@ -179,7 +179,7 @@ def test_byte_level_tokens_have_the_weight_of_their_first_byte(trim_offsets: boo
         assert example["input_ids"].tolist() == ids
         expected = [table.get(rendered.text[place], 1.0) for place in _first_characters(tokenizer, ids, rendered.text)]
         end = max(place for place, token in enumerate(ids) if token == tokenizer.convert_tokens_to_ids("<|im_end|>"))
-        expected[end] = table.get(answer[-1], 1.0)
+        expected[end] = 1.0
         assert example["loss_scale"].tolist() == expected
     assert tokenizer.backend_tokenizer.to_str() == before  # the tokenizer is left as it was
 
@@ -189,8 +189,8 @@ def test_a_token_that_straddles_two_parts_has_the_weight_of_the_first() -> None:
     assert " weights" in [tokenizer.decode([token]) for token in tokenizer("of weights")["input_ids"]]
     space_first = _encode(_conversation("of weights"), tokenizer, Parts(["of ", "weights"], [3.0, 5.0]))
     word_first = _encode(_conversation("of weights"), tokenizer, Parts(["of", " weights"], [3.0, 5.0]))
-    assert space_first["loss_scale"].tolist()[-4:] == [3.0, 3.0, 5.0, 0.0]
-    assert word_first["loss_scale"].tolist()[-4:] == [3.0, 5.0, 5.0, 0.0]
+    assert space_first["loss_scale"].tolist()[-4:] == [3.0, 3.0, 1.0, 0.0]
+    assert word_first["loss_scale"].tolist()[-4:] == [3.0, 5.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("make", [_metaspace, _byte_fallback])
@@ -215,27 +215,28 @@ def test_tokens_of_sentence_piece_like_tokenizers(make: Any) -> None:
 
 def test_labels_are_ignored_exactly_where_the_weight_is_zero() -> None:
     tokenizer = _byte_level(trim_offsets=False)
-    scale = Parts(["a", "b", "c", "d"], [0.0, -1.5, 0.25, 0])
+    scale = Parts(["a", "b", "c", "d"], [0.0, 1.5, 0.25, 0])
     example = _encode(_conversation("abcd"), tokenizer, scale)
     assert example["loss_scale"].dtype == np.float32
     assert example["labels"].dtype == example["input_ids"].dtype == np.int32
     np.testing.assert_array_equal(example["labels"] == -100, example["loss_scale"] == 0)
     trained = example["labels"] != -100
     np.testing.assert_array_equal(example["labels"][trained], example["input_ids"][trained])
-    assert example["loss_scale"][trained].tolist() == [-1.5, 0.25]
+    assert example["loss_scale"][trained].tolist() == [1.5, 0.25, 1]  # and the suffix
 
 
 def _rendered(*segments: tuple[str, ContextType, int]) -> Rendered:
     text, laid = "", []
     for words, kind, message in segments:
-        laid.append(Segment(len(text), len(text) + len(words), kind, False, "the query", message))
+        role = ("", "user", "assistant", "assistant")[message + 1]
+        laid.append(Segment(len(text), len(text) + len(words), kind, False, "the query", message, role))
         text += words
     return Rendered(text, laid, [])
 
 
 TWO_ANSWERS = _rendered(
     ("<s>", ContextType.OTHER, -1),
-    ("q", ContextType.QUERY, 0),
+    ("q", ContextType.OTHER, 0),
     ("one", ContextType.RESPONSE, 1),
     ("</s>", ContextType.SUFFIX, 1),
     ("\n", ContextType.OTHER, -1),
@@ -244,7 +245,7 @@ TWO_ANSWERS = _rendered(
 )
 
 
-def test_every_context_but_a_suffix_is_asked_for() -> None:
+def test_every_context_is_asked_for() -> None:
     asked = []
 
     class Asks(LossScale):
@@ -253,14 +254,16 @@ def test_every_context_but_a_suffix_is_asked_for() -> None:
             return [context], [0.5]
 
     spans = lay_weights(TWO_ANSWERS, Asks())
-    assert [(context, kind.value) for context, kind, _, _ in asked] == [
-        ("<s>", "other"),
-        ("q", "query"),
-        ("one", "response"),
-        ("\n", "other"),
-        ("two", "response"),
+    assert [(context, kind.value, kwargs["role"]) for context, kind, _, kwargs in asked] == [
+        ("<s>", "other", ""),
+        ("q", "other", "user"),
+        ("one", "response", "assistant"),
+        ("</s>", "suffix", "assistant"),
+        ("\n", "other", ""),
+        ("two", "response", "assistant"),
+        ("</s>", "suffix", "assistant"),
     ]
-    assert all((last, kwargs) == (False, {"query": "the query"}) for _, _, last, kwargs in asked)
+    assert all((last, kwargs["query"], len(kwargs)) == (False, "the query", 2) for _, _, last, kwargs in asked)
     assert _characters(TWO_ANSWERS, spans) == [0.5] * len(TWO_ANSWERS.text)
 
 
@@ -274,9 +277,9 @@ def test_every_context_but_a_suffix_is_asked_for() -> None:
         ({"loss_scale": 0}, LossScale(), [0, 1]),
         ({"loss": False, "loss_scale": 3}, LossScale(), [0, 1]),
         ({"loss": True, "loss_scale": 3}, LossScale(), [3, 1]),
-        ({"loss": True}, Letters({"o": 0, "n": 0, "e": 0, "t": 0, "w": 0}), [1, 0]),  # trains what would not train
-        ({"loss": True}, Letters({"o": 2, "n": 2, "e": 2, "t": 2, "w": 2}), [2, 2]),  # and keeps what would
-        ({"loss_scale": 2}, Letters({"o": 2, "n": 2, "e": 2, "t": 2, "w": 2}), [4, 2]),
+        ({"loss": True}, Letters(dict.fromkeys("onetw", 0)), [1, 0]),  # trains what would not train
+        ({"loss": True}, Letters(dict.fromkeys("onetw</s>", 2)), [2, 2]),  # and keeps what would
+        ({"loss_scale": 2}, Letters(dict.fromkeys("onetw</s>", 2)), [4, 2]),
     ],
 )
 def test_what_a_message_says_of_training(message: dict[str, Any], scale: LossScale, expected: list[float]) -> None:
@@ -291,9 +294,40 @@ def test_loss_true_trains_a_query_too() -> None:
     assert weights[3] == 1
 
 
-def test_a_suffix_has_the_weight_of_the_last_part_that_is_not_empty() -> None:
+class Suffix(LossScale):
+    """Weighs suffixes, and otherwise the assistant's `one` alone. Has no `role`, as in SWIFT 3."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def get_loss_scale(  # type: ignore[override]
+        self, context: str, context_type: ContextType, is_last_round: bool, *, query: str
+    ) -> tuple[list[str], list[float]]:
+        return [context], [self.weight if context_type is ContextType.SUFFIX else float(context == "one")]
+
+
+@pytest.mark.parametrize(
+    ("weight", "message", "expected"),
+    [
+        (3.0, {}, [3, 0]),  # "two" is not trained, so its suffix is not
+        (0.0, {}, [0, 0]),
+        (3.0, {"loss_scale": 2}, [6, 0]),
+        (3.0, {"loss": False}, [0, 0]),
+        (0.0, {"loss": True}, [0, 0]),  # "one" trains anyway, with the loss scale's weights
+    ],
+)
+def test_a_suffix_weighs_what_the_loss_scale_says_if_its_response_trains(
+    weight: float, message: dict[str, Any], expected: list[float]
+) -> None:
+    weights = _characters(TWO_ANSWERS, lay_weights(TWO_ANSWERS, Suffix(weight), [{}, message, {}]))
+    suffixes = [s for s in TWO_ANSWERS.segments if s.type is ContextType.SUFFIX]
+    assert [set(weights[s.start : s.end]) for s in suffixes] == [{each} for each in expected]
+
+
+def test_the_suffix_of_an_answer_of_several_parts_or_none() -> None:
     rendered = _rendered(("ab", ContextType.RESPONSE, 0), ("</s>", ContextType.SUFFIX, 0))
-    assert _characters(rendered, lay_weights(rendered, Parts(["a", "b", ""], [1, 2, 0])))[2:] == [2] * 4
+    assert _characters(rendered, lay_weights(rendered, Parts(["a", "b", ""], [2, 0, 0])))[2:] == [1] * 4
+    assert _characters(rendered, lay_weights(rendered, Parts(["ab", ""], [0, 2])))[2:] == [0] * 4
     empty = _rendered(("", ContextType.RESPONSE, 0), ("</s>", ContextType.SUFFIX, 0))
     assert _characters(empty, lay_weights(empty, LossScale())) == [1] * 4
     assert _characters(empty, lay_weights(empty, Parts([], []))) == [0] * 4
@@ -311,15 +345,9 @@ def test_combined_loss_scales_multiply_on_the_union_of_their_cuts() -> None:
     )
 
 
-def test_combined_loss_scales_ask_the_first_alone_for_what_is_no_response() -> None:
+def test_combined_loss_scales_ask_the_first_alone_for_what_is_neither_response_nor_suffix() -> None:
     spans = lay_weights(TWO_ANSWERS, CombinedLossScale([Everything(), LossScale(), Letters({"o": 4})]))
     expected = [4.0 if TWO_ANSWERS.text[place] == "o" else 1.0 for place in range(len(TWO_ANSWERS.text))]
-    first_suffix, second_suffix = (range(s.start, s.end) for s in TWO_ANSWERS.segments if s.type is ContextType.SUFFIX)
-    assert expected[second_suffix.start - 1] == 4  # "two" ends in an o
-    for place in second_suffix:
-        expected[place] = 4.0
-    for place in first_suffix:
-        expected[place] = 1.0
     assert _characters(TWO_ANSWERS, spans) == expected
 
 
@@ -331,7 +359,7 @@ def test_random_combinations_against_products_by_character() -> None:
         for _ in range(chance.randint(1, 4)):
             edges = sorted(chance.choices(range(len(text) + 1), k=chance.randrange(5)))
             parts = [text[a:b] for a, b in zip([0, *edges], [*edges, len(text)], strict=True)]
-            weights = [chance.choice([0.0, 0.5, 1.0, 2.0, -1.0]) for _ in parts]
+            weights = [chance.choice([0.0, 0.5, 1.0, 2.0, 1.5]) for _ in parts]
             scales.append(Parts(parts, weights))
             by_character *= np.repeat(weights, [len(part) for part in parts])
         parts, weights = CombinedLossScale(scales).get_loss_scale(text, ContextType.RESPONSE, True, query="")
@@ -347,6 +375,8 @@ def test_random_combinations_against_products_by_character() -> None:
         (Parts(["Hello there"], [1]), "at character 0 found 'Hello there', expected 'hello there'"),
         (Parts(["hello", " there"], [1]), "found 2 parts and 1 weights, expected one weight per part"),
         (Parts(["hello there"], [math.nan]), "found the weight nan, expected a finite number"),
+        (Parts(["hello there"], [-1]), "found the weight -1, expected a finite number of at least 0"),
+        (Parts("hello there", 1), "returned ('hello there', 1), expected a list of texts and a list of weights"),  # type: ignore[arg-type]
         (Parts(["hello there"], ["much"]), "found the weight 'much', expected a finite number"),  # type: ignore[list-item]
     ],
 )

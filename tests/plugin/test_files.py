@@ -165,7 +165,7 @@ def test_older_style_tables_of_every_kind(write: Any) -> None:
     for scale in ("instance", "class"):
         weigh = resolve(registry, "loss_scale", scale).get_loss_scale
         assert weigh("x", ContextType.RESPONSE, True, query="q") == (["x"], [2.0])
-        assert weigh("x", ContextType.QUERY, True, query="q") == (["x"], [0.0])
+        assert weigh("x", ContextType.OTHER, True, query="q") == (["x"], [0.0])
     assert resolve(registry, "tools", "u")(["a", "b"], ["x", {"y": "é"}]) == 'x+{"y": "é"}'
     assert registry.resolve("tools", PluginChoice(name="u"), "--tools").source_file == str(path)
     assert [loaded.bound(None).n for loaded in registry.always_on_callbacks] == [3, 5, 3]

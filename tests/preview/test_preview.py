@@ -24,14 +24,14 @@ ANSI = re.compile(r"\x1b\[([0-9;]*)m")
 
 
 class Vowels(LossScale):
-    """Vowels of responses weigh 2.5, digits -1, spaces 0, the rest 1."""
+    """Vowels of responses weigh 2.5, digits 0.5, spaces 0, the rest 1."""
 
     def get_loss_scale(
         self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
     ) -> tuple[list[str], list[float]]:
         if context_type is not ContextType.RESPONSE:
-            return [context], [0.0]
-        table = {" ": 0.0} | dict.fromkeys("aeiou", 2.5) | dict.fromkeys("0123456789", -1.0)
+            return super().get_loss_scale(context, context_type, is_last_round, **kwargs)
+        table = {" ": 0.0} | dict.fromkeys("aeiou", 2.5) | dict.fromkeys("0123456789", 0.5)
         return list(context), [table.get(letter, 1.0) for letter in context]
 
 
@@ -70,7 +70,8 @@ def test_rows_are_those_that_encoding_makes(tokenizer: PreTrainedTokenizerFast) 
         assert "".join(segment.text for segment in row.segments) == "".join(row.tokens)
         for segment in row.segments:
             assert "".join(row.tokens[segment.first_token : segment.end_token]) == segment.text
-        assert [segment.type for segment in row.segments] == ["other", "query", "other", "response", "suffix", "other"]
+        assert [segment.type for segment in row.segments] == ["other"] * 3 + ["response", "suffix", "other"]
+        assert [segment.role for segment in row.segments] == ["", "user", "", "assistant", "assistant", ""]
         assert row.trained == sum(weight != 0 for weight in row.weights)
         assert sum(row.counts.values()) == len(row.tokens)
 
@@ -115,13 +116,13 @@ def test_plain_text_marks_what_trains_without_any_colour(tokenizer: PreTrainedTo
     text = to_text(_rows([_chat("q", "be 4")], tokenizer), ["a note"], color=False)
     assert not ANSI.search(text)
     assert text.startswith("note: a note\n⟦text⟧ trains with weight 1")
-    # The b and the e, the space, the digit with the end-of-turn token.
-    assert "<|im_start|>assistant\n⟦b⟧⟦2.5× e⟧ ⟦-1× 4<|im_end|>⟧\n" in text
+    # The b and the e, the space, the digit, the end-of-turn token.
+    assert "<|im_start|>assistant\n⟦b⟧⟦2.5× e⟧ ⟦0.5× 4⟧⟦<|im_end|>⟧\n" in text
     assert (
-        "rows.jsonl:1 · 26 tokens, 4 trained (15.4%): 2 of weight -1, 22 of weight 0, 1 of weight 1, 1 of weight 2.5"
+        "rows.jsonl:1 · 26 tokens, 4 trained (15.4%): 22 of weight 0, 1 of weight 0.5, 2 of weight 1, 1 of weight 2.5"
         in text
     )
-    assert text.endswith("1 of 1 rows used: 26 tokens, 4 trained")
+    assert text.endswith("1 of 1 row used: 26 tokens, 4 trained")
 
 
 def test_colours_follow_the_weights_and_the_text_stays(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -185,7 +186,7 @@ def test_a_page_has_every_token_with_its_weight_and_escapes_data(tokenizer: PreT
     assert [
         (int(title[1].removeprefix("id ")), float(title[2].removeprefix("weight "))) for title in titles
     ] == expected
-    assert {title[3] for title in titles} == {"other", "query", "response", "suffix"}
+    assert {title[3] for title in titles} == {"other", "response", "suffix"}
     assert "&lt;i&gt;note&lt;/i&gt;" in html
     assert "http" not in html
 
@@ -222,7 +223,7 @@ def test_a_loss_scale_of_the_config_acts(shown: Callable[..., str]) -> None:
     [row] = json.loads(shown(rows, loss_scale="react"))
     letters = list(zip(row["tokens"], row["weights"], strict=True))
     answer = "".join(token for token, weight in letters if weight == 2)
-    assert answer == "Action: look<|im_end|>"
+    assert answer == "Action: look"
 
 
 def test_text_of_a_config_and_an_empty_dataset(shown: Callable[..., str]) -> None:

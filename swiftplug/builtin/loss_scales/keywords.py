@@ -56,7 +56,7 @@ class WeightTable:
 
         Returns:
             The parts, which joined are the text again, and the weight of each. No part is empty unless the text is:
-            then it is the only part, from which the suffix of an empty answer gets its weight.
+            then it is the only part, so that the suffix of an empty answer trains.
         """
         parts: list[str] = []
         weights: list[float] = []
@@ -137,7 +137,7 @@ class Keywords(TableLossScale):
 
         Raises:
             UserError: There is nothing to look for, a word is empty, a pattern is not a regular expression, or a
-                weight is not finite.
+                weight is negative or not finite.
         """
         words, patterns = words or {}, patterns or {}
         if not words and not patterns:
@@ -148,12 +148,12 @@ class Keywords(TableLossScale):
             compile_pattern(pattern, "keywords: pattern")
         for key, table in (("words", words), ("patterns", patterns)):
             for word, weight in table.items():
-                _check_finite(f"{key}.{word}", weight if isinstance(weight, Iterable) else (weight,))
-        _check_finite("default", (default,))
+                _check_weights(f"{key}.{word}", weight if isinstance(weight, Iterable) else (weight,))
+        _check_weights("default", (default,))
         self.table = WeightTable(words, patterns, default)
 
 
-def _check_finite(where: str, weights: Iterable[float]) -> None:
+def _check_weights(where: str, weights: Iterable[float]) -> None:
     for weight in weights:
-        if not math.isfinite(weight):
-            raise UserError(f"keywords: {where} is {weight}, expected a finite weight")
+        if not 0 <= weight < math.inf:
+            raise UserError(f"keywords: {where} is {weight}, expected a finite weight of at least 0")

@@ -7,17 +7,18 @@ from swiftplug.plugin import ContextType, LossScale
 
 
 class Default(LossScale):
-    """Trains all responses: they weigh 1, everything else 0."""
+    """Trains all responses: they and their suffixes weigh 1, everything else 0."""
 
 
 class LastRound(LossScale):
-    """Trains only the response of the last round: it weighs 1, everything else 0."""
+    """Trains only the responses of the last round: they and their suffixes weigh 1, everything else 0."""
 
     def get_loss_scale(
         self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
     ) -> tuple[list[str], list[float]]:
-        """The whole context: 1 for a response of the last round, else 0."""
-        return [context], [float(is_last_round and context_type is ContextType.RESPONSE)]
+        """The whole context: as the base class weighs it in the last round, else 0."""
+        _, weights = super().get_loss_scale(context, context_type, is_last_round, **kwargs)
+        return [context], weights if is_last_round else [0.0]
 
 
 class All(LossScale):

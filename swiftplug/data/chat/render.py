@@ -27,13 +27,6 @@ from swiftplug.data.read.conversation import Conversation, RowError
 from swiftplug.plugin import ContextType
 from swiftplug.plugin.tools_format import ToolsFormat
 
-_TYPES = {
-    "system": ContextType.SYSTEM,
-    "developer": ContextType.SYSTEM,
-    "user": ContextType.QUERY,
-    "tool": ContextType.QUERY,
-}
-
 
 class ChatRenderer:
     """Renders conversations with a tokenizer's chat template, and remembers what it learned about the template.
@@ -177,16 +170,15 @@ def _segments(turns: Turns, occurrences: Sequence[Occurrence], answers: Sequence
         queries.append(query)
 
     def segment(start: int, end: int, kind: ContextType, index: int) -> Segment:
-        return Segment(start, end, kind, index >= last_user, queries[index], turns.sources[index])
+        return Segment(start, end, kind, index >= last_user, queries[index], turns.sources[index], turns.roles[index])
 
     located = []
     for index, start, end, suffix_end in answers:
         located.append(segment(start, end, ContextType.RESPONSE, index))
         located.append(segment(end, suffix_end, ContextType.SUFFIX, index))
     for start, end, field, _ in occurrences:
-        kind = _TYPES.get(turns.roles[field.message])
-        if kind and start < end:
-            located.append(segment(start, end, kind, field.message))
+        if turns.roles[field.message] != "assistant" and start < end:
+            located.append(segment(start, end, ContextType.OTHER, field.message))
     located.sort(key=lambda item: (item.start, item.end, item.message_index))
     covering: list[Segment] = []
     position = 0
@@ -194,7 +186,7 @@ def _segments(turns: Turns, occurrences: Sequence[Occurrence], answers: Sequence
         if item.start < position:
             raise RowError("the template writes one message inside another")
         if position < item.start:
-            between = item._replace(start=position, end=item.start, type=ContextType.OTHER, message_index=TEMPLATE_TEXT)
+            between = Segment(position, item.start, ContextType.OTHER, item.is_last_round, item.query, TEMPLATE_TEXT)
             covering.append(between)
         covering.append(item)
         position = item.end

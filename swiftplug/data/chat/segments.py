@@ -20,6 +20,7 @@ class Segment(NamedTuple):
         is_last_round: Whether it belongs to the last round, which begins at the last message of the user.
         query: The content of the current question: the last user message or tool result up to this segment.
         message_index: Index of its message in the row; `TEMPLATE_TEXT` for text between messages.
+        role: The role of its message in the row; empty for text between messages.
     """
 
     start: int
@@ -28,6 +29,7 @@ class Segment(NamedTuple):
     is_last_round: bool
     query: str
     message_index: int
+    role: str = ""
 
 
 class Rendered(NamedTuple):
@@ -95,6 +97,7 @@ class Layout:
                 segment.is_last_round,
                 "" if query is None else contents[query],
                 segment.message_index,
+                segment.role,
             )
             for segment, (contents_before_start, start), (contents_before_end, end), query in self._segments
         ]

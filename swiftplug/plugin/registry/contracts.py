@@ -33,7 +33,7 @@ class Call(NamedTuple):
 CONTRACTS: dict[str, dict[str, Call]] = {
     "callback": {"__call__": Call(("args",))},
     "loss": {"__call__": Call(("outputs", "labels"), optional=("loss_scale", "num_items_in_batch"))},
-    "loss_scale": {"get_loss_scale": Call(("context", "context_type", "is_last_round"), ("query",))},
+    "loss_scale": {"get_loss_scale": Call(("context", "context_type", "is_last_round"), ("query",), ("role",))},
     "metric": {"__call__": Call(("predictions", "references"))},
     "optimizer": {"__call__": Call(("args", "model", "dataset"))},
     "tools": {"__call__": Call(("tool_names", "tool_descs"))},
