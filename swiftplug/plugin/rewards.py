@@ -1,15 +1,16 @@
 """The contracts of reward models: outcome (ORM) and process (PRM)."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass
-class InferRequest:
+class InferRequest(Mapping[str, Any]):
     """A conversation to be scored. Its last message is the assistant's answer.
 
-    The other columns of the row are attributes too: `request.tools` is `request.columns["tools"]`.
+    The other columns of the row are attributes and items too: `request.tools` and `request["tools"]` are
+    `request.columns["tools"]`, and `request.get("tools")` is None if the row has no tools.
 
     Attributes:
         messages: Dictionaries `{"role": ..., "content": ...}`.
@@ -24,6 +25,15 @@ class InferRequest:
         if name in columns:
             return columns[name]
         raise AttributeError(f"the row has no column {name!r}; it has {', '.join(columns) or 'none'}")
+
+    def __getitem__(self, name: str) -> Any:
+        return self.messages if name == "messages" else self.columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({"messages": None, **self.columns})
+
+    def __len__(self) -> int:
+        return len({"messages", *self.columns})
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,11 @@ class ORM:
 
     The parameters of `__init__` are the options of the plugin, except `weight`: that is the weight of the scorer.
 
+    Arguments are passed by name. Instead of `infer_requests`, the first parameter may be `completions`, as in ms-swift:
+    the answers as strings. Any others are then columns of the rows, one value per answer, as in `(completions,
+    solution, **kwargs)`; `solution`, `answer`, `reference` and `ground_truth` are the reference where there is no such
+    column. A function in this form gets answers, and `prompts`, as lists of messages, as in TRL.
+
     Example:
         >>> class SameText(ORM):
         ...     def __call__(self, infer_requests, ground_truths, **kwargs):
@@ -56,14 +71,17 @@ class ORM:
     # An answer counts as right from this score on; None if the scores only rank answers.
     right_from: float | None = 0.5
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take nothing; reward classes of ms-swift pass on what theirs takes."""
+
     def __call__(
-        self, infer_requests: list[InferRequest], ground_truths: list[Any], **kwargs: Any
+        self, infer_requests: list[InferRequest], ground_truths: list[str | None], **kwargs: Any
     ) -> "Sequence[float | Unscored] | Awaitable[Sequence[float | Unscored]]":
         """Score the last message of each request.
 
         Args:
             infer_requests: The conversations, with the answer as the last message.
-            ground_truths: The reference of each request, in the same order.
+            ground_truths: The reference of each request as text, in the same order; None if its row has none.
             **kwargs: Arguments that later versions may add.
 
         Returns:

@@ -10,8 +10,8 @@ from swiftplug.config.schema import SampleConfig
 from swiftplug.config.yaml_file import read_value
 from swiftplug.data.read.report import UnreadKeys
 from swiftplug.data.read.sources import Source, open_source
-from swiftplug.errors import UserError
-from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.errors import UserError, nearest
+from swiftplug.plugin.registry import REFERENCE_NAMES, LoadedPlugin
 from swiftplug.runs.folder import CONFIG, config_difference
 from swiftplug.runs.plugins import RunPlugins
 from swiftplug.sampling.candidates_file import CandidatesFile
@@ -36,6 +36,7 @@ def read_inputs(
     everything = range(ledger.count_rows())
     _check_rows(ledger, everything, config)
     _check_references(ledger, everything, config, scorers)
+    _check_columns(ledger, scorers)
     if file and config.include_reference:
         for row in ledger.rows(everything):
             if row.reference is not None and not row.problem and all(each.sampled for each in row.candidates):
@@ -87,7 +88,7 @@ def _check_rows(ledger: Ledger, everything: range, config: SampleConfig) -> None
 
 def _check_references(ledger: Ledger, everything: range, config: SampleConfig, scorers: Sequence[Scorer]) -> None:
     """Refuse a run that needs references and has none; leave out the rows that a scorer cannot score."""
-    needing = [scorer for scorer in scorers if scorer.needs_reference]
+    needing = [scorer for scorer in scorers if scorer.bound.needs_reference]
     if not needing and not config.include_reference:
         return
     if not ledger.count(f"{USABLE} AND NOT {NO_REFERENCE}", everything):
@@ -98,6 +99,22 @@ def _check_references(ledger: Ledger, everything: range, config: SampleConfig, s
         )
     if needing:
         ledger.set_problem(f"no reference for {needing[0].name}", NO_REFERENCE)
+
+
+def _check_columns(ledger: Ledger, scorers: Sequence[Scorer]) -> None:
+    """Refuse a scorer with a parameter for which no row has a value."""
+    for scorer in scorers:
+        if not (needed := scorer.bound.needed_columns):
+            continue
+        known = [*ledger.columns(), "tools"]
+        if ledger.count(f"{USABLE} AND NOT {NO_REFERENCE}", range(ledger.count_rows())):
+            known += REFERENCE_NAMES
+        for name in needed:
+            if name not in known:
+                raise UserError(
+                    f"{scorer.plugin.found} has the parameter {name!r}, and no row has such a column (data.columns "
+                    f"renames columns){nearest(name, known)}"
+                )
 
 
 def _inputs(config: SampleConfig, plugins: RunPlugins, sources: Sequence[Source]) -> list[list[str]]:

@@ -131,6 +131,11 @@ class Ledger:
         )
         return list(self._file.execute(query, (positions.start, positions.stop)))
 
+    def columns(self) -> list[str]:
+        """The names of the columns that any usable row has."""
+        query = f"SELECT DISTINCT key FROM rows, json_each(content, '$[2]') WHERE {USABLE} ORDER BY key"
+        return [name for (name,) in self._file.execute(query)]
+
     def has_row(self, row_id: str) -> bool:
         """Whether a row has this id."""
         return self._file.execute("SELECT 1 FROM rows WHERE id = ?", (row_id,)).fetchone() is not None

@@ -86,6 +86,11 @@ class Row:
     candidates: list[Candidate] = field(default_factory=list)
     left_out: str = ""
 
+    @property
+    def ground_truth(self) -> str | None:
+        """The reference as text, as scorers get it; what is no text is written as in JSON."""
+        return self.reference if self.reference is None or isinstance(self.reference, str) else to_json(self.reference)
+
     def as_conversation(self) -> Conversation:
         """The prompt in the form that is rendered."""
         file, _, line = self.origin.rpartition(":")
@@ -126,7 +131,7 @@ def _to_row(raw: RawRow, columns: Mapping[str, str], system: str | None) -> Row:
 
 def reference_candidate(row: Row, index: int) -> Candidate:
     """The reference answer as one of the candidates."""
-    return Candidate(index, str(row.reference), REFERENCE)
+    return Candidate(index, str(row.ground_truth), REFERENCE)
 
 
 def is_reference(value: Any) -> bool:

@@ -4,20 +4,18 @@ import asyncio
 import inspect
 import math
 import numbers
-import threading
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import LoadedPlugin
-from swiftplug.plugin.rewards import ORM, InferRequest, Unscored
+from swiftplug.plugin.registry import BoundScorer, LoadedPlugin
+from swiftplug.plugin.rewards import InferRequest, Unscored
 from swiftplug.runs.errors import naming_plugins
 from swiftplug.runs.plugins import RunPlugins
+from swiftplug.runs.time_limit import call_within
 from swiftplug.sampling.rows import Candidate, Row
 
 _DIGITS = 6
@@ -40,26 +38,16 @@ class Scorer:
     weight: float
     plugin: LoadedPlugin
 
-    @cached_property
-    def needs_reference(self) -> bool:
-        """Whether it compares answers with references."""
-        return bool(getattr(self.plugin.bound, "needs_reference", self.kind == "orm"))
-
-    @cached_property
-    def right_from(self) -> float | None:
-        """The least score of a right answer; None if the scorer does not judge."""
-        return getattr(self.plugin.bound, "right_from", 0.5) if self.kind == "orm" else None
-
-    def answer_of(self, text: str) -> str | None:
-        """The final answer in a text, which the majority vote counts."""
-        extract = getattr(self.plugin.bound, "answer_of", None)
-        answer = extract(text) if extract else ORM().answer_of(text)
-        return None if answer is None else str(answer)
+    @property
+    def bound(self) -> BoundScorer:
+        """What is called."""
+        bound: BoundScorer = self.plugin.bound
+        return bound
 
     def score(self, rows: Sequence[Row], timeout: float) -> None:
         """Give every candidate of some rows its reward, or the reason why it has none; `timeout` is in seconds."""
         pairs = [(row, candidate) for row in rows for candidate in row.candidates]
-        returned = self._call([_request(*pair) for pair in pairs], [row.reference for row, _ in pairs], timeout)
+        returned = self._call([_request(*pair) for pair in pairs], [row.ground_truth for row, _ in pairs], timeout)
         if hasattr(returned, "tolist"):  # an array or a tensor
             returned = returned.tolist()
         if not isinstance(returned, list | tuple):
@@ -70,28 +58,19 @@ class Scorer:
         for (row, candidate), reward in zip(pairs, returned, strict=True):
             self._record(row, candidate, reward)
 
-    def _call(self, requests: list[InferRequest], references: list[Any], timeout: float) -> Any:
-        """Call the plugin in a daemon thread: one that hangs cannot be stopped, but does not keep the run waiting."""
-        future: Future[Any] = Future()
+    def _call(self, requests: list[InferRequest], references: list[str | None], timeout: float) -> Any:
+        """Call the plugin in this thread, the main one: libraries that use signals need that."""
 
-        def work() -> None:
-            try:
-                plugin = self.plugin.bound
-                orm = self.kind == "orm"
-                result = plugin(requests, references) if orm else plugin(requests, ground_truths=references)
-                future.set_result(asyncio.run(_await(result)) if inspect.isawaitable(result) else result)
-            except BaseException as error:
-                future.set_exception(error)
+        def call() -> Any:
+            result = self.bound(requests, references)
+            return asyncio.run(_await(result)) if inspect.isawaitable(result) else result
 
-        threading.Thread(target=work, name=f"swiftplug-{self.name}", daemon=True).start()
-        wait([future], timeout)
-        if not future.done():
-            raise UserError(
-                f"{self.plugin.found} did not score {len(requests)} candidates within {timeout:g} s (score_timeout); "
-                "what was sampled is kept: continue with --resume"
-            )
+        late = (
+            f"{self.plugin.found} did not score {len(requests)} candidates within {timeout:g} s (score_timeout); "
+            "what was sampled is kept: continue with --resume"
+        )
         with naming_plugins([self.plugin]):
-            return future.result()
+            return call_within(timeout, call, late)
 
     def _record(self, row: Row, candidate: Candidate, reward: Any) -> None:
         assert candidate.rewards is not None
@@ -139,7 +118,7 @@ def resolve_scorers(config: SampleConfig, plugins: RunPlugins) -> list[Scorer]:
         raise UserError("every scorer has the weight 0, so nothing ranks the candidates; give one of them a weight")
     if config.prm_threshold is not None and not config.prm:
         raise UserError(f"{config.where('prm_threshold')}: it needs a PRM; name one with --prm")
-    if config.easy_query_threshold is not None and not any(scorer.right_from is not None for scorer in scorers):
+    if config.easy_query_threshold is not None and not any(scorer.bound.right_from is not None for scorer in scorers):
         raise UserError(
             f"{config.where('easy_query_threshold')}: it needs an ORM that judges what is right; name one with --orm"
         )

@@ -27,11 +27,11 @@ class Selection:
         self._config = config
         self._weights = _weights(scorers)
         self._prm_weights = _weights(scorer for scorer in scorers if scorer.kind == "prm")
-        self._right_from = {each.name: each.right_from for each in scorers if each.right_from is not None}
+        self._right_from = {it.name: it.bound.right_from for it in scorers if it.bound.right_from is not None}
         judges = [scorer for scorer in scorers if scorer.name in self._right_from]
         self._judge_weights = _weights(judges)
         self._answer_of = next(
-            (judge.answer_of for judge in judges if judge.needs_reference),
+            (judge.bound.answer_of for judge in judges if judge.bound.needs_reference),
             lambda text: text.strip() or None,
         )
 

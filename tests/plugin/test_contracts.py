@@ -92,6 +92,14 @@ class Answers(ORM):
 class NoAnswers(ORM): ...
 
 
+class MsSwift(ORM):
+    def __call__(self, completions: Any, solution: Any, **kwargs: Any) -> Any: ...  # type: ignore[override]
+
+
+class Unnamed(ORM):
+    def __call__(self, **kwargs: Any) -> Any: ...  # type: ignore[override]
+
+
 def factory(*, k: int = 3) -> tuple[Any, None]: ...  # type: ignore[empty-body]
 
 
@@ -131,7 +139,13 @@ FITS: list[tuple[str, Any]] = [
     ("tuner", ClassMethodTuner),
     ("prm", Steps),
     ("orm", Answers),
-    ("orm", two),
+    ("orm", lambda infer_requests, ground_truths: 0),
+    ("orm", lambda *args, **kwargs: 0),
+    ("orm", lambda completions: 0),
+    ("orm", lambda prompts, completions, answer, *, option=3, **kwargs: 0),
+    ("orm", MsSwift),
+    ("orm", MsSwift()),
+    ("prm", lambda completions, solution, **kwargs: 0),
     ("model", lambda args: 0),
     ("model", "org/model"),
     ("dataset", lambda *, rows=3: []),
@@ -167,6 +181,12 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("tuner", two, "a function that does not define prepare_model"),
     ("prm", StepsWithoutTruths, "'ground_truths'"),
     ("orm", NoAnswers, r"does not define __call__\(infer_requests, ground_truths\)"),
+    ("orm", two, "has the first parameter 'a', expected 'infer_requests', or 'completions' or 'prompts'"),
+    ("orm", lambda completion_ids, **kwargs: 0, "has the first parameter 'completion_ids', expected 'infer_requests'"),
+    ("orm", lambda solution, completions: 0, "has the first parameter 'solution'"),
+    ("orm", lambda completions, /: 0, "has no parameter that has a name, expected 'infer_requests'"),
+    ("orm", Unnamed, "has no parameter that has a name, expected 'infer_requests'"),
+    ("prm", two, "has the first parameter 'a', expected 'infer_requests'"),
     ("model", lambda: 0, r"expected \(args\)"),
     ("dataset", two, r"expected \(\)"),
 ]

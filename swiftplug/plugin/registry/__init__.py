@@ -5,10 +5,13 @@ from swiftplug.plugin.registry.finder import FoundPlugin
 from swiftplug.plugin.registry.kinds import KINDS
 from swiftplug.plugin.registry.options import BoundMetric, BoundTuner, PluginChoice, PluginField, fields_of
 from swiftplug.plugin.registry.registry import Check, LoadedPlugin, Registry
+from swiftplug.plugin.registry.scorers import REFERENCE_NAMES, BoundScorer
 
 __all__ = [
     "KINDS",
+    "REFERENCE_NAMES",
     "BoundMetric",
+    "BoundScorer",
     "BoundTuner",
     "Check",
     "FoundPlugin",

@@ -18,16 +18,21 @@ class Call(NamedTuple):
         positional: The arguments that are passed by position.
         keywords: The arguments that are passed by keyword.
         optional: The arguments that are passed by keyword if there is such a parameter.
+        forms: The names that the first parameter may have, if it tells a form; only the first form is checked further.
     """
 
     positional: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         by_name = [f"{name}=..." for name in (*self.keywords, *self.optional)]
         return f"({', '.join([*self.positional, *by_name])})"
 
+
+FIRST_PARAMETERS = ("infer_requests", "completions", "prompts")
+"""What the first parameter of an ORM or a PRM is called: the name tells its form (see `BoundScorer`)."""
 
 # The methods that a plugin of each kind has. Where the only one is `__call__`, it may be a function too.
 CONTRACTS: dict[str, dict[str, Call]] = {
@@ -42,8 +47,8 @@ CONTRACTS: dict[str, dict[str, Call]] = {
         "save_pretrained": Call(("model", "save_directory"), ("state_dict", "safe_serialization")),
         "from_pretrained": Call(("model", "model_id"), ("is_trainable",)),
     },
-    "prm": {"__call__": Call(("infer_requests",), ("ground_truths",))},
-    "orm": {"__call__": Call(("infer_requests", "ground_truths"))},
+    "prm": {"__call__": Call(("infer_requests",), ("ground_truths",), forms=FIRST_PARAMETERS)},
+    "orm": {"__call__": Call(("infer_requests", "ground_truths"), forms=FIRST_PARAMETERS)},
     "model": {"__call__": Call(("args",))},
     "dataset": {"__call__": Call()},
     "engine": {
@@ -114,6 +119,15 @@ def compares_texts(metric: Any) -> bool:
     return getattr(metric, "generate", False) is True
 
 
+def form_of(signature: inspect.Signature) -> str:
+    """The name of a scorer's first parameter; that of our form if it takes any arguments (`*args, **kwargs`)."""
+    kinds = [each.kind for each in signature.parameters.values() if each.name != "self"]
+    if kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]:
+        return FIRST_PARAMETERS[0]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return next((it.name for it in signature.parameters.values() if it.kind in named and it.name != "self"), "")
+
+
 def _makes_metric(plugin: Any) -> bool:
     """Whether a plugin is a function that takes only options, and so returns the pair of a metric."""
     return is_function(plugin) and all(
@@ -146,6 +160,16 @@ def _check_call(function: Any, call: Call, name: str = "", *, takes_options: boo
     except ValueError:  # some functions written in C do not show their signature
         return
     parameters = signature.parameters.values()
+    if call.forms:
+        first = form_of(signature)
+        if first not in call.forms:
+            begins = f"has the first parameter {first!r}" if first else "has no parameter that has a name"
+            raise ContractError(
+                f"{begins}, expected 'infer_requests', or 'completions' or 'prompts' as in ms-swift and TRL: what a "
+                "scorer gets is told by the names of its parameters"
+            )
+        if first != call.forms[0]:
+            return
     passed = {*call.keywords, *(signature.parameters.keys() & set(call.optional))}
     if takes_options:
         passed |= {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}

@@ -11,6 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PydanticUser
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry.contracts import CONTRACTS, Call, check_metric_pair, compares_texts, is_function
 from swiftplug.plugin.registry.errors import ContractError
+from swiftplug.plugin.registry.scorers import BoundScorer
+from swiftplug.plugin.rewards import ORM
 
 
 class PluginChoice(BaseModel):
@@ -119,7 +121,7 @@ def declared_options(kind: str, plugin: Any) -> DeclaredOptions:
         function, call = plugin.__init__, Call(("self",))
     else:
         function, call = plugin, CONTRACTS[kind].get("__call__", Call())
-    if not is_function(function) or function is object.__init__:
+    if not is_function(function) or function in (object.__init__, ORM.__init__):
         return DeclaredOptions({})
     named, any_other, misplaced = {}, False, set()
     annotations = _annotations(function)
@@ -208,8 +210,8 @@ def bind(kind: str, name: str, plugin: Any, options: dict[str, Any]) -> Any:
     """Apply checked options to a plugin.
 
     Returns:
-        For a callback a function `(args) -> TrainerCallback`, for a metric a `BoundMetric`, for a tuner a `BoundTuner`,
-        else the function or the instance to call.
+        For a callback a function `(args) -> TrainerCallback`, for a metric a `BoundMetric`, for an ORM or a PRM a
+        `BoundScorer`, for a tuner a `BoundTuner`, else the function or the instance to call.
 
     Raises:
         ContractError: If a function that makes a metric does not return a pair.
@@ -224,6 +226,8 @@ def bind(kind: str, name: str, plugin: Any, options: dict[str, Any]) -> Any:
         vars(bound).update(vars(plugin))  # a contract may have attributes, such as `generate`
     if kind == "callback":
         return partial(_make_callback, name, bound) if is_function(plugin) else lambda args: bound
+    if kind in ("orm", "prm"):
+        return BoundScorer(bound, kind)
     if kind == "metric" and compares_texts(plugin):
         return BoundMetric(name, bound, None, True, getattr(bound, "max_new_tokens", 256))
     if kind == "metric":

@@ -1,0 +1,161 @@
+"""How a run calls its scorers: in the main thread, within a time limit, and only if the rows have what they need."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swiftplug.cli.main import app
+from swiftplug.errors import UserError
+from swiftplug.runs.time_limit import call_within
+from tests.sampling.conftest import lines
+
+
+@pytest.fixture
+def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """Score candidates in this process with the ORMs of a plugin file; returns the lines of `candidates.jsonl`."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(plugin: str, candidates: list[dict[str, Any]], *arguments: str) -> list[dict[str, Any]]:
+        Path("mine.py").write_text(f"from swiftplug.plugin import ORM, orms\n{plugin}")
+        Path("given.jsonl").write_text("".join(json.dumps(each) + "\n" for each in candidates))
+        given = ("--engine", "none", "--candidates-file", "given.jsonl", "--output-dir", "run", "--plugin", "mine.py")
+        app(["sample", *given, *arguments], standalone_mode=False)
+        return lines(Path("run/candidates.jsonl"))
+
+    return run
+
+
+def candidate(answer: str, **columns: Any) -> dict[str, Any]:
+    """A candidate of a question of its own."""
+    question = {"role": "user", "content": f"{answer}?"}
+    return {"messages": [question, {"role": "assistant", "content": answer}], **columns}
+
+
+def test_references_are_texts_as_the_row_wrote_them(sample: Callable[..., Any]) -> None:
+    plugin = "orms['x'] = lambda infer_requests, ground_truths: [len(it) for it in ground_truths]"
+    references = [18, 18.5, True, ["a", "ü"], "  text "]
+    rows = [candidate(str(index), reference=it) for index, it in enumerate(references)]
+    lengths = [it["scores"]["x"] for it in sample(plugin, rows, "--orm", "x")]
+    assert lengths == [len(it) for it in ("18", "18.5", "true", '["a", "ü"]', "  text ")]
+
+
+def test_a_missing_reward_is_recorded(sample: Callable[..., Any]) -> None:
+    plugin = "orms['x'] = lambda completions, level, **kwargs: [None if it is None else 1.0 for it in level]"
+    first, second = sample(plugin, [candidate("a", level=1), candidate("b")], "--orm", "x")
+    assert (first["scores"], first["reasons"]) == ({"x": 1.0}, [])
+    assert (second["scores"], second["reasons"]) == ({}, ["x: gave no score"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
+def test_a_column_that_no_row_has_is_asked_for_before_anything_is_scored(
+    sample: Callable[..., Any], arguments: list[str]
+) -> None:
+    plugin = "orms['x'] = lambda completions, solutoin, **kwargs: 1 / 0"
+    rows = [candidate("a", solution="4", level=1), candidate("b", level=2)]
+    with pytest.raises(UserError) as error:
+        sample(plugin, rows, "--orm", "x", *arguments)
+    for words in ("orm 'x'", "has the parameter 'solutoin', and no row has such a column", "did you mean 'solution'?"):
+        assert words in str(error.value)
+    assert not Path("run").exists()
+
+
+def test_a_first_parameter_of_another_name_is_refused(sample: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match="has the first parameter 'answers', expected 'infer_requests'"):
+        sample("orms['x'] = lambda answers, truths: [1.0]", [candidate("a")], "--orm", "x", "--dry-run")
+
+
+def test_scorers_may_use_signals(sample: Callable[..., Any]) -> None:
+    plugin = """
+import signal
+def x(completions):
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.alarm(5), signal.alarm(0), signal.signal(signal.SIGALRM, before)
+    return [1.0] * len(completions)
+orms["x"] = x
+"""
+    assert [it["scores"]["x"] for it in sample(plugin, [candidate("a")], "--orm", "x")] == [1.0]
+
+
+def waits() -> None:
+    time.sleep(60)
+
+
+def swallows() -> float:
+    for _ in range(60):
+        try:
+            time.sleep(1)
+        except Exception:
+            return 0.0
+    return 0.0
+
+
+def swallows_all() -> float:
+    with suppress(BaseException):
+        time.sleep(60)
+    return 0.0
+
+
+def counts() -> None:
+    while True:
+        pass
+
+
+def matches() -> None:
+    re.match(r"(a+)+b", "a" * 60)
+
+
+def multiplies() -> None:
+    _ = 9**9**9
+
+
+async def sleeps() -> None:
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize(
+    "function", [waits, swallows, swallows_all, counts, matches, multiplies, lambda: asyncio.run(sleeps())]
+)
+def test_what_takes_too_long_is_interrupted(function: Callable[[], Any]) -> None:
+    before = signal.getsignal(signal.SIGVTALRM)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="too slow"):
+        call_within(0.1, function, "too slow")
+    assert time.monotonic() - start < 10
+    assert signal.getsignal(signal.SIGVTALRM) == before
+
+
+def test_what_is_done_in_time_is_left_alone() -> None:
+    assert call_within(60, lambda: threading.current_thread() is threading.main_thread(), "too slow")
+    with pytest.raises(ZeroDivisionError):
+        call_within(60, lambda: 1 / 0, "too slow")
+
+
+@pytest.mark.parametrize(
+    ("code", "returncode", "words"),
+    [
+        ("libc.usleep(60_000_000)", 2, "error: the scorer is too slow"),
+        ("ctypes.PyDLL(None).usleep(60_000_000)", 1, "Timeout"),  # keeps Python's lock
+    ],
+)
+def test_what_cannot_be_interrupted_is_ended_with_its_process(code: str, returncode: int, words: str) -> None:
+    code = (
+        "import ctypes\nfrom contextlib import suppress\nfrom swiftplug.runs import time_limit\n"
+        "time_limit._GRACE, libc = 0.3, ctypes.CDLL(None)\n"
+        "def hang():\n    while True:\n        with suppress(BaseException):\n"
+        f"            {code}\n"
+        "time_limit.call_within(0.2, hang, 'the scorer is too slow')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == returncode
+    assert done.stderr.startswith(words)
