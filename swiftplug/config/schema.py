@@ -246,6 +246,7 @@ class SampleConfig(RunConfig):
     easy_query_threshold: float | None = key(
         None, "Skip a question if more than this fraction of its answers is correct.", SELECTION, ge=0, le=1
     )
+    keep_cut_off: bool = key(False, "Also keep answers that were cut off at the token limit.", SELECTION)
     score_timeout: float = key(600, "Time limit of one call of a scorer, in seconds.", gt=0, allow_inf_nan=False)
     data: SampleDataOptions = Field(default_factory=SampleDataOptions)
 

@@ -14,7 +14,9 @@ from swiftplug.runs.plugins import RunPlugins
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.ledger import USABLE, Ledger
 from swiftplug.sampling.outputs import PAGE, SAMPLES
+from swiftplug.sampling.rows import is_cut_off
 from swiftplug.sampling.scoring import Scorer
+from swiftplug.sampling.selection import CUT_OFF
 from swiftplug.sampling.statistics import Summary
 
 _INTERVAL = 30.0  # seconds between lines of progress where there is no terminal
@@ -108,6 +110,12 @@ def print_results(console: Console, folder: Path, summary: Summary, failed: int,
     figures += [f"mean {name} {format_number(value)}" for name, value in summary.mean_scores.items()]
     if figures:
         print_line(console, f"  {', '.join(figures)}")
+    if cut_off := sum(count for reason, count in summary.finish_reasons.items() if is_cut_off(reason)):
+        advice = " and are not kept: raise max_new_tokens, or use --keep-cut-off" if CUT_OFF in summary.not_kept else ""
+        print_line(
+            console,
+            f"  {cut_off:,} of {format_count(summary.candidates, 'candidate')} were cut off at the token limit{advice}",
+        )
     if failed:
         print_line(console, "  to try the rows again at which the engine failed, use --resume")
     print_line(console, f"rows to train on: {folder / SAMPLES}; page with all candidates: {folder / PAGE}")

@@ -14,6 +14,8 @@ from swiftplug.data.read.sources import Source
 REFERENCE = "reference"
 """The `finish_reason` of a candidate that is the reference answer, put among the candidates on request."""
 
+_CUT_OFF = ("length", "max_tokens", "max_output_tokens", "model_length")  # as servers name the token limit
+
 REFERENCE_COLUMNS = ("reference", "solution", "answer")
 _SYSTEM_ROLES = ("system", "developer")
 
@@ -53,6 +55,11 @@ class Candidate:
     def sampled(self) -> bool:
         """Whether it was sampled. The reference was not: statistics ignore it."""
         return self.finish_reason != REFERENCE
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether it ended at the token limit, in the middle of the answer."""
+        return is_cut_off(self.finish_reason)
 
 
 @dataclass
@@ -132,6 +139,11 @@ def _to_row(raw: RawRow, columns: Mapping[str, str], system: str | None) -> Row:
 def reference_candidate(row: Row, index: int) -> Candidate:
     """The reference answer as one of the candidates."""
     return Candidate(index, str(row.ground_truth), REFERENCE)
+
+
+def is_cut_off(finish_reason: str) -> bool:
+    """Whether a `finish_reason` is that of an answer cut off at the token limit."""
+    return finish_reason.lower() in _CUT_OFF
 
 
 def is_reference(value: Any) -> bool:

@@ -14,13 +14,15 @@ from swiftplug.config.schema import SampleConfig
 from swiftplug.sampling.rows import Candidate, Reward, Row
 from swiftplug.sampling.scoring import Scorer
 
+CUT_OFF = "cut off at the token limit"
 _BELOW_THRESHOLD = "below the PRM threshold"
 
 
 class Selection:
     """Judges the candidates of a row by their rewards, and selects the best.
 
-    From the config it uses `n_best_to_keep`, `prm_threshold`, `prm_reduce` and `easy_query_threshold`.
+    From the config it uses `n_best_to_keep`, `prm_threshold`, `prm_reduce`, `easy_query_threshold` and `keep_cut_off`:
+    an answer that was cut off would be trained with an end of turn in the middle of it.
     """
 
     def __init__(self, config: SampleConfig, scorers: Sequence[Scorer]) -> None:
@@ -65,6 +67,8 @@ class Selection:
                 reasons.append(_BELOW_THRESHOLD)
         if not candidate.text.strip():
             reasons.append("empty")
+        if candidate.cut_off and not self._config.keep_cut_off:
+            reasons.append(CUT_OFF)
         candidate.reasons = reasons
 
     def _reduce(self, reward: Reward) -> float:
@@ -96,8 +100,8 @@ class Selection:
         if threshold is not None and sampled and sum(map(bool, sampled)) / len(sampled) > threshold:
             return "too easy"
         if all(candidate.reasons for candidate in candidates):
-            below = any(_BELOW_THRESHOLD in candidate.reasons for candidate in candidates)
-            return _BELOW_THRESHOLD if below else "no candidate to keep"
+            given = {reason for candidate in candidates for reason in candidate.reasons}
+            return next((reason for reason in (_BELOW_THRESHOLD, CUT_OFF) if reason in given), "no candidate to keep")
         return ""
 
 
@@ -107,6 +111,7 @@ def rejected_of(row: Row, kept: Candidate) -> Candidate | None:
         each
         for each in row.candidates
         if each.score is not None
+        and CUT_OFF not in each.reasons
         and each.text.strip() not in ("", kept.text.strip())
         and (each.right is False or (each.right is None and kept.score is not None and each.score < kept.score))
     ]

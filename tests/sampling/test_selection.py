@@ -194,6 +194,37 @@ def test_an_id_that_many_prompts_share_mixes_no_rows(sample: Command, tmp_path: 
     assert all(it["scores"]["box"] == 1.0 for candidates in rows.values() for it in candidates)
 
 
+def test_an_answer_cut_off_at_the_token_limit_is_not_kept_unless_asked_for(sample: Command, tmp_path: Path) -> None:
+    """Nor is it the worse answer of a pair: trained, either would get an end of turn in the middle of a sentence."""
+    ends = ["length", "stop", "stop", "max_tokens", "content_filter"]
+    texts = ["one two", "one two three.", "four \\boxed{4}", "\\boxed{4} five", "six"]
+    written = [
+        {"reference": "4", "finish_reason": end, "messages": [{"role": "user", "content": "go"}, answer]}
+        for end, text in zip(ends, texts, strict=True)
+        for answer in [{"role": "assistant", "content": text}]
+    ]
+    (tmp_path / "given.jsonl").write_text("".join(json.dumps(it) + "\n" for it in written))
+    given = ["--engine", "none", "--candidates-file", "given.jsonl", "--n-best-to-keep", "9", "--output-dir", "run"]
+
+    def kept() -> list[tuple[str, str | None]]:
+        rows = lines(tmp_path / "run" / "samples.jsonl")
+        return [(row["messages"][-1]["content"], row.get("rejected_response")) for row in rows]
+
+    done = sample(*given)
+    assert done.returncode == 0, done.stderr
+    assert kept() == [(texts[1], None), (texts[2], None), (texts[4], None)]
+    assert "2 of 5 candidates were cut off at the token limit and are not kept" in " ".join(done.stdout.split())
+    reasons = [it["reasons"] for it in lines(tmp_path / "run" / "candidates.jsonl")]
+    assert reasons == [["cut off at the token limit"], [], [], ["cut off at the token limit"], []]
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    assert results["not_kept"] == {"cut off at the token limit": 2}
+
+    assert sample(*given, "--orm", "box", "--overwrite").returncode == 0
+    assert kept() == [(texts[2], texts[1])]
+    assert sample(*given, "--orm", "box", "--overwrite", "--keep-cut-off").returncode == 0
+    assert kept() == [(texts[2], texts[0]), (texts[3], texts[0])]
+
+
 def test_scoring_what_exists_imports_nothing_heavy(questions: Callable[..., Path], tmp_path: Path) -> None:
     rows = [json.loads(line) for line in questions(8).read_text(encoding="utf-8").splitlines()]
     (tmp_path / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
