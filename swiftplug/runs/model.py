@@ -1,15 +1,20 @@
 """Loads the tokenizer and weights of a folder or hub id, and adapters."""
 
+import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
@@ -98,23 +103,50 @@ def load_adapter(model: torch.nn.Module, folder: str, registry: Registry, dtype:
         raise UserError(f"--adapter: no folder {folder!r}")
     dtypes = {parameter: parameter.dtype for parameter in model.parameters()}
     marker = Marker.read(path)
-    if marker is not None:
-        tuner = registry.resolve("tuner", PluginChoice.model_validate(marker.tuner), f"{folder}/{MARKER}")
-        model = tuner.bound.from_pretrained(model, folder, is_trainable=False)
-    elif (path / "adapter_config.json").is_file():
-        model = PeftModel.from_pretrained(model, folder)
-    else:
-        raise UserError(f"--adapter: {folder!r} holds neither {MARKER} (of a run) nor adapter_config.json (of PEFT)")
-    # Learned prompts cannot be merged into weights, and quantized weights would lose precision.
-    is_quantized = getattr(model, "is_quantized", False)
-    if isinstance(model, PeftModel) and not model.active_peft_config.is_prompt_learning and not is_quantized:
-        model = model.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # `_merge` unties them
+        if marker is not None:
+            tuner = registry.resolve("tuner", PluginChoice.model_validate(marker.tuner), f"{folder}/{MARKER}")
+            model = tuner.bound.from_pretrained(model, folder, is_trainable=False)
+        elif (path / "adapter_config.json").is_file():
+            model = PeftModel.from_pretrained(model, folder)
+        else:
+            raise UserError(
+                f"--adapter: {folder!r} holds neither {MARKER} (of a run) nor adapter_config.json (of PEFT)"
+            )
+        # Learned prompts cannot be merged into weights, and quantized weights would lose precision.
+        is_quantized = getattr(model, "is_quantized", False)
+        if isinstance(model, PeftModel) and not model.active_peft_config.is_prompt_learning and not is_quantized:
+            model = _merge(model)
     # Weights that a tuner saved in float32 must match a base that was loaded in half precision.
     for parameter in model.parameters() if dtype and not is_quantized else ():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtypes.get(parameter, dtype))
     attach_model_meta(model)
     return model
+
+
+def _merge(model: PeftModel) -> torch.nn.Module:
+    """Merge an adapter into the weights; the result computes the same, and is still a `PeftModel` if that cannot be."""
+    # A layer with an adapter gets weights of its own, so that a layer that it was tied to does not change with it.
+    uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            if isinstance(getattr(layer, "base_layer", None), AuxiliaryTrainingWrapper):
+                return model  # PEFT would lose what is trained inside of the layer, such as single tokens
+            base = layer.get_base_layer()
+            for name, weight in list(base.named_parameters(recurse=False)):
+                if uses[id(weight)] > 1:
+                    setattr(base, name, torch.nn.Parameter(weight.detach().clone(), weight.requires_grad))
+    try:
+        merged: torch.nn.Module = model.merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError):
+        return model  # PEFT cannot merge this method; layers that it has merged by then compute the same
+    config = getattr(merged, "config", None)
+    if isinstance(merged, PreTrainedModel) and config.tie_word_embeddings:
+        head, embeddings = merged.get_output_embeddings(), merged.get_input_embeddings()
+        config.tie_word_embeddings = head is None or head.weight is embeddings.weight
+    return merged
 
 
 def absolute_name(name: str) -> str:

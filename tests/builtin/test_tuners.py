@@ -1,5 +1,7 @@
 """The built-in tuners: what trains, what is saved, and that both come back exactly."""
 
+import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import PluginChoice, Registry
+from swiftplug.runs.folder import Marker
+from swiftplug.runs.model import load_adapter
 
 REGISTRY = Registry.discover()
 IDS = torch.arange(3, 40)[None]
@@ -100,6 +104,51 @@ def test_a_learned_prompt_loads_to_answer_but_not_to_train(base: Callable[[], An
     assert torch.equal(logits(model), logits(plugin.from_pretrained(base(), str(tmp_path))))
     with pytest.raises(UserError, match="PEFT cannot continue training an adapter of type PROMPT_TUNING"):
         plugin.from_pretrained(base(), str(tmp_path), is_trainable=True)
+
+
+OF_TIED = [
+    ("lora", {"target_modules": ["embed_tokens"]}),
+    ("lora", {"target_modules": ["lm_head", "q_proj"], "use_dora": True}),
+    ("lora", {"target_modules": r".*(embed_tokens|lm_head)", "init_lora_weights": "pissa"}),
+    ("lora", {"target_modules": ["embed_tokens"], "modules_to_save": ["lm_head"]}),
+    ("lora", {"modules_to_save": ["embed_tokens"]}),
+    ("peft", {"type": "vera", "r": 4, "target_modules": ["lm_head"]}),
+    ("peft", {"type": "lora", "target_modules": ["embed_tokens"], "ensure_weight_tying": True}),
+    ("peft", {"type": "lora", "target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5]}}),
+    ("peft", {"type": "trainable_tokens", "token_indices": [5, 6]}),
+]
+NOT_MERGEABLE = [
+    ("peft", {"type": "adaption_prompt", "adapter_len": 4, "adapter_layers": 2}),
+    ("peft", {"type": "beft", "target_modules": ["v_proj"]}),  # it trains biases, which this model lacks
+    ("peft", {"type": "lora", "target_modules": ["lm_head"], "trainable_token_indices": {"embed_tokens": [5]}}),
+    PROMPT,
+]
+
+
+@pytest.mark.parametrize(("name", "options"), [*ALL[3:], *OF_TIED, *NOT_MERGEABLE])
+def test_an_opened_run_computes_what_was_trained(
+    base: Callable[[], Any], tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    """Merged or not, and saved as a whole model, also where the adapter is on one of two tied layers."""
+    chosen = REGISTRY.resolve("tuner", PluginChoice(name=name, options=copy.deepcopy(options)), "--tuner")
+    model = chosen.bound.prepare_model(None, base())
+    learn(model)
+    expected = logits(model)
+    assert (expected[:, -IDS.shape[1] :] - logits(base())).abs().max() > 1e-5
+    run = tmp_path / "run"
+    chosen.bound.save_pretrained(model, str(run))
+    assert chosen.options == REGISTRY.resolve("tuner", PluginChoice(name=name, options=options), "--tuner").options
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(base(), run)), expected)  # PEFT's own word
+    Marker({}, {}, 0, {"name": chosen.found.qualified_name, "options": options}).write(run)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*tie_word_embeddings")
+        opened = load_adapter(base(), str(run), REGISTRY, None)
+    torch.testing.assert_close(logits(opened), expected)
+    assert isinstance(opened, PeftModel) == ((name, options) in NOT_MERGEABLE)
+    if not isinstance(opened, PeftModel):
+        opened.save_pretrained(tmp_path / "whole")
+        whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32)
+        torch.testing.assert_close(logits(whole), expected)
 
 
 def test_lora_is_that_of_peft(base: Callable[[], Any]) -> None:

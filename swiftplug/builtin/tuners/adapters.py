@@ -1,5 +1,6 @@
 """Tuners that put an adapter on a frozen base model with PEFT; the saved folder loads with plain PEFT."""
 
+import copy
 import dataclasses
 import re
 from collections.abc import Iterable
@@ -195,8 +196,8 @@ def _make_config(tuner: str, config_class: type[PeftConfig], fields: dict[str, A
         # These change the base weights by random numbers or data, which PEFT does not save.
         raise UserError(f"tuner {tuner}: an adapter with init_lora_weights {init!r} cannot be loaded again exactly")
     try:
-        return config_class(task_type="CAUSAL_LM", **fields)
-    except (ValueError, TypeError) as error:
+        return config_class(task_type="CAUSAL_LM", **copy.deepcopy(fields))  # PEFT changes lists in place
+    except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"tuner {tuner}: {_one_line(error)}") from error
 
 
@@ -208,7 +209,7 @@ def _wrap(tuner: str, model: torch.nn.Module, config_class: type[PeftConfig], **
     _prepare_quantized(model)
     try:
         return peft.get_peft_model(model, config)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise UserError(f"tuner {tuner}: {_one_line(error)}") from error
 
 
