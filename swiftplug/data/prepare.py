@@ -153,11 +153,9 @@ def _key(source: Source, encoder: RowEncoder, plugins: Sequence[LoadedPlugin]) -
 
 
 def _plugin_facts(plugin: LoadedPlugin) -> list[Any]:
-    """Everything that affects what a plugin does: its source, the other modules of its package, and its options."""
-    file = Path(plugin.source_file) if plugin.source_file else None
-    beside = file.parent.glob("*.py") if file and (file.parent / "__init__.py").exists() else []
+    """Everything that affects what a plugin does: its source, with the modules of its own, and its options."""
     options = repr(sorted(plugin.options.items()))
-    return [plugin.found.qualified_name, plugin.found.version, plugin.source_hash, _hash_files(beside), options]
+    return [plugin.found.qualified_name, plugin.found.version, plugin.source_hash, options]
 
 
 def _hash_files(files: Iterable[Path]) -> str:

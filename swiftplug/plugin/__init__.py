@@ -3,14 +3,25 @@
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
-from swiftplug.plugin.loss import IGNORED_LABEL, ContextType, LossScale, TokenLoss
+from swiftplug.plugin.loss import (
+    IGNORED_LABEL,
+    ContextType,
+    LossScale,
+    TokenLoss,
+    split_parts_by_regex,
+    split_str_parts_by,
+)
 from swiftplug.plugin.model_arch import MODEL_ARCH_MAPPING, ModelKeys, find_all_linears
 from swiftplug.plugin.register import (
     LOSS_MAPPING,
     METRIC_MAPPING,
+    NOT_IN_SWIFTPLUG,
     extra_callbacks,
     extra_tuners,
+    loss_map,
+    loss_mapping,
     loss_scale_map,
+    metric_mapping,
     optimizers_map,
     orms,
     prms,
@@ -26,11 +37,13 @@ from swiftplug.plugin.register import (
     register_prm,
     register_tools,
     register_tuner,
+    swift_counterpart,
     tools_prompt,
+    tuners_map,
 )
 from swiftplug.plugin.rewards import ORM, PRM, InferRequest, Unscored
 from swiftplug.plugin.tokenizer import set_chat_template
-from swiftplug.plugin.tools_format import ToolsFormat, ToolTurns
+from swiftplug.plugin.tools_format import AgentKeyword, ToolsFormat, ToolTurns, as_text
 from swiftplug.plugin.tuner import Tuner
 
 __all__ = [
@@ -40,6 +53,7 @@ __all__ = [
     "MODEL_ARCH_MAPPING",
     "ORM",
     "PRM",
+    "AgentKeyword",
     "Answered",
     "Completion",
     "ContextType",
@@ -56,10 +70,14 @@ __all__ = [
     "Tuner",
     "Unscored",
     "UserError",
+    "as_text",
     "extra_callbacks",
     "extra_tuners",
     "find_all_linears",
+    "loss_map",
+    "loss_mapping",
     "loss_scale_map",
+    "metric_mapping",
     "nearest",
     "optimizers_map",
     "orms",
@@ -77,5 +95,15 @@ __all__ = [
     "register_tools",
     "register_tuner",
     "set_chat_template",
+    "split_parts_by_regex",
+    "split_str_parts_by",
     "tools_prompt",
+    "tuners_map",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Refuse what plugin files import from SWIFT and what has no equal here, with what takes its place."""
+    if name in NOT_IN_SWIFTPLUG:
+        raise ImportError(swift_counterpart(name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

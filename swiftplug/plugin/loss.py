@@ -1,6 +1,9 @@
 """The contracts of losses and loss scales."""
 
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class TokenLoss:
 
 
 class ContextType(StrEnum):
-    """The type of a segment of the rendered conversation."""
+    """The type of a context: a segment of the rendered conversation."""
 
     RESPONSE = "response"
     SUFFIX = "suffix"
@@ -98,3 +101,67 @@ class LossScale:
             The parts, which joined are exactly `context`, and one finite weight per part, at least 0.
         """
         return [context], [float(context_type in (ContextType.RESPONSE, ContextType.SUFFIX))]
+
+
+def split_str_parts_by(text: str, delimiters: Sequence[str], regex_mode: bool = False) -> list[dict[str, Any]]:
+    """Split a text at delimiters, as a loss scale of SWIFT 3 does.
+
+    Args:
+        text: The text of a context.
+        delimiters: Words, or regular expressions; where several match, the one given first counts.
+        regex_mode: Whether they are regular expressions (a dot matches line breaks too).
+
+    Returns:
+        Dictionaries with `key` and `content`. For words, the word and the text after it, up to the next word; text
+        before the first has the key "". For regular expressions, the expression and its match; text between matches
+        has the key "".
+
+    Example:
+        >>> split_str_parts_by("So. Action: go", ["Action:"])
+        [{'key': '', 'content': 'So. '}, {'key': 'Action:', 'content': ' go'}]
+    """
+    if regex_mode:
+        return [{"key": key, "content": part} for key, part in _split(text, delimiters, re.DOTALL)]
+    parts: list[dict[str, Any]] = []
+    for key, part in _split(text, [re.escape(delimiter) for delimiter in delimiters]):
+        if key:
+            parts.append({"key": part, "content": ""})
+        elif parts:
+            parts[-1]["content"] = part
+        else:
+            parts.append({"key": "", "content": part})
+    return parts or [{"key": "", "content": ""}]
+
+
+def split_parts_by_regex(text_list: list[dict[str, Any]], regex_delimiters: Mapping[str, Sequence[float]]) -> None:
+    """Split those parts of `split_str_parts_by` that have no key, in place, as a loss scale of SWIFT 3 does.
+
+    Args:
+        text_list: The parts; what matches an expression becomes a part of its own, with the weight as its key.
+        regex_delimiters: Regular expressions, each with a list that begins with the weight of its matches.
+    """
+    split: list[dict[str, Any]] = []
+    for item in text_list:
+        pieces = _split(item["content"], [*regex_delimiters]) if item["key"] == "" else []
+        found = [{"key": regex_delimiters[key][0] if key else "", "content": part} for key, part in pieces]
+        split += found or [item]
+    text_list[:] = split
+
+
+def _split(text: str, patterns: Sequence[str], flags: int = 0) -> Iterator[tuple[str, str]]:
+    """The pieces of a text, none empty: each match with its pattern, and what lies between matches with ""."""
+    regexes = [re.compile(pattern, flags) for pattern in patterns]
+    position = 0
+    while position < len(text):
+        searches = (filter(lambda match: match[0], regex.finditer(text, position)) for regex in regexes)
+        matches = [
+            (match, pattern) for pattern, search in zip(patterns, searches, strict=True) for match in islice(search, 1)
+        ]
+        if not matches:
+            yield "", text[position:]
+            return
+        match, pattern = min(matches, key=lambda found: found[0].start())  # of several, the pattern given first
+        if position < match.start():
+            yield "", text[position : match.start()]
+        yield pattern, match[0]
+        position = match.end()

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+class ArchName(str):
+    """A key of `MODEL_ARCH_MAPPING` that has the attributes of its `ModelKeys` too, as in later versions of SWIFT 3."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(MODEL_ARCH_MAPPING.get(self), name)
+
+
 @dataclass(frozen=True)
 class ModelKeys:
     """Dotted paths of an architecture's parts, with `{}` for the index of a layer; None for a part that it lacks.
@@ -66,7 +73,7 @@ def attach_model_meta(model: Any) -> None:
     arch = model.config.model_type
     if arch not in MODEL_ARCH_MAPPING:
         MODEL_ARCH_MAPPING[arch] = find_model_keys(model)
-    model.model_meta = SimpleNamespace(model_arch=arch)
+    model.model_meta = SimpleNamespace(model_arch=ArchName(arch))
 
 
 def find_model_keys(model: Any) -> ModelKeys:

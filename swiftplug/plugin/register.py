@@ -1,4 +1,4 @@
-"""How a `--plugin` file names its plugins: with decorators, or in module-level tables as in SWIFT 3.0.
+"""How a `--plugin` file names its plugins: with decorators, or in module-level tables as in SWIFT 3.
 
 An installed distribution needs neither: it declares entry points.
 """
@@ -95,13 +95,44 @@ def register_loss_func(loss_type: str, loss_func: Any = None) -> Any:
     return Register("loss")(loss_type, loss_func)
 
 
-# The tables of SWIFT 3.0. A file defines tables with these names, or imports these and adds to them.
+# The tables of SWIFT 3. A file defines tables with these names, or imports these and adds to them.
 extra_callbacks: list[Any] = []  # instances or classes; every run that is given the file uses them
 LOSS_MAPPING: dict[str, Any] = {}  # name -> function, or {"loss_func": function}
+loss_mapping = loss_map = LOSS_MAPPING  # later names of the same table
 loss_scale_map: dict[str, Any] = {}  # name -> instance or class
 METRIC_MAPPING: dict[str, Any] = {}  # name -> (compute, preprocess or None)
+metric_mapping = METRIC_MAPPING
 optimizers_map: dict[str, Any] = {}  # name -> function (args, model, dataset)
-tools_prompt: dict[str, Any] = {}  # name -> function (tool_names, tool_descs)
+tools_prompt: dict[str, Any] = {}  # name -> function (tool_names, tool_descs), or (function, AgentKeyword)
 extra_tuners: dict[str, Any] = {}  # name -> class
+tuners_map = extra_tuners
 prms: dict[str, Any] = {}  # name -> class or function
 orms: dict[str, Any] = {}  # name -> class or function
+
+_TOOLS_FORMAT = "write a tools format: a function (tool_names, tool_descs) with @register_tools"
+_METRIC = "a metric is a pair (compute, preprocess) in METRIC_MAPPING; one with `generate = True` gets texts"
+_LOSS = "a loss is a function (outputs, labels, loss_scale=None, num_items_in_batch=None) in loss_mapping"
+_LOSS_SCALE = "override LossScale.get_loss_scale, or give --loss-scale keywords its table of words and patterns"
+_CALLBACK = (
+    "list instances in extra_callbacks, or register a function (args) -> TrainerCallback with @register_callback"
+)
+_REWARD = "a reward model in orms or prms returns one number per answer"
+# What plugin files of SWIFT 3 and 4 import or define that has no equal here, and what takes its place.
+NOT_IN_SWIFTPLUG = {
+    **dict.fromkeys(("agent_templates", "agent_template_map", "BaseAgentTemplate"), _TOOLS_FORMAT),
+    **dict.fromkeys(("metrics_map", "eval_metrics_map", "EvalMetrics", "Serializer"), _METRIC),
+    **dict.fromkeys(("ConfigLossScale", "ALL_BASE_STRATEGY", "calculate_loss_scale"), _LOSS_SCALE),
+    **dict.fromkeys(("rm_plugins", "DefaultRMPlugin", "multi_turns", "MultiTurnScheduler"), _REWARD),
+    **dict.fromkeys(("ChatCompletionResponse", "ChatCompletionResponseChoice", "ChatMessage"), _REWARD),
+    "callbacks_map": _CALLBACK,
+    "BaseLoss": _LOSS,
+    "OptimizerCallback": "an optimizer is a function (args, model, dataset) in optimizers_map",
+    "PeftTuner": "subclass Tuner, and save and load with PeftModel",
+    "get_model_arch": "MODEL_ARCH_MAPPING[model.model_meta.model_arch]",
+    "get_logger": "logging.getLogger",
+}
+
+
+def swift_counterpart(name: str) -> str:
+    """The end of an error message about a name of SWIFT that has no equal here."""
+    return f"{name} of SWIFT is not in swiftplug; instead: {NOT_IN_SWIFTPLUG[name]}"

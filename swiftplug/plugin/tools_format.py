@@ -1,6 +1,8 @@
 """The contract of tools formats: how a prompt describes tools to a model, and how calls and results are written."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -58,3 +60,33 @@ class ToolTurns(Protocol):
             The content of the user turn with the results.
         """
         ...
+
+
+@dataclass(frozen=True)
+class AgentKeyword:
+    """The words that begin the lines of a call and of its result: `ToolTurns` for formats in the style of ReAct.
+
+    Attributes:
+        action: Before the name of the tool.
+        action_input: Before the arguments, on the next line.
+        observation: Before the result.
+    """
+
+    action: str = "Action:"
+    action_input: str = "Action Input:"
+    observation: str = "Observation:"
+
+    def format_calls(self, calls: Sequence[Mapping[str, Any]]) -> str:
+        """Write two lines for each call, the arguments as JSON; see `ToolTurns`."""
+        return "\n".join(
+            f"{self.action} {call['name']}\n{self.action_input} {as_text(call['arguments'])}" for call in calls
+        )
+
+    def format_results(self, results: Sequence[Mapping[str, Any]]) -> str:
+        """Write one observation for each result; see `ToolTurns`."""
+        return "\n".join(f"{self.observation} {result['content']}" for result in results)
+
+
+def as_text(value: Any) -> str:
+    """A string as it is, anything else as JSON, not ASCII-escaped."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -62,7 +62,8 @@ def _check_plugins_unchanged(folder: Path, plugins: list[LoadedPlugin]) -> None:
         kind, name = plugin.found.kind, plugin.found.qualified_name
         if before.get((kind, name), plugin.source_hash) != plugin.source_hash:
             raise UserError(
-                f"--resume: the {kind} plugin {name!r} ({plugin.source_file}) has changed since this run began; "
+                f"--resume: the {kind} plugin {name!r} ({plugin.source_file}, or a module of its own that it imports) "
+                "has changed since this run began; "
                 "restore it, or use the new code with --allow-changed-plugins"
             )
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from swiftplug.errors import UserError
-from swiftplug.plugin import ContextType
+from swiftplug.plugin import ContextType, ToolTurns, split_parts_by_regex, split_str_parts_by
 from swiftplug.plugin.registry import PluginChoice, Registry
 
 DECORATORS = '''
@@ -304,3 +304,139 @@ def test_the_allow_list_does_not_keep_a_given_file_out(write: Any, monkeypatch: 
     monkeypatch.setenv("SWIFTPLUG_PLUGINS", "")
     registry = Registry.discover(files=[write(DECORATORS)], allow=[])
     assert resolve(registry, "loss", "loss-a")(0, 0) == 1
+
+
+LATER_TABLES = """
+from dataclasses import dataclass
+import json
+from swiftplug.plugin import AgentKeyword, ORM, PRM, loss_mapping, metric_mapping, tools_prompt, orms, prms
+
+def doubled(outputs, labels, loss_scale=None, num_items_in_batch=None): return 2
+loss_mapping["doubled"] = doubled
+loss_map = {"again": doubled}
+
+def same_texts(preds, labels): return {"same": float(preds == labels)}
+def marked(prediction, label): return {"same": float(prediction == label)}
+marked.generate = True
+metric_mapping.update(by_parameters=(same_texts, None), by_mark=(marked, None), tokens=(lambda p: {}, None))
+
+@dataclass
+class Words:
+    action: str = "DO:"
+    action_input: str = "WITH:"
+    observation: str = "SAW:"
+
+def names(tool_names, tool_descs): return " ".join(d["description"] for d in tool_descs)
+def in_system(tool_names, tools, system):
+    system = system or ""
+    return system + "\\n\\n# Tools\\n" + "\\n".join([json.dumps(tool) for tool in tools])
+def without_system(tool_names, tools, system): return ",".join(tool_names)
+def in_the_middle(tool_names, tools, system): return f"first {system}"
+tools_prompt.update(
+    pair=(names, Words()), mapping=(names, {"action": "A:", "action_input": "I:", "observation": "O:"}),
+    default=(names, AgentKeyword()), in_system=(in_system, AgentKeyword()), without_system=without_system,
+    in_the_middle=in_the_middle)
+
+class Reward(ORM):
+    def infer(self, infer_requests, ground_truths, **kwargs): return [1.0 for _ in infer_requests]
+class Half(Reward):
+    def infer(self, infer_requests, ground_truths, **kwargs): return [0.5 for _ in infer_requests]
+class Plain:
+    def infer(self, infer_requests, ground_truths, **kwargs): return [0.25 for _ in infer_requests]
+class Steps(PRM):
+    def infer(self, infer_requests, ground_truths, **kwargs): return [[1.0, 0.0] for _ in infer_requests]
+class Both(Reward):
+    def __call__(self, infer_requests, ground_truths, **kwargs): return [0.0 for _ in infer_requests]
+orms.update(reward=Reward, half=Half, plain=Plain, both=Both)
+prms["steps"] = Steps
+"""
+DICE = {"name": "dice", "description": "Roll it."}
+
+
+def test_the_shapes_of_later_tables(write: Any) -> None:
+    registry = Registry.discover(files=[write(LATER_TABLES)])
+    for name in ("doubled", "again"):
+        assert resolve(registry, "loss", name)(None, None) == 2
+    for name in ("by_parameters", "by_mark"):
+        metric = resolve(registry, "metric", name)
+        assert (metric.generate, metric.compute(["a"], ["a"])) == (True, {"same": 1.0})
+    assert not resolve(registry, "metric", "tokens").generate
+    for name, rewards in {"reward": [1.0], "half": [0.5], "plain": [0.25], "both": [0.0]}.items():
+        assert resolve(registry, "orm", name)([{}], ["4"]) == rewards
+    assert resolve(registry, "prm", "steps")([{}], ground_truths=["4"]) == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "call", "result"),
+    [
+        ("pair", "Roll it.", 'DO: dice\nWITH: {"é": 1}', "SAW: 6"),
+        ("mapping", "Roll it.", 'A: dice\nI: {"é": 1}', "O: 6"),
+        ("default", "Roll it.", 'Action: dice\nAction Input: {"é": 1}', "Observation: 6"),
+        ("in_system", '# Tools\n{"name": "dice", "description": "Roll it."}', "Action: dice", "Observation: 6"),
+        ("without_system", "dice", None, None),
+    ],
+)
+def test_tools_formats_of_later_tables(write: Any, name: str, text: str, call: str | None, result: str | None) -> None:
+    tools = resolve(Registry.discover(files=[write(LATER_TABLES)]), "tools", name)
+    assert tools(["dice"], [DICE]) == text
+    assert isinstance(tools, ToolTurns) is (call is not None)
+    if call is not None:
+        assert tools.format_calls([{"name": "dice", "arguments": {"é": 1}}]).startswith(call)
+        assert tools.format_results([{"name": "dice", "content": "6"}]) == result
+
+
+def test_a_system_message_in_the_middle_is_refused(write: Any) -> None:
+    tools = resolve(Registry.discover(files=[write(LATER_TABLES)]), "tools", "in_the_middle")
+    with pytest.raises(UserError, match="tools format in_the_middle: writes the system message after other text"):
+        tools(["dice"], [DICE])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("from swiftplug.plugin import agent_templates", r"1: .*agent_templates of SWIFT .*@register_tools$"),
+        ("x = 1\nagent_templates = {'x': 1}", r"2: agent_templates of SWIFT .*@register_tools$"),
+        ("from swiftplug.plugin import callbacks_map", "extra_callbacks"),
+        ("callbacks_map = {'x': 1}", "extra_callbacks"),
+        ("metrics_map = {'x': 1}", "METRIC_MAPPING"),
+        ("from swiftplug.plugin import ORM, orms, rm_plugins", "orms"),
+        ("from swiftplug.plugin import BaseLoss, loss_map", "loss_mapping"),
+        ("from swiftplug.plugin import get_logger", r"logging\.getLogger"),
+    ],
+)
+def test_what_cannot_be_carried_over_is_refused_with_its_counterpart(write: Any, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"mine\.py:.*{message}"):
+        Registry.discover(files=[write(f"{text}\n")])
+
+
+class TestSplitting:
+    """The parts that SWIFT's helpers give, worked out by hand from what its loss scales do with them."""
+
+    def test_words(self) -> None:
+        assert split_str_parts_by("Thought: a\nAction: b", ["Thought:", "Action:"]) == [
+            {"key": "Thought:", "content": " a\n"},
+            {"key": "Action:", "content": " b"},
+        ]
+        assert split_str_parts_by("so A:A:x", ["A:"]) == [
+            {"key": "", "content": "so "},
+            {"key": "A:", "content": ""},
+            {"key": "A:", "content": "x"},
+        ]
+        assert split_str_parts_by("plain", []) == [{"key": "", "content": "plain"}]
+        assert split_str_parts_by("", ["A"]) == [{"key": "", "content": ""}]
+        # The word given first counts, and a word is no expression.
+        assert split_str_parts_by("a.c abc", ["a.", "a.c", "a"])[0] == {"key": "a.", "content": "c "}
+
+    def test_expressions(self) -> None:
+        assert split_str_parts_by("x<t>1\n2</t>y", ["<t>.+?</t>", "z"], regex_mode=True) == [
+            {"key": "", "content": "x"},
+            {"key": "<t>.+?</t>", "content": "<t>1\n2</t>"},
+            {"key": "", "content": "y"},
+        ]
+        parts = split_str_parts_by("1 Action: 22 b", ["Action:"])
+        split_parts_by_regex(parts, {r"\d+": [2.0], r"(?i)\sB?$": [0.5]})
+        assert parts == [
+            {"key": 2.0, "content": "1"},
+            {"key": 0.5, "content": " "},
+            {"key": "Action:", "content": " 22 b"},
+        ]

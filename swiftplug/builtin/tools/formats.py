@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from swiftplug.plugin import AgentKeyword, as_text
+
 
 def template(tool_names: list[str], tool_descs: list[Any]) -> None:
     """The chat template's own: it writes the tools, their calls and their results."""
@@ -35,7 +37,7 @@ What a call returned is then given to you between <tool_response> and </tool_res
     def format_calls(self, calls: Sequence[Mapping[str, Any]]) -> str:
         """A JSON object between tags for each call."""
         objects = ({"name": call["name"], "arguments": call["arguments"]} for call in calls)
-        return "\n".join(f"<tool_call>\n{_as_text(call)}\n</tool_call>" for call in objects)
+        return "\n".join(f"<tool_call>\n{as_text(call)}\n</tool_call>" for call in objects)
 
     def format_results(self, results: Sequence[Mapping[str, Any]]) -> str:
         """A text between tags for each result."""
@@ -47,7 +49,7 @@ class GLM4:
 
     def __call__(self, tool_names: list[str], tool_descs: list[Any]) -> str:
         """List the tools, each followed by a blank line; see `ToolsFormat.__call__`."""
-        tools = "".join(f"## {name}\n\n{_as_text(desc)}\n\n" for name, desc in zip(tool_names, tool_descs, strict=True))
+        tools = "".join(f"## {name}\n\n{as_text(desc)}\n\n" for name, desc in zip(tool_names, tool_descs, strict=True))
         return (
             "You are an AI assistant named ChatGLM. You are developed based on the GLM-4 model trained by Zhiyupo AI. "
             "Your task is to provide appropriate responses and support based on user questions and requests.\n\n"
@@ -56,14 +58,14 @@ class GLM4:
 
     def format_calls(self, calls: Sequence[Mapping[str, Any]]) -> str:
         """The name of each call on a line, its arguments as JSON on the next."""
-        return "\n".join(f"{call['name']}\n{_as_text(call['arguments'])}" for call in calls)
+        return "\n".join(f"{call['name']}\n{as_text(call['arguments'])}" for call in calls)
 
     def format_results(self, results: Sequence[Mapping[str, Any]]) -> str:
         """The results as they are, one after the other."""
         return "\n".join(str(result["content"]) for result in results)
 
 
-class _PromptWithActions:
+class _PromptWithActions(AgentKeyword):
     """A format with `Action:`, `Action Input:` and `Observation:` lines, and a prompt that lists the tools.
 
     Subclasses set `prompt`, with `{tools}` and perhaps `{names}` in it.
@@ -73,16 +75,8 @@ class _PromptWithActions:
 
     def __call__(self, tool_names: list[str], tool_descs: list[Any]) -> str:
         """List the tools in the prompt; see `ToolsFormat.__call__`."""
-        tools = "\n".join(f"{name}: {_as_text(desc)}" for name, desc in zip(tool_names, tool_descs, strict=True))
+        tools = "\n".join(f"{name}: {as_text(desc)}" for name, desc in zip(tool_names, tool_descs, strict=True))
         return self.prompt.format(tools=tools, names=", ".join(tool_names))
-
-    def format_calls(self, calls: Sequence[Mapping[str, Any]]) -> str:
-        """Two lines for each call, the arguments as JSON."""
-        return "\n".join(f"Action: {call['name']}\nAction Input: {_as_text(call['arguments'])}" for call in calls)
-
-    def format_results(self, results: Sequence[Mapping[str, Any]]) -> str:
-        """One observation for each result."""
-        return "\n".join(f"Observation: {result['content']}" for result in results)
 
 
 class ReActEnglish(_PromptWithActions):
@@ -157,19 +151,14 @@ react_zh = ReActChinese()
 toolbench = ToolBench()
 
 
-def _as_text(value: Any) -> str:
-    """A string as it is, anything else as JSON, not ASCII-escaped."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
 def _json_line(name: str, desc: Any) -> str:
     """The description of a tool as one line that holds a JSON object."""
     if not isinstance(desc, str):
-        return _as_text(desc)
+        return as_text(desc)
     try:
         parsed = json.loads(desc)
     except json.JSONDecodeError:
         parsed = None
     if not isinstance(parsed, dict):
-        return _as_text({"name": name, "description": desc})
-    return _as_text(parsed) if "\n" in desc else desc
+        return as_text({"name": name, "description": desc})
+    return as_text(parsed) if "\n" in desc else desc

@@ -2,11 +2,10 @@
 
 import importlib.util
 import inspect
-import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache, partial, wraps
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +14,13 @@ from typing import Any
 from swiftplug.errors import UserError
 from swiftplug.plugin import register
 from swiftplug.plugin.register import Registered
+from swiftplug.plugin.registry.contracts import compares_texts, is_function
 from swiftplug.plugin.registry.errors import describe_error_in
 from swiftplug.plugin.registry.finder import FROM_FILE, FoundPlugin
 from swiftplug.plugin.registry.kinds import KINDS
+from swiftplug.plugin.tools_format import AgentKeyword, as_text
+
+_SYSTEM = "\0"  # stands for the row's system message
 
 
 def load_file(path: str | Path) -> tuple[FoundPlugin, ...]:
@@ -44,10 +47,13 @@ def load_file(path: str | Path) -> tuple[FoundPlugin, ...]:
 @cache
 def _load(path: Path, shown: str, content: bytes) -> tuple[FoundPlugin, ...]:
     """The plugins of a file; its content is a parameter because a changed file must run again."""
-    tables = {kind.table: kind.name for kind in KINDS.values() if kind.table}
+    tables = {table: kind.name for kind in KINDS.values() for table in kind.tables}
     before = {table: getattr(register, table).copy() for table in tables}
     registered_before = len(register.registered)
     module = _run(path, shown)
+    for table in register.NOT_IN_SWIFTPLUG:
+        if isinstance(vars(module).get(table), dict):
+            raise UserError(f"{shown}:{_line_of(table, path)}: {register.swift_counterpart(table)}")
     registered = register.registered[registered_before:]
     for table, kind in tables.items():
         shared, own = getattr(register, table), vars(module).get(table)
@@ -56,8 +62,7 @@ def _load(path: Path, shown: str, content: bytes) -> tuple[FoundPlugin, ...]:
             _check_table(own, type(shared), f"{shown}:{_line_of(table, path)}: {table}")
             added += _added(own, type(shared)())
         for name, plugin in added:
-            plugin = _with_texts(plugin) if kind == "tools" else plugin
-            registered.append(Registered(kind, name, plugin, always_on=kind == "callback"))
+            registered.append(Registered(kind, name, _as_here(kind, plugin), always_on=kind == "callback"))
     if not registered:
         raise UserError(f"--plugin {shown}: it registers no plugin and has no table of plugins")
     unique: dict[tuple[str, str], FoundPlugin] = {}
@@ -97,7 +102,7 @@ def _added(table: Any, before: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(table, dict):
         for name, plugin in table.items():
             if before.get(name) is not plugin:
-                yield name, plugin["loss_func"] if isinstance(plugin, dict) and "loss_func" in plugin else plugin
+                yield name, plugin
     else:
         counts: Counter[str] = Counter()
         for callback in table:
@@ -121,17 +126,67 @@ def _line_of(table: str, path: Path) -> int:
     return next((number for number, line in lines if re.match(rf"{table}\b.*=", line)), 1)
 
 
-def _with_texts(tools_format: Any) -> Any:
-    """A tools format in the older style expects the descriptions as texts: objects become JSON."""
-    if not inspect.isroutine(tools_format):
-        return tools_format
+def _as_here(kind: str, plugin: Any) -> Any:
+    """A plugin of a table in the form that its kind has here; SWIFT 3 has several, which differ by version."""
+    if kind == "loss" and isinstance(plugin, dict) and "loss_func" in plugin:
+        return plugin["loss_func"]
+    if kind == "tools":
+        return _tools_format(plugin)
+    if kind in ("orm", "prm"):
+        cls: Any = plugin if inspect.isclass(plugin) else type(plugin)
+        owner = next((base for base in cls.__mro__ if {"infer", "__call__"} & vars(base).keys()), None)
+        if owner and "infer" in vars(owner) and "__call__" not in vars(owner):
+            cls.__call__ = cls.infer
+    if kind == "metric" and isinstance(plugin, tuple) and len(plugin) == 2 and plugin[1] is None:
+        compute: Any = plugin[0]
+        if compares_texts(compute) or (is_function(compute) and len(_required(compute)) == 2):
+            compute.generate = True
+            return compute
+    return plugin
 
-    @wraps(tools_format)
-    def format_texts(tool_names: list[str], tool_descs: list[Any], **options: Any) -> Any:
-        texts = [desc if isinstance(desc, str) else json.dumps(desc, ensure_ascii=False) for desc in tool_descs]
-        return tools_format(tool_names, texts, **options)
 
-    return format_texts
+def _tools_format(plugin: Any) -> Any:
+    """A tools format of a table: a function, or a pair of one and the words that begin calls and results.
+
+    In SWIFT 3.0 the function gets the descriptions as texts, later as objects, and later still the row's system message
+    too. Here that message stands before what the format writes.
+    """
+    function, keywords = plugin if isinstance(plugin, tuple) and len(plugin) == 2 else (plugin, None)
+    if not is_function(function):
+        return plugin
+    system = (_SYSTEM,) if len(_required(function)) == 3 else ()
+
+    @wraps(function)
+    def write(tool_names: list[str], tool_descs: list[Any], **options: Any) -> Any:
+        try:
+            text = function(tool_names, tool_descs, *system, **options)
+        except TypeError as error:
+            try:
+                text = function(tool_names, [as_text(desc) for desc in tool_descs], *system, **options)
+            except Exception:
+                raise error from None
+        if system:
+            text = text.removeprefix(_SYSTEM).lstrip("\n")
+            if _SYSTEM in text:
+                raise UserError(
+                    f"tools format {definition_of(function).__name__}: writes the system message after other text"
+                )
+        return text
+
+    if system:
+        parameters = [*inspect.signature(function).parameters.values()]
+        vars(write)["__signature__"] = inspect.Signature([*parameters[:2], *parameters[3:]])
+    if keywords is not None:
+        words = AgentKeyword(**(keywords if isinstance(keywords, Mapping) else vars(keywords)))
+        vars(write).update(format_calls=words.format_calls, format_results=words.format_results)
+    return write
+
+
+def _required(function: Any) -> list[str]:
+    """The names of the parameters that a function must be given by position."""
+    parameters = inspect.signature(function).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [it.name for it in parameters if it.kind in positional and it.default is it.empty]
 
 
 def definition_of(plugin: Any) -> Any:

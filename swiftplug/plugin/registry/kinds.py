@@ -12,7 +12,7 @@ class Kind(NamedTuple):
         key: The config key that chooses one, and where `--set KEY.OPTION=VALUE` gives it options.
         option: The command-line option that chooses one.
         many: Whether a run may use several at once: the key is a list and the option repeats.
-        table: The module-level table that a plugin file in the style of SWIFT 3.0 defines; empty if there is none.
+        tables: The names of the module-level table that a plugin file in the style of SWIFT 3 defines.
     """
 
     name: str
@@ -20,21 +20,23 @@ class Kind(NamedTuple):
     key: str
     option: str
     many: bool = False
-    table: str = ""
+    tables: tuple[str, ...] = ()
 
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("callback", "swiftplug.callbacks", "callbacks", "--callback", many=True, table="extra_callbacks"),
-        Kind("loss", "swiftplug.losses", "loss", "--loss", table="LOSS_MAPPING"),
-        Kind("loss_scale", "swiftplug.loss_scales", "loss_scale", "--loss-scale", table="loss_scale_map"),
-        Kind("metric", "swiftplug.metrics", "metrics", "--metric", many=True, table="METRIC_MAPPING"),
-        Kind("optimizer", "swiftplug.optimizers", "optimizer", "--optimizer", table="optimizers_map"),
-        Kind("tools", "swiftplug.tools", "tools", "--tools", table="tools_prompt"),
-        Kind("tuner", "swiftplug.tuners", "tuner", "--tuner", table="extra_tuners"),
-        Kind("prm", "swiftplug.prms", "prm", "--prm", many=True, table="prms"),
-        Kind("orm", "swiftplug.orms", "orm", "--orm", many=True, table="orms"),
+        Kind("callback", "swiftplug.callbacks", "callbacks", "--callback", many=True, tables=("extra_callbacks",)),
+        Kind("loss", "swiftplug.losses", "loss", "--loss", tables=("LOSS_MAPPING", "loss_mapping", "loss_map")),
+        Kind("loss_scale", "swiftplug.loss_scales", "loss_scale", "--loss-scale", tables=("loss_scale_map",)),
+        Kind(
+            "metric", "swiftplug.metrics", "metrics", "--metric", many=True, tables=("METRIC_MAPPING", "metric_mapping")
+        ),
+        Kind("optimizer", "swiftplug.optimizers", "optimizer", "--optimizer", tables=("optimizers_map",)),
+        Kind("tools", "swiftplug.tools", "tools", "--tools", tables=("tools_prompt",)),
+        Kind("tuner", "swiftplug.tuners", "tuner", "--tuner", tables=("extra_tuners", "tuners_map")),
+        Kind("prm", "swiftplug.prms", "prm", "--prm", many=True, tables=("prms",)),
+        Kind("orm", "swiftplug.orms", "orm", "--orm", many=True, tables=("orms",)),
         Kind("model", "swiftplug.models", "model", "--model"),
         Kind("dataset", "swiftplug.datasets", "dataset", "--dataset", many=True),
         Kind("engine", "swiftplug.engines", "engine", "--engine"),

@@ -1,6 +1,5 @@
 """The registry: all plugins, installed or from files. It chooses one by name, loads it and applies its options."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry.contracts import check_contract
 from swiftplug.plugin.registry.errors import ContractError, MissingExtraError, describe_error
-from swiftplug.plugin.registry.files import definition_of, load_file
+from swiftplug.plugin.registry.files import load_file
 from swiftplug.plugin.registry.finder import (
     BUILT_IN,
     FoundPlugin,
@@ -20,6 +19,7 @@ from swiftplug.plugin.registry.finder import (
 )
 from swiftplug.plugin.registry.kinds import KINDS
 from swiftplug.plugin.registry.options import PluginChoice, bind, check_options, declared_options
+from swiftplug.plugin.registry.source import source_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class LoadedPlugin:
         options: Its options, checked and converted to the annotated types.
         bound: What the run calls, options applied (see `bind`).
         source_file: The file that defines it; None if there is none (a module written in C).
-        source_hash: SHA-256 of that file and of the entry point's module, in hexadecimal. A resumed run compares it
+        source_hash: SHA-256 of that file, of the entry point's module, and of the modules of its own distribution (or,
+            for a plugin file, of its folder) that these import, however late, in hexadecimal. A resumed run compares it
             to detect a changed plugin.
     """
 
@@ -145,7 +146,7 @@ class Registry:
             raise UserError(f"{where}: {found} {error}") from error
         except (Exception, SystemExit) as error:
             raise UserError(f"{where}: {found} is broken: {describe_error(error)}") from error
-        return LoadedPlugin(found, options, bound, *_source(plugin, found.module_file()))
+        return LoadedPlugin(found, options, bound, *source_of(plugin, found))
 
     def _choose(self, kind: str, name: str, where: str) -> FoundPlugin:
         named = self._named(kind, name)
@@ -179,18 +180,3 @@ class Registry:
         if found.from_file or distribution == BUILT_IN:
             return []
         return [origin for origin, allowed in self._allow_lists.items() if distribution not in allowed]
-
-
-def _source(plugin: Any, module_file: str | None) -> tuple[str | None, str]:
-    """The file that defines a plugin, and the hash of that file and of the one that its entry point names."""
-    import hashlib  # only here: it would slow down `list-plugins`
-
-    try:
-        defined_in = inspect.getsourcefile(definition_of(plugin))
-    except TypeError:  # a class or function written in C
-        defined_in = None
-    files = [file for file in dict.fromkeys((defined_in, module_file)) if file]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(Path(file).read_bytes())
-    return files[0] if files else None, digest.hexdigest()
