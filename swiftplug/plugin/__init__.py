@@ -41,7 +41,7 @@ from swiftplug.plugin.register import (
     tools_prompt,
     tuners_map,
 )
-from swiftplug.plugin.rewards import ORM, PRM, InferRequest, Unscored
+from swiftplug.plugin.rewards import ORM, PRM, AsyncORM, InferRequest, Unscored
 from swiftplug.plugin.tokenizer import set_chat_template
 from swiftplug.plugin.tools_format import AgentKeyword, ToolsFormat, ToolTurns, as_text
 from swiftplug.plugin.tuner import Tuner
@@ -55,6 +55,7 @@ __all__ = [
     "PRM",
     "AgentKeyword",
     "Answered",
+    "AsyncORM",
     "Completion",
     "ContextType",
     "Engine",

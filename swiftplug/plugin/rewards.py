@@ -101,6 +101,10 @@ class ORM:
         return text.strip() or None
 
 
+AsyncORM = ORM
+"""Another name of it, which ms-swift has for those whose `__call__` is `async`."""
+
+
 class PRM:
     """Base class of process reward models, which score the steps of an answer. `__call__` may also be `async`.
 

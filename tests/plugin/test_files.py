@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from swiftplug.errors import UserError
-from swiftplug.plugin import ContextType, ToolTurns, split_parts_by_regex, split_str_parts_by
+from swiftplug.plugin import ContextType, InferRequest, ToolTurns, split_parts_by_regex, split_str_parts_by
 from swiftplug.plugin.registry import PluginChoice, Registry
 
 DECORATORS = '''
@@ -291,10 +291,12 @@ def test_no_such_file(tmp_path: Path, name: str) -> None:
 
 
 def test_a_wrong_plugin_of_a_file_breaks_only_what_uses_it(write: Any) -> None:
-    path = write("orms = {'good': lambda requests, truths: [], 'bad': lambda: 0}\nextra_callbacks = [3]\n")
+    path = write("orms = {'good': lambda infer_requests, ground_truths: [], 'bad': lambda: 0}\nextra_callbacks = [3]\n")
     registry = Registry.discover(files=[path])
     assert resolve(registry, "orm", "good")
-    with pytest.raises(UserError, match=rf"--orm: orm 'bad' of {re.escape(str(path))} has the wrong signature \(\)"):
+    with pytest.raises(
+        UserError, match=rf"--orm: orm 'bad' of {re.escape(str(path))} has no parameter that has a name"
+    ):
         resolve(registry, "orm", "bad")
     with pytest.raises(UserError, match=r"extra_callbacks: callback 'int' of .* is int 3, expected a subclass"):
         _ = registry.always_on_callbacks
@@ -362,8 +364,8 @@ def test_the_shapes_of_later_tables(write: Any) -> None:
         assert (metric.generate, metric.compute(["a"], ["a"])) == (True, {"same": 1.0})
     assert not resolve(registry, "metric", "tokens").generate
     for name, rewards in {"reward": [1.0], "half": [0.5], "plain": [0.25], "both": [0.0]}.items():
-        assert resolve(registry, "orm", name)([{}], ["4"]) == rewards
-    assert resolve(registry, "prm", "steps")([{}], ground_truths=["4"]) == [[1.0, 0.0]]
+        assert resolve(registry, "orm", name)([InferRequest([])], ["4"]) == rewards
+    assert resolve(registry, "prm", "steps")([InferRequest([])], ["4"]) == [[1.0, 0.0]]
 
 
 @pytest.mark.parametrize(
