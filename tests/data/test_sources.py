@@ -1,12 +1,17 @@
 """Datasets are found by name and read as they are; what is wrong is reported with its place."""
 
+import gzip
 import json
 import os
 import subprocess
 import sys
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
@@ -107,6 +112,121 @@ def test_parquet_of_mixed_types(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     Dataset.from_list(mixed, features=features).to_parquet(path)
     assert rows(path) == mixed
+
+
+CALL = {"port": "Vigo", "date": None, "days": [None, {"from": None}]}
+CALLING = {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "tide", "arguments": CALL}}]}]}
+
+
+def test_nulls_of_calls_survive_every_file_that_can_hold_them(tmp_path: Path) -> None:
+    json_type = pytest.importorskip("datasets", minversion="5").Json
+    from datasets import DatasetDict, Features, List
+
+    saved = Dataset.from_list([CALLING, CALLING], features=Features({"messages": List(json_type())}))
+    saved.to_parquet(tmp_path / "a.parquet")
+    saved.save_to_disk(tmp_path / "saved")
+    DatasetDict(train=saved, test=saved.select([1])).save_to_disk(tmp_path / "splits")
+    (tmp_path / "folder").mkdir()
+    line = json.dumps(CALLING)
+    written(tmp_path / "folder" / "train.jsonl", f"{line}\n\n{line}\n")
+    written(tmp_path / "folder" / "test.json", json.dumps([CALLING]))
+    names = (
+        "a.parquet",
+        "saved",
+        "saved/data-00000-of-00001.arrow",
+        "splits",
+        "splits:train",
+        "splits/train",
+        "folder",
+    )
+    for name in names:
+        assert rows(tmp_path / name) == [CALLING, CALLING], name
+    for name in ("splits:test", "splits:/test", "splits#1", "folder:/test"):
+        assert rows(tmp_path / name) == [CALLING], name
+    assert origins(tmp_path / "folder") == [f"{tmp_path}/folder/train.jsonl:{line}" for line in (1, 3)]
+    with pytest.raises(UserError, match=r"no split 'tets' \(.*splits:NAME names one\); did you mean 'test'\?"):
+        opened(tmp_path / "splits:tets")
+    with pytest.raises(UserError, match="one dataset without splits, found 'test'"):
+        opened(tmp_path / "saved:test")
+    before = opened(tmp_path / "folder").fingerprint
+    written(tmp_path / "folder" / "train.jsonl", line)
+    assert opened(tmp_path / "folder").fingerprint != before
+
+
+def test_every_type_of_arrow_becomes_a_plain_value(tmp_path: Path) -> None:
+    given: dict[str, tuple[Any, pa.DataType, Any]] = {
+        "large": ("好", pa.large_string(), "好"),
+        "view": ("好", pa.string_view(), "好"),
+        "category": ("a", pa.dictionary(pa.int8(), pa.string()), "a"),
+        "date": (date(2026, 2, 3), pa.date32(), "2026-02-03"),
+        "time": (datetime(2026, 2, 3, 4, 5), pa.timestamp("us"), "2026-02-03T04:05:00"),
+        "whole": (Decimal("18.00"), pa.decimal128(8, 2), 18),
+        "price": (Decimal("18.25"), pa.decimal128(8, 2), 18.25),
+        "half": (0.5, pa.float16(), 0.5),
+        "binary": ("好".encode(), pa.binary(), "好"),
+        "raw": (b"\xff", pa.large_binary(), b"\xff"),
+        "list": ([{"a": "x", "b": None}], pa.large_list(pa.struct({"a": pa.string(), "b": pa.string()})), [{"a": "x"}]),
+        "fixed": ([1.0, None], pa.list_(pa.float32(), 2), [1.0, None]),
+        "map": ([("a", 1), ("b", None)], pa.map_(pa.string(), pa.int64()), {"a": 1, "b": None}),
+        "maps": ([[("a", 1)]], pa.list_(pa.map_(pa.string(), pa.int64())), [{"a": 1}]),
+        "uuid": (b"\0" * 15 + b"\1", pa.uuid(), "00000000-0000-0000-0000-000000000001"),
+        "json": ('{"a": null}', pa.json_(), {"a": None}),
+        "null": (None, pa.null(), None),
+    }
+    only_arrow = {"list_view": ([1], pa.list_view(pa.int64()), [1])}
+    for name, columns in ("a.parquet", given), ("b.arrow", given | only_arrow), ("c.arrow", given):
+        arrays = [
+            pa.ExtensionArray.from_storage(kind, pa.array([value], kind.storage_type))
+            if isinstance(kind, pa.BaseExtensionType)
+            else pa.array([value], kind)
+            for value, kind, _ in columns.values()
+        ]
+        table = pa.Table.from_arrays(arrays, names=list(columns))
+        path = tmp_path / name
+        if name == "a.parquet":
+            pq.write_table(table, path)
+        else:
+            new = pa.ipc.new_stream if name == "b.arrow" else pa.ipc.new_file
+            with new(path, table.schema) as writer:
+                writer.write_table(table)
+        [row] = rows(path)
+        assert row == {column: plain for column, (_, _, plain) in columns.items() if plain is not None}, name
+        assert origins(path) == [f"{path}:1"]
+
+
+def test_what_cannot_be_read_of_arrow_names_file_and_column(tmp_path: Path) -> None:
+    table = pa.table({"fine": ["a"], "when": pa.array([10**16], pa.timestamp("ms"))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: cannot read column 'when' of type timestamp\[ms\]: "):
+        rows(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"b\.arrow: not an Arrow file: "):
+        rows(written(tmp_path / "b.arrow", "ARROW?"))
+
+
+def test_compressed_and_tab_separated_files(tmp_path: Path) -> None:
+    text = '{"a": 1}\r\n\r\n{"a": "好"}\n'
+    path = written(tmp_path / "a.JSONL.gz", gzip.compress(b"\xef\xbb\xbf" + text.encode()))
+    assert rows(path) == [{"a": 1}, {"a": "好"}]
+    assert origins(path) == [f"{path}:1", f"{path}:3"]
+    assert rows(written(tmp_path / "a.json.gz", gzip.compress(b'[{"a": 1}]'))) == [{"a": 1}]
+    assert rows(written(tmp_path / "a.csv.gz", gzip.compress(b"x,y\n1,2\n"))) == [{"x": "1", "y": "2"}]
+    assert rows(written(tmp_path / "a.tsv", 'x\ty\n1, "2"\t"3\t4"\n')) == [{"x": '1, "2"', "y": "3\t4"}]
+    with pytest.raises(UserError, match=r"b\.jsonl\.gz: not a complete gzip file: "):
+        rows(written(tmp_path / "b.jsonl.gz", gzip.compress(text.encode() * 100)[:-20]))
+    with pytest.raises(UserError, match=r"c\.txt\.gz: unknown kind of file '\.gz'"):
+        rows(written(tmp_path / "c.txt.gz", gzip.compress(b"x")))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_object_that_holds_the_rows(tmp_path: Path, indent: int | None) -> None:
+    pair = [{"prompt": "q", "completion": "a"}, {"prompt": "r", "completion": None}]
+    path = written(tmp_path / "a.json", json.dumps({"version": "1", "data": pair}, indent=indent))
+    assert rows(path) == pair
+    assert origins(path)[1] == f"{path}:2"
+    one = {"prompt": "q", "completion": "a", "data": [1]}
+    assert rows(written(tmp_path / "b.json", json.dumps(one, indent=indent))) == [one]
+    with pytest.raises(UserError, match=r"c\.json:4: not JSON: "):
+        rows(written(tmp_path / "c.json", '{\n "data": [\n  {"a": 1},\n  {"a": }\n ]\n}'))
 
 
 def test_folder_as_a_hub_repository(tmp_path: Path) -> None:

@@ -1,41 +1,51 @@
-"""Read rows from JSON, CSV and Parquet files, one row at a time."""
+"""Read rows from JSON, CSV, Parquet and Arrow files, one row at a time."""
 
 import csv
+import gzip
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swiftplug.data.read.conversation import RawRow, RowOrigin
+from swiftplug.data.read.formats import COLUMNS
 from swiftplug.errors import UserError
 
-PARQUET_BATCH = 256
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ARROW_BATCH = 256
 LONGEST_CELL = 2**31 - 1  # by default the csv module refuses cells above 128 KiB
 BOM = b"\xef\xbb\xbf"
+GZIP = b"\x1f\x8b"
+WRAPPERS = ("data", "rows", "examples", "instances")
+"""Keys under which the object of a JSON file may have the list of its rows."""
 
 
 def read_json(path: Path) -> Iterator[RawRow]:
-    """Read one object per line, or one list of objects; blank lines are skipped.
+    """Read one object per line, or one list of objects, which may be `data` of an object; blank lines are skipped.
 
     Every line is parsed on its own, so rows may differ in their columns and types.
 
     Raises:
         UserError: A line is not JSON or not UTF-8.
     """
-    with path.open("rb") as file:
-        is_list = file.read(4096).removeprefix(BOM).lstrip().startswith(b"[")
-        file.seek(0)
-        if is_list:
-            rows = _parse(_decode(file.read().removeprefix(BOM), path, 1), path, 1)
+    with _open(path) as file:
+        if (rows := _rows_of_one_value(file, path)) is not None:
             yield from (RawRow(row, RowOrigin(str(path), number)) for number, row in enumerate(rows, 1))
             return
+        file.seek(0)
         for number, line in enumerate(file, 1):
             text = _decode(line.removeprefix(BOM) if number == 1 else line, path, number)
             if text.strip():
                 yield RawRow(_parse(text, path, number), RowOrigin(str(path), number))
 
 
-def read_csv(path: Path) -> Iterator[RawRow]:
+def read_csv(path: Path, delimiter: str = ",") -> Iterator[RawRow]:
     """Read a CSV file whose first line names the columns; all values are strings.
 
     A row with more or fewer cells than columns becomes a list, which is reported later as an unusable row.
@@ -44,8 +54,9 @@ def read_csv(path: Path) -> Iterator[RawRow]:
         UserError: The file is not UTF-8, not CSV, or has a duplicate column.
     """
     csv.field_size_limit(LONGEST_CELL)
-    with path.open("rb") as file:
-        reader = csv.reader((_decode(line, path, number) for number, line in enumerate(file, 1)), strict=True)
+    with _open(path) as file:
+        lines = (_decode(line, path, number) for number, line in enumerate(file, 1))
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
         try:
             header = [name.removeprefix("\ufeff").strip() for name in next(reader, [])]
             if len(set(header)) < len(header):
@@ -64,38 +75,154 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
     """Read a Parquet file; its rows are numbered from 1.
 
     Raises:
-        UserError: The file is not Parquet.
+        UserError: The file is not Parquet, or the values of a column cannot be read.
     """
-    import pyarrow as pa  # these imports take a second, which plain files do not need
+    import pyarrow as pa  # takes a second, which plain files do not need
     import pyarrow.parquet as pq
-    from datasets import Features
 
     try:
         with pq.ParquetFile(path) as file:
-            features = Features.from_arrow_schema(file.schema_arrow)
-            rows = (row for batch in file.iter_batches(PARQUET_BATCH) for row in batch.to_pylist())
-            for number, row in enumerate(rows, 1):
-                yield RawRow(without_nulls(features.decode_example(row)), RowOrigin(str(path), number))
+            yield from arrow_rows(file.iter_batches(ARROW_BATCH), str(path))
     except pa.ArrowException as error:
         raise UserError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
 
 
-READERS = {
+def read_arrow(path: Path) -> Iterator[RawRow]:
+    """Read an Arrow file, as `datasets` or Feather write it; its rows are numbered from 1.
+
+    Raises:
+        UserError: The file is not Arrow, or the values of a column cannot be read.
+    """
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as file:
+            is_stream = file.read(6) != b"ARROW1"
+            file.seek(0)
+            table = pa.ipc.open_stream(file).read_all() if is_stream else pa.ipc.open_file(file).read_all()
+            yield from arrow_rows(table.to_batches(ARROW_BATCH), str(path))
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not an Arrow file: {str(error).splitlines()[0]}") from None
+
+
+def arrow_rows(batches: "Iterable[pa.RecordBatch | pa.Table]", name: str) -> Iterator[RawRow]:
+    """The rows of Arrow tables as plain Python values, numbered from 1.
+
+    Nulls are left out where Arrow fills them in because the rows of a column have different keys: in columns and
+    structs. Those in JSON values, maps and lists are real.
+
+    Raises:
+        UserError: The values of a column cannot be read.
+    """
+    number = 0
+    for batch in batches:
+        columns = []
+        for field, column in zip(batch.schema, batch.columns, strict=True):
+            try:
+                convert = _converter(field.type)
+                columns.append([convert(value) for value in column.to_pylist()])
+            except Exception as error:  # dates out of range, repeated keys, types that Arrow cannot convert
+                cause = " ".join(str(error).split())
+                raise UserError(f"{name}: cannot read column {field.name!r} of type {field.type}: {cause}") from error
+        for values in zip(*columns, strict=True):
+            number += 1
+            row = {key: value for key, value in zip(batch.schema.names, values, strict=True) if value is not None}
+            yield RawRow(row, RowOrigin(name, number))
+
+
+READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
     ".jsonl": read_json,
     ".json": read_json,
     ".ndjson": read_json,
     ".csv": read_csv,
+    ".tsv": partial(read_csv, delimiter="\t"),
     ".parquet": read_parquet,
+    ".arrow": read_arrow,
 }
 
 
-def without_nulls(value: Any) -> Any:
-    """A value from Arrow without the nulls that Arrow adds where the rows of a column have different keys."""
+def reader_of(path: Path) -> Callable[[Path], Iterator[RawRow]] | None:
+    """The function that reads files of this name; None if there is none. Text files may be compressed, as `.gz`."""
+    suffixes = path.name.lower().rsplit(".", 2)
+    if suffixes[-1] == "gz":
+        return READERS.get(f".{suffixes[-2]}") if suffixes[-2] not in ("parquet", "arrow") else None
+    return READERS.get(f".{suffixes[-1]}")
+
+
+def _converter(kind: "pa.DataType") -> Callable[[Any], Any]:
+    """The function that makes a plain value of what Arrow gives for a type."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if isinstance(kind, pa.JsonType):
+        convert: Callable[[Any], Any] = json.loads
+    elif isinstance(kind, pa.BaseExtensionType):
+        convert = _converter(kind.storage_type)
+    elif types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        convert = _converter(kind.value_type)
+    elif types.is_map(kind):
+        key, item = _converter(kind.key_type), _converter(kind.item_type)
+        convert = lambda pairs: {key(name): item(value) for name, value in pairs}  # noqa: E731
+    elif types.is_struct(kind):
+        fields = {field.name: _converter(field.type) for field in kind}
+        convert = lambda value: {name: fields[name](each) for name, each in value.items() if each is not None}  # noqa: E731
+    elif types.is_nested(kind) and not types.is_union(kind):
+        each = _converter(kind.value_type)
+        convert = lambda values: [each(value) for value in values]  # noqa: E731
+    else:
+        convert = _plain
+    return lambda value: None if value is None else convert(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has, for one of Arrow's: dates and times as ISO 8601, bytes as text if they are UTF-8."""
+    from decimal import Decimal
+
+    if isinstance(value, str | int | float):
+        return value
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BufferedReader]:
+    """Open a file, through gzip if it is compressed."""
+    with path.open("rb") as file:
+        is_compressed = file.read(len(GZIP)) == GZIP
+        file.seek(0)
+        if not is_compressed:
+            yield file
+            return
+        try:
+            with gzip.open(file) as unpacked:
+                yield BufferedReader(unpacked)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path}: not a complete gzip file: {error}") from None
+
+
+def _rows_of_one_value(file: BufferedReader, path: Path) -> list[Any] | None:
+    """The rows of a file that is one JSON value, a list or an object; None if it has one row per line."""
+    lines = enumerate(file, 1)
+    number, first = next(((number, line) for number, line in lines if line.removeprefix(BOM).strip()), (1, b""))
+    first = first.removeprefix(BOM)
+    if first.lstrip()[:1] not in (b"[", b"{"):
+        return None
+    try:
+        value = json.loads(first)
+        if any(line.strip() for _, line in lines):
+            return None
+    except (ValueError, RecursionError):
+        value = _parse(_decode(first + file.read(), path, number), path, number)
     if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
+        wrapper = next((key for key in WRAPPERS if isinstance(value.get(key), list)), None)
+        value = [value] if wrapper is None or COLUMNS & value.keys() else value[wrapper]
+    return list(value)
 
 
 def _decode(raw: bytes, path: Path, line: int) -> str:

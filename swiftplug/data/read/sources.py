@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftplug.data.read.conversation import RawRow, RowOrigin
-from swiftplug.data.read.files import READERS, without_nulls
+from swiftplug.data.read.files import ARROW_BATCH, READERS, arrow_rows, read_json, reader_of
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry import PluginChoice, Registry, describe_error
 
@@ -77,7 +77,7 @@ def _open(choice: PluginChoice, registry: Registry, where: str) -> Source:
     folder = Path(location).expanduser()
     if folder.is_dir():
         return _open_repository(name, str(folder), part, where)
-    if HUB_ID.fullmatch(location) and path.suffix not in READERS:
+    if HUB_ID.fullmatch(location) and reader_of(path) is None:
         return _open_repository(name, location, part, where)
     raise UserError(f"{where}: no such file, folder, hub id or dataset plugin: {name!r}{_suggest_name(path, registry)}")
 
@@ -91,28 +91,76 @@ def _suggest_name(path: Path, registry: Registry) -> str:
 
 
 def _open_file(path: Path, where: str) -> Source:
-    reader = READERS.get(path.suffix.lower())
+    reader = reader_of(path)
     if reader is None:
-        raise UserError(f"{where}: {path}: unknown kind of file {path.suffix!r}; expected one of {', '.join(READERS)}")
+        kinds = f"{', '.join(READERS)}; text files also as .gz"
+        raise UserError(f"{where}: {path}: unknown kind of file {path.suffix!r}; expected one of {kinds}")
+    # The name is part of the fingerprint because stored reports contain it.
+    return Source(str(path), f"{path}:{_hash(path, where)}", lambda: reader(path))
+
+
+def _hash(path: Path, where: str) -> str:
     try:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{where}: cannot read {path}: {error.strerror}") from None
-    # The name is part of the fingerprint because stored reports contain it.
-    return Source(str(path), f"{path}:{digest}", lambda: reader(path))
 
 
 def _open_repository(name: str, location: str, part: str, where: str) -> Source:
+    """A hub repository, a folder like one, or a folder that `save_to_disk` wrote."""
     from datasets import load_dataset
 
+    folder = Path(location)
     subset, _, split = part.partition("/")
     try:
+        if any((folder / saved).is_file() for saved in ("state.json", "dataset_dict.json")):
+            return _open_dataset(name, _load_from_disk(folder, part.removeprefix("/")))
+        if files := _json_files(location, subset or None, split or "train"):
+            return _open_json_files(name, files, where)
         loaded = load_dataset(location, name=subset or None, split=split or "train")
+    except UserError:
+        raise
     except Exception as error:  # file formats, the network and the hub raise anything
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where}: cannot load {name!r}: {cause}") from error
     return _open_dataset(name, loaded)
+
+
+def _load_from_disk(folder: Path, split: str) -> Any:
+    from datasets import Dataset, load_from_disk
+
+    loaded = load_from_disk(folder)
+    if isinstance(loaded, Dataset):
+        if split:
+            raise ValueError(f"it is one dataset without splits, found {split!r} after its name")
+        return loaded
+    if (split or "train") not in loaded:
+        raise ValueError(f"no split {split or 'train'!r} ({folder}:NAME names one){nearest(split or 'train', loaded)}")
+    return loaded[split or "train"]
+
+
+def _json_files(location: str, subset: str | None, split: str) -> dict[str, Path]:
+    """The files of a split, by name, if they are plain JSON: read as such they keep their nulls and line numbers."""
+    from datasets import DownloadManager, load_dataset_builder
+    from datasets.packaged_modules.json.json import Json
+
+    builder = load_dataset_builder(location, name=subset)
+    names = list((builder.config.data_files or {}).get(split, []))
+    if not isinstance(builder, Json) or builder.config.features or builder.config.field:
+        return {}
+    if any(reader_of(Path(name)) is not read_json for name in names):
+        return {}
+    return dict(zip(names, map(Path, DownloadManager().download(names)), strict=True))
+
+
+def _open_json_files(name: str, files: dict[str, Path], where: str) -> Source:
+    def read() -> Iterator[RawRow]:
+        for file, path in files.items():
+            for row in read_json(path):
+                yield row._replace(origin=RowOrigin(file, row.origin.line))
+
+    return Source(name, "\n".join(f"{file}:{_hash(path, where)}" for file, path in files.items()), read)
 
 
 def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source:
@@ -129,11 +177,8 @@ def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source
 
 
 def _open_dataset(name: str, loaded: Any) -> Source:
-    def read() -> Iterator[RawRow]:
-        for number, row in enumerate(loaded.with_format(None), 1):
-            yield RawRow(without_nulls(row), RowOrigin(name, number))
-
-    return Source(name, f"{name}:{loaded._fingerprint}", read)
+    rows = loaded.with_format("arrow")
+    return Source(name, f"{name}:{loaded._fingerprint}", lambda: arrow_rows(rows.iter(ARROW_BATCH), name))
 
 
 def concatenate(sources: Sequence[Source]) -> Source:
