@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError
+from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError, with_reasoning_key
 
 _CANDIDATES_AT_ONCE = 4096
 """Several times what vLLM generates in parallel, so that the wait for the last ones matters little."""
@@ -88,7 +88,11 @@ class VLLMEngine(Engine):
         for prompt in prompts:
             try:
                 ids = self._tokenizer.apply_chat_template(
-                    prompt.messages, tools=prompt.tools, add_generation_prompt=True, return_dict=True
+                    with_reasoning_key(prompt.messages, self._tokenizer),
+                    tools=prompt.tools,
+                    add_generation_prompt=True,
+                    return_dict=True,
+                    **prompt.chat_template_kwargs,
                 )["input_ids"]
             except Exception as error:  # a template is a program and may raise anything
                 reason = " ".join(str(error).split())

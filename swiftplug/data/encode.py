@@ -183,6 +183,7 @@ class RowEncoder:
             examples[0] |= self._for_generation(conversation)
         report.kept += 1
         report.shortened += bool(row.rendered.shortened)
+        report.unread.count_rendered(row.rendered.unread, conversation.messages)
         report.truncated += self.too_long == "truncate" and length > max_length
         report.split += self.too_long == "split" and length > max_length
         return examples

@@ -42,7 +42,7 @@ from swiftplug.plugin.register import (
     tuners_map,
 )
 from swiftplug.plugin.rewards import ORM, PRM, AsyncORM, InferRequest, Unscored
-from swiftplug.plugin.tokenizer import set_chat_template
+from swiftplug.plugin.tokenizer import set_chat_template, with_reasoning_key
 from swiftplug.plugin.tools_format import AgentKeyword, ToolsFormat, ToolTurns, as_text
 from swiftplug.plugin.tuner import Tuner
 
@@ -100,6 +100,7 @@ __all__ = [
     "split_str_parts_by",
     "tools_prompt",
     "tuners_map",
+    "with_reasoning_key",
 ]
 
 

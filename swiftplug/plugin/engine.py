@@ -1,6 +1,7 @@
 """The contract of engines, which turn prompts into candidates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -15,11 +16,13 @@ class Prompt(NamedTuple):
         messages: The conversation up to the question, ready for the chat template. If a tools format writes the
             tools, it has already done so.
         tools: The tools that the chat template is to write, or None.
+        chat_template_kwargs: The row's variables for the chat template.
     """
 
     id: str
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
+    chat_template_kwargs: Mapping[str, Any] = MappingProxyType({})
 
 
 class Completion(NamedTuple):

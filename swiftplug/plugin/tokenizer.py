@@ -1,12 +1,18 @@
-"""Sets the chat template of a tokenizer."""
+"""Sets the chat template of a tokenizer, and gives it reasoning under the key that it reads."""
 
+import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swiftplug.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""The keys under which messages have what the model thought; datasets and chat templates differ in theirs."""
 
 CHATML = (
     "{% for message in messages %}"
@@ -40,6 +46,30 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerBase", template: str | None
     if unknown:
         note += f"; {' and '.join(unknown)} are not in its vocabulary and are written as plain text"
     return [note]
+
+
+def with_reasoning_key(
+    messages: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase"
+) -> list[dict[str, Any]]:
+    """Rename `reasoning_content` to the key of `REASONING_KEYS` that the tokenizer's chat template reads.
+
+    Args:
+        messages: Messages for the chat template.
+        tokenizer: The tokenizer. If its template reads none of the keys, nothing is renamed.
+
+    Returns:
+        The messages.
+    """
+    first, key = REASONING_KEYS[0], _reasoning_key(str(tokenizer.chat_template))
+    if key == first:
+        return list(messages)
+    return [{key if name == first else name: value for name, value in message.items()} for message in messages]
+
+
+@cache
+def _reasoning_key(template: str) -> str:
+    read = (key for key in REASONING_KEYS if re.search(rf"\.{key}\b|['\"]{key}['\"]", template))
+    return next(read, REASONING_KEYS[0])
 
 
 def _read_template(path: Path) -> str:

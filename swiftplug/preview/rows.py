@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from swiftplug.data.encode import TOO_LONG, UNTRAINED, RowEncoder, WeighedRow
 from swiftplug.data.read.conversation import Conversation, RowError
+from swiftplug.data.read.report import TOOLS_HINT
 from swiftplug.formatting import format_count, format_percent
 
 
@@ -101,6 +102,9 @@ def preview_rows(conversation: Conversation, encoder: RowEncoder) -> list[Previe
     if row.rendered.shortened:
         messages = ", ".join(str(index + 1) for index in row.rendered.shortened)
         notes.append(f"the chat template leaves out part of message {messages}")
+    if unread := row.rendered.unread:
+        hint = f" ({TOOLS_HINT})" if {"tools", "tool_calls"} & {*unread} else ""
+        notes.append(f"the chat template does not read {', '.join(f'`{name}`' for name in unread)}{hint}")
     tokens = _token_texts(row, encoder.tokenizer)
     weights = [float(f"{weight:.6g}") for weight in row.weights]
     return [

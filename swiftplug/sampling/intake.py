@@ -8,6 +8,7 @@ from typing import Any
 from swiftplug.config.load import to_yaml
 from swiftplug.config.schema import SampleConfig
 from swiftplug.config.yaml_file import read_value
+from swiftplug.data.read.messages import MESSAGE_KEYS
 from swiftplug.data.read.report import UnreadKeys
 from swiftplug.data.read.sources import Source, open_source
 from swiftplug.errors import UserError, nearest
@@ -16,7 +17,7 @@ from swiftplug.runs.folder import CONFIG, config_difference
 from swiftplug.runs.plugins import RunPlugins
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.ledger import NO_REFERENCE, USABLE, Ledger
-from swiftplug.sampling.rows import REFERENCE_COLUMNS, read_rows, reference_candidate
+from swiftplug.sampling.rows import READ_COLUMNS, read_rows, reference_candidate
 from swiftplug.sampling.scoring import Scorer
 
 
@@ -28,8 +29,10 @@ def read_inputs(
     unread = UnreadKeys()
     for row in read_rows(sources, config.data.columns, config.system):
         ledger.add_row(row)
+        for message in row.prompt:
+            unread.count_message({key: message[key] for key in message.keys() - MESSAGE_KEYS})
         if not scorers:  # they get all columns
-            unread.count_row({name: row.columns[name] for name in row.columns if name not in REFERENCE_COLUMNS})
+            unread.count_row({name: row.columns[name] for name in row.columns if name not in READ_COLUMNS})
     file = CandidatesFile(Path(config.candidates_file).expanduser()) if config.candidates_file is not None else None
     if file:
         file.read_into(ledger, has_dataset=bool(sources))

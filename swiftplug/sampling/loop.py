@@ -61,7 +61,7 @@ class SampleLoop:
                 if waiting.pop(row.id, None):
                     self._record(row, Answered(row.id, failure=str(error)), progress)
             else:
-                prompts.append(Prompt(row.id, turns.messages, turns.tools))
+                prompts.append(Prompt(row.id, turns.messages, turns.tools, turns.chat_template_kwargs))
         for answered in self.engine.generate(prompts):
             if answered.id in waiting:
                 self._record(waiting.pop(answered.id), answered, progress)

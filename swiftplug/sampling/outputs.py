@@ -8,7 +8,7 @@ from swiftplug.config.schema import SampleConfig
 from swiftplug.runs.folder import atomic_path
 from swiftplug.sampling.ledger import Ledger
 from swiftplug.sampling.page.page import SamplesPage
-from swiftplug.sampling.rows import Candidate, Row, to_json
+from swiftplug.sampling.rows import TEMPLATE_KWARGS, Candidate, Row, to_json
 from swiftplug.sampling.scoring import Scorer
 from swiftplug.sampling.selection import Selection, rank, rejected_of
 from swiftplug.sampling.statistics import Statistics, Summary
@@ -72,4 +72,10 @@ def _sample_lines(row: Row) -> Iterator[dict[str, Any]]:
 
 def _conversation(row: Row, candidate: Candidate, index: dict[str, int]) -> dict[str, Any]:
     messages = [*row.prompt, {"role": "assistant", "content": candidate.text}]
-    return {"id": row.id, **index, "messages": messages, **({"tools": row.tools} if row.tools else {})}
+    rendered_with = {"tools": row.tools, TEMPLATE_KWARGS: row.columns.get(TEMPLATE_KWARGS)}
+    return {
+        "id": row.id,
+        **index,
+        "messages": messages,
+        **{key: value for key, value in rendered_with.items() if value},
+    }

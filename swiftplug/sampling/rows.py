@@ -17,6 +17,9 @@ REFERENCE = "reference"
 _CUT_OFF = ("length", "max_tokens", "max_output_tokens", "model_length")  # as servers name the token limit
 
 REFERENCE_COLUMNS = ("reference", "solution", "answer")
+TEMPLATE_KWARGS = "chat_template_kwargs"
+READ_COLUMNS = {*REFERENCE_COLUMNS, TEMPLATE_KWARGS}
+"""The columns that are read without a scorer."""
 _SYSTEM_ROLES = ("system", "developer")
 
 Reward = float | list[float]
@@ -71,7 +74,7 @@ class Row:
         origin: Where it was read, as `file:line`.
         prompt: The messages up to the question.
         tools: Descriptions of the tools, or None.
-        columns: Every other column.
+        columns: Every other column; also `chat_template_kwargs`, if it has any.
         reference: The right answer: the last assistant message (unless the row's `label` is false), else a column
             `reference`, `solution` or `answer`.
         problem: Why it cannot be used; empty if it can.
@@ -101,7 +104,8 @@ class Row:
     def as_conversation(self) -> Conversation:
         """The prompt in the form that is rendered."""
         file, _, line = self.origin.rpartition(":")
-        return Conversation(self.prompt, RowOrigin(file, int(line)), self.tools)
+        chat_template_kwargs = self.columns.get(TEMPLATE_KWARGS, {})
+        return Conversation(self.prompt, RowOrigin(file, int(line)), self.tools, None, chat_template_kwargs)
 
 
 def read_rows(sources: Iterable[Source], columns: Mapping[str, str], system: str | None) -> Iterator[Row]:
@@ -129,6 +133,8 @@ def _to_row(raw: RawRow, columns: Mapping[str, str], system: str | None) -> Row:
     if reference is None:
         given = (read.columns.get(name) for name in REFERENCE_COLUMNS)
         reference = next((value for value in given if is_reference(value)), None)
+    if read.chat_template_kwargs:
+        read.columns[TEMPLATE_KWARGS] = read.chat_template_kwargs
     check_encodable([read.tools, reference, read.columns])
     row_id = _hash([messages, read.tools, reference, read.columns])
     if system and messages[0]["role"] not in _SYSTEM_ROLES:

@@ -267,3 +267,17 @@ def test_encoding_costs_little_more_than_rendering_and_tokenizing(tokenizer: Pre
 
     plain = seconds(lambda: tokenizer.apply_chat_template([row.messages for row in rows]))
     assert seconds(lambda: _encode(rows, tokenizer, loss_scale=Half())) < 3 * plain
+
+
+def test_what_the_chat_template_does_not_read_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
+    tool = {"type": "function", "function": {"name": "look"}}
+    answer = {"role": "assistant", "content": "a", "foo": 1, "reasoning": "hm"}
+    row = {"messages": [{"role": "user", "content": "q", "name": "Bo"}, answer], "tools": [tool]}
+    encoder = RowEncoder(tokenizer, None, LossScale(), "sft", DataOptions(max_length=1000))
+    _, report = encoder.encode_rows([RawRow(row, RowOrigin("rows.jsonl", line)) for line in (1, 2)])
+    assert report.kept == 2
+    [line] = report.unread.lines()
+    assert line == (
+        "2 rows have `tools`, 2 messages have `foo`, `name`, `reasoning_content`: not read "
+        "(--tools hermes, or another tools format, writes tools and calls as text)"
+    )

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,65 @@ def test_what_cannot_be_located_is_refused(tokenizer: PreTrainedTokenizerFast, c
     with pytest.raises(RowError) as refusal:
         ChatRenderer(tokenizer).render(_conversation("question", "the answer"))
     assert why in f"{refusal.value.reason}: {refusal.value.detail}"
+
+
+def test_variables_of_a_row_reach_every_rendering(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The same text as `apply_chat_template` with them; the answer starts where the prompt with them ends."""
+    prefix = "{{ '<think></think>' if quiet is defined and quiet }}"
+    tokenizer.chat_template = CHATML.replace("assistant\n{%", f"assistant\n{prefix}{{%").replace(
+        "{{ m.content }}", f"{{% if m.role == 'assistant' %}}{prefix}{{% endif %}}{{{{ m.content }}}}"
+    )
+    renderer = ChatRenderer(tokenizer)
+    loud, quiet = _conversation("q", "a"), replace(_conversation("q", "a"), chat_template_kwargs={"quiet": True})
+    for conversation, answer in (loud, "a"), (quiet, "<think></think>a"), (loud, "a"), (quiet, "<think></think>a"):
+        for rendered in renderer.render(conversation), *renderer.render_all([conversation, loud], whole=False)[:1]:
+            assert isinstance(rendered, Rendered)
+            kwargs = conversation.chat_template_kwargs
+            assert rendered.text == tokenizer.apply_chat_template(conversation.messages, tokenize=False, **kwargs)
+            assert _texts(rendered, ContextType.RESPONSE) == [answer]
+            assert not rendered.unread
+    assert (renderer.prompt(quiet) or "").endswith("assistant\n<think></think>")
+    assert (renderer.prompt(loud) or "").endswith("assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("extra", "unread"),
+    [
+        ("", ["name", "reasoning_content", "tool_calls", "tools", "chat_template_kwargs"]),
+        ("{{ m.name }}{{ m.reasoning }}{{ m.tool_calls | tojson if m.tool_calls }}{{ tools[0].name }}{{ loud }}", []),
+        (
+            "{{ m.name }}{{ m.thinking }}{{ tools | length }}",
+            ["tool_calls", "chat_template_kwargs"],
+        ),
+    ],
+)
+def test_what_the_template_does_not_read(tokenizer: PreTrainedTokenizerFast, extra: str, unread: list[str]) -> None:
+    tokenizer.chat_template = CHATML.replace("{{ m.content }}", f"{extra}{{{{ m.content }}}}")
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "x"}}}
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "see", "reasoning_content": "hm", "tool_calls": [call]},
+        {"role": "tool", "name": "look", "content": "r"},
+        {"role": "assistant", "content": "a"},
+    ]
+    conversation = Conversation(messages, ORIGIN, [{"name": "look"}], chat_template_kwargs={"loud": "LOUD"})
+    [rendered] = ChatRenderer(tokenizer).render_all([conversation], whole=True)
+    assert isinstance(rendered, Rendered)
+    assert sorted(rendered.unread) == sorted(unread)
+    assert ("hm" in rendered.text) == ("reasoning_content" not in unread)
+
+
+def test_calls_that_are_all_of_an_answer_and_not_written_are_refused_with_a_way_out(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    conversation = _conversation("q", "")
+    conversation.messages[-1]["tool_calls"] = [{"function": {"name": "look", "arguments": {"at": "x"}}}]
+    tokenizer.chat_template = CHATML
+    with pytest.raises(RowError, match=r"leaves out all of an answer.*--tools hermes"):
+        ChatRenderer(tokenizer).render(conversation)
+    conversation.messages[-1]["tool_calls"] = [{"function": {"name": "look", "arguments": {}}}]
+    with pytest.raises(RowError, match=r"leaves out all of an answer.*--tools hermes"):
+        ChatRenderer(tokenizer).render(conversation)
 
 
 def test_an_answer_that_is_left_out_with_its_turn_is_reported_and_one_whose_turn_stays_is_refused(

@@ -10,6 +10,7 @@ import yaml
 
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.read.formats import to_conversation
+from swiftplug.data.read.messages import ARGUMENT_KEYS
 from swiftplug.data.read.report import UnreadKeys
 
 ORIGIN = RowOrigin("data.jsonl", 7)
@@ -203,6 +204,116 @@ def test_calls_as_turns_of_their_own(column: str) -> None:
     assert messages == [USER, text_and_calls, result, result, called, result, ANSWER]
 
 
+ADD = {"a": 1}
+PART = {"type": "tool_use", "id": "c1", "name": "add", "input": ADD}
+
+
+@pytest.mark.parametrize(
+    "called",
+    [
+        {"function_call": {"name": "add", "arguments": '{"a": 1}'}},
+        {"function_call": '{"name": "add", "arguments": {"a": 1}}', "tool_calls": []},
+        {"function_call": CALL["function"], "tool_calls": [CALL]},
+        {"content": [PART | {"id": None}]},
+        {"content": [{"functionCall": {"name": "add", "args": ADD}}]},
+        {"content": [{"type": "function_call", "name": "add", "arguments": '{"a": 1}'}]},
+        *({"tool_calls": [{"name": "add", key: value}]} for key in ARGUMENT_KEYS for value in (ADD, '{"a": 1}')),
+        {"tool_calls": [{"type": "function", "function": json.dumps({"name": "add", "parameters": ADD})}]},
+        {"tool_calls": [{"name": "add", "arguments": json.dumps(json.dumps(ADD)), "input": None}]},
+        {"tool_calls": {"name": "add", "args": ADD, "type": "tool_call"}},
+        {"tool_calls": [{"function": "add", "arguments": ADD}]},
+    ],
+)
+def test_a_call_under_whatever_key_its_provider_puts_it(called: dict[str, Any]) -> None:
+    message = converted({"messages": [USER, {"role": "assistant", "content": None, **called}]}).messages[1]
+    assert message == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+
+
+def test_a_call_without_parameters_and_the_ids_of_calls() -> None:
+    calls = [{"id": "c1", "name": "now", "arguments": ""}, {"call_id": "c2", "name": "now", "input": {}}]
+    message = converted({"messages": [USER, {"role": "assistant", "tool_calls": calls}]}).messages[1]
+    now = {"name": "now", "arguments": {}}
+    assert message["tool_calls"] == [{"type": "function", "id": each, "function": now} for each in ("c1", "c2")]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"arguments": None}, {"argumnts": ADD}, {"args": ADD, "kwargs": {"a": 2}}])
+def test_a_call_whose_arguments_cannot_be_found_is_left_out(arguments: dict[str, Any]) -> None:
+    with pytest.raises(RowError, match=r"a tool call has (no arguments|arguments twice)"):
+        converted({"messages": [USER, {**ANSWER, "tool_calls": [{"name": "add", **arguments}]}]})
+
+
+def test_text_that_looks_like_a_call_is_text() -> None:
+    text = json.dumps(CALL)
+    assert converted({"messages": [USER, {"role": "assistant", "content": text}]}).messages[1]["content"] == text
+
+
+def test_thinking_before_a_call_that_is_a_turn_of_its_own() -> None:
+    value = '<think>\nhm\n</think>\n\n{"name": "add", "arguments": {"a": 1}}'
+    message = converted({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": value}]})
+    assert message.messages[1] == {"role": "assistant", "content": "<think>\nhm\n</think>", "tool_calls": [CALL]}
+
+
+def test_older_functions_and_their_results() -> None:
+    function = {"name": "add", "parameters": {"type": "object"}}
+    call = {"role": "assistant", "content": None, "function_call": CALL["function"]}
+    result = {"role": "function", "name": "add", "content": "1"}
+    read = converted({"messages": [USER, call, result, ANSWER], "functions": json.dumps([function])})
+    assert read.messages[2] == {"role": "tool", "name": "add", "content": "1"}
+    assert read.tools == [{"type": "function", "function": function}]
+    assert read.columns == {}
+
+
+def test_the_parts_of_anthropic_messages() -> None:
+    thought = {"type": "thinking", "thinking": "hm", "signature": "x"}
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "1"}]}
+    messages = [
+        USER,
+        {"role": "assistant", "content": [thought, {"type": "text", "text": "Let me"}, " see.", PART]},
+        {"role": "user", "content": [result, {**result, "tool_use_id": "c2"}]},
+        ANSWER,
+    ]
+    called, *results, _ = converted({"messages": messages}).messages[1:]
+    assert (called["reasoning_content"], called["content"]) == ("hm", "Let me see.")
+    assert called["tool_calls"] == [{**CALL, "id": "c1"}]
+    assert results == [{"role": "tool", "content": "1", "tool_call_id": each} for each in ("c1", "c2")]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_has_one_meaning_under_all_its_keys(key: str) -> None:
+    for answer in (
+        {**ANSWER, key: "hm"},
+        {**ANSWER, key: "hm", "reasoning": "hm"},
+        {**ANSWER, "content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, "Hello."], key: ""},
+    ):
+        assert converted({"messages": [USER, answer]}).messages[1] == {**ANSWER, "reasoning_content": "hm"}
+
+
+@pytest.mark.parametrize(
+    ("given", "loss"),
+    [
+        ({"weight": 0}, False),
+        ({"weight": 0.0}, False),
+        ({"weight": 1}, None),
+        ({"loss": 0}, False),
+        ({"loss": "true"}, True),
+        ({"train": False}, False),
+        ({"training": "False", "train_on_turn": 0}, False),
+        ({"loss": False, "weight": 0}, False),
+    ],
+)
+def test_whether_a_message_trains_under_all_its_keys(given: dict[str, Any], loss: bool | None) -> None:
+    expected = ANSWER if loss is None else {**ANSWER, "loss": loss}
+    assert converted({"messages": [USER, {**ANSWER, **given}]}).messages[1] == expected
+
+
+@pytest.mark.parametrize("value", [{"think": False}, '{"think": false}'])
+def test_variables_of_the_template(value: Any) -> None:
+    read = converted({"messages": [USER, ANSWER], "chat_template_kwargs": value})
+    assert (read.chat_template_kwargs, read.columns) == ({"think": False}, {})
+    for nothing in (None, "", {}):
+        assert converted({"messages": [USER, ANSWER], "chat_template_kwargs": nothing}).chat_template_kwargs == {}
+
+
 def test_what_messages_carry_is_kept() -> None:
     answer = {**ANSWER, "reasoning_content": "hm", "loss": False, "loss_scale": 0.5}
     assert converted({"messages": [USER, answer]}).messages[1] == answer
@@ -263,7 +374,7 @@ def test_pt_needs_no_answer() -> None:
         ({"messages": [USER, SYSTEM, ANSWER]}, "roles out of order", "message 2 is 'system'"),
         ({"messages": [SYSTEM, ANSWER]}, "roles out of order", "expected 'user'"),
         ({"messages": [USER, {"role": "tool", "content": "x"}, ANSWER]}, "roles out of order", "'tool' after 'user'"),
-        ({"messages": [USER, {**ANSWER, "loss": 1}]}, "`loss` is not true or false", "message 2 has 1"),
+        ({"messages": [USER, {**ANSWER, "loss": 2}]}, "`loss` is not true or false", "message 2 has 2"),
         ({"messages": [USER, {**ANSWER, "loss_scale": True}]}, "`loss_scale` is not a finite number", "True"),
         ({"messages": [USER, {**ANSWER, "loss_scale": float("nan")}]}, "`loss_scale` is not a finite number", "nan"),
         ({"messages": [USER, {**ANSWER, "reasoning_content": 3}]}, "`reasoning_content` is not text", "a number"),
@@ -272,6 +383,25 @@ def test_pt_needs_no_answer() -> None:
             {"messages": [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": [1]}]}]},
             "neither an object nor",
             "a list",
+        ),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": '{"a'}]}]}, "not JSON", "message 2"),
+        ({"messages": [{**USER, "tool_calls": [CALL]}, ANSWER]}, "not the assistant's", "'user'"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [CALL], "function_call": {"name": "f", "args": {}}}]}, "two", ""),
+        ({"messages": [USER, {**ANSWER, "reasoning": "a", "thinking": "b"}]}, "reasoning in two places", "`thinking`"),
+        ({"messages": [USER, {**ANSWER, "content": [{"type": "redacted_thinking"}]}]}, "'redacted_thinking'", "2"),
+        ({"messages": [USER, {**ANSWER, "content": [PART, "so"]}]}, "text behind a call", "message 2"),
+        ({"messages": [USER, {**ANSWER, "weight": 0.5}]}, "`weight` is not 0 or 1", "message 2 has 0.5"),
+        ({"messages": [{**USER, "weight": 1}, ANSWER]}, "`weight` is not for a message of this role", "'user'"),
+        ({"messages": [USER, {**ANSWER, "loss": True, "weight": 0}]}, "said in two ways", "'weight': 0"),
+        ({"messages": [USER, {**ANSWER, "loss_scale": -1}]}, "`loss_scale` is not a finite number of at", "-1"),
+        ({"messages": [USER, ANSWER], "chat_template_kwargs": "no"}, "`chat_template_kwargs` is text that is not", ""),
+        ({"messages": [USER, ANSWER], "chat_template_kwargs": [1]}, "`chat_template_kwargs` is not an object", "list"),
+        ({"messages": [USER, ANSWER], "chat_template_kwargs": {"tokenize": True}}, "not for the", "'tokenize'"),
+        ({"messages": [USER, ANSWER], "tools": ["f"], "functions": [{"name": "f"}]}, "`tools` and `functions`", ""),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "add"}]},
+            "not JSON",
+            "",
         ),
         ({"messages": [USER, ANSWER], "tools": "[1"}, "`tools` is text that is not JSON", ""),
         ({"messages": [USER, ANSWER], "tools": {"a": 1}}, "`tools` is not a list", "an object"),

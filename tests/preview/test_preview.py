@@ -231,3 +231,11 @@ def test_text_of_a_config_and_an_empty_dataset(shown: Callable[..., str]) -> Non
     assert "⟦a<|im_end|>⟧" in text
     with pytest.raises(UserError, match="empty"):
         shown([])
+
+
+def test_what_the_chat_template_does_not_read_is_said_with_the_row(shown: Callable[..., str]) -> None:
+    answer = {"role": "assistant", "content": "a", "reasoning": "hm"}
+    row = {"messages": [{"role": "user", "content": "q"}, answer], "tools": [{"name": "look"}]}
+    [shown_row] = json.loads(shown([row]))
+    assert "does not read `reasoning_content`, `tools` (--tools hermes" in shown_row["note"]
+    assert "does not read `reasoning_content`" in json.loads(shown([row], tools="hermes"))[0]["note"]

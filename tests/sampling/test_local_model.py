@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,35 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 
 def sampled(folder: Path) -> list[str]:
     return [it["messages"][-1]["content"] for it in lines(folder / "candidates.jsonl")]
+
+
+def test_variables_of_a_row_reach_the_prompt_and_the_row_that_is_written(
+    here: Callable[..., None], tmp_path: Path, tiny_model_dir: Path, write_jsonl: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without its variable the template has no prompt to write, and the row fails."""
+    (tmp_path / "t.jinja").write_text(
+        "{{ raise_exception('quiet is missing') if quiet is not defined }}{% for m in messages %}{{ m.content }}"
+        "{{ m.thinking }}{% if m.role == 'assistant' and not m.thinking %}{{ raise_exception('no thought') }}"
+        "{% endif %}{% endfor %}"
+    )
+    earlier = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning": "hm"}]
+    row = {"messages": [*earlier, {"role": "user", "content": "q", "mood": "good"}]}
+    rows = [{**row, "chat_template_kwargs": '{"quiet": true}'}, row]
+    here(
+        "--model",
+        tiny_model_dir,
+        "--dataset",
+        write_jsonl(rows),
+        *DRAW,
+        "--set",
+        "data.template=t.jinja",
+        "--output-dir",
+        "o",
+    )
+    assert [line["chat_template_kwargs"] for line in lines(tmp_path / "o/samples.jsonl")] == [{"quiet": True}]
+    printed = capfd.readouterr()
+    assert "quiet is missing" in printed.out + printed.err
+    assert "2 messages have `mood`: not read" in printed.out + printed.err
 
 
 def test_shards_and_a_killed_run_give_what_the_whole_gives(

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from swiftplug.builtin.engines.decoding import Decoder, Drawn, GenerationRequest, uniform_numbers
 from swiftplug.builtin.engines.fast_parts import pack_linears
 from swiftplug.builtin.hardware import pick_device, pick_dtype
-from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError
+from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError, with_reasoning_key
 
 
 class TransformersEngine(Engine):
@@ -84,7 +84,11 @@ class TransformersEngine(Engine):
         sampling = self._sampling
         try:
             ids = self._tokenizer.apply_chat_template(
-                prompt.messages, tools=prompt.tools, add_generation_prompt=True, return_dict=True
+                with_reasoning_key(prompt.messages, self._tokenizer),
+                tools=prompt.tools,
+                add_generation_prompt=True,
+                return_dict=True,
+                **prompt.chat_template_kwargs,
             )["input_ids"]
         except Exception as error:  # a template is a program and may raise anything
             return f"the chat template refuses the prompt: {' '.join(str(error).split())}"

@@ -125,4 +125,5 @@ class OpenAIEngine(Engine):
             "top_k": sampling.top_k or None,
             "max_completion_tokens" if self._client.is_openai else "max_tokens": sampling.max_new_tokens,
             "tools": to_api_tools(prompt.tools) if prompt.tools else None,
+            "chat_template_kwargs": dict(prompt.chat_template_kwargs) or None,
         }

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 from swiftplug.data.chat.markers import Field, Messages, Occurrence, locate, text_fields
 from swiftplug.data.read.conversation import RowError
+from swiftplug.data.read.report import TOOLS_HINT
 
 ANSWER_NOT_LOCATED = "cannot locate an answer in what the chat template writes"
 LEFT_OUT = "the chat template leaves out all of an answer"
@@ -138,7 +139,8 @@ class AnswerFinder:
         elif self._is_left_out(index):
             return None
         else:
-            raise RowError(LEFT_OUT, f"message {index + 1}")
+            hint = f": {TOOLS_HINT}" if self._messages[index].get("tool_calls") else ""
+            raise RowError(LEFT_OUT, f"message {index + 1}{hint}")
         last = max([_TEXT_START, *before], key=lambda occurrence: occurrence.end)
         next_start = following[0].start if following else len(self._text)
         gap_start = max(previous_end, last.end)

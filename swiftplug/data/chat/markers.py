@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from swiftplug.data.read.conversation import RowError
+from swiftplug.plugin.tokenizer import REASONING_KEYS
 
 Messages = list[dict[str, Any]]
 Path = tuple[str | int, ...]
@@ -23,7 +24,6 @@ Path = tuple[str | int, ...]
 NOT_LOCATED = "cannot locate a message in what the chat template writes"
 # CJK ideographs of extension B: printable, so `repr` does not escape them, and neither cased nor white space.
 _RARE = range(0x20000, 0x2A6DE)
-_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _TAG = r"(?:<[^<>]*>|\[[^\[\]]*\])"
 _LEADING_TAGS = re.compile(rf"(?:\s|{_TAG})*")
 _TRAILING_TAG = re.compile(rf"{_TAG}\Z")
@@ -62,7 +62,7 @@ def text_fields(messages: Messages) -> list[Field]:
     """
     found: list[tuple[int, Path, str]] = []
     for index, message in enumerate(messages):
-        reasoning = next((key for key in _REASONING_KEYS if isinstance(message.get(key), str)), None)
+        reasoning = next((key for key in REASONING_KEYS if isinstance(message.get(key), str)), None)
         if reasoning:
             found.append((index, (reasoning,), message[reasoning]))
         for path, text in _strings(message.get("content"), ("content",)):

@@ -13,9 +13,9 @@ shows where the contents are (`markers`), and a few small conversations show wha
 (`segments.Layout`). If an answer cannot be located with certainty, the row is refused.
 """
 
+import json
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,7 +24,7 @@ from swiftplug.data.chat.markers import Messages, Occurrence, locate, text_field
 from swiftplug.data.chat.segments import TEMPLATE_TEXT, Layout, Rendered, Segment
 from swiftplug.data.chat.tools import Turns, message_text, with_text_arguments, write_turns
 from swiftplug.data.read.conversation import Conversation, RowError
-from swiftplug.plugin import ContextType
+from swiftplug.plugin import ContextType, with_reasoning_key
 from swiftplug.plugin.tools_format import ToolsFormat
 
 
@@ -39,7 +39,7 @@ class ChatRenderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tools_format: ToolsFormat | None = None) -> None:
         self._tokenizer = tokenizer
         self._tools_format = tools_format
-        self._turn_formats: dict[tuple[bool, bool], TurnFormat] = {}
+        self._turn_formats: dict[tuple[bool, bool, str], TurnFormat] = {}
         self._layouts: dict[tuple[str, ...], Layout] = {}
 
     def render(self, conversation: Conversation) -> Rendered:
@@ -63,7 +63,7 @@ class ChatRenderer:
                 turns, text = written or self._write(conversation)
                 if whole:
                     response = Segment(0, len(text), ContextType.RESPONSE, True, "", TEMPLATE_TEXT)
-                    results.append(Rendered(text, [response], []))
+                    results.append(Rendered(text, [response], [], self._unread(turns, text)))
                 else:
                     results.append(self._segmented(turns, text))
             except RowError as error:
@@ -75,13 +75,13 @@ class ChatRenderer:
         turns, _ = self._write(conversation)
         if len(turns.messages) < 2 or turns.roles[-1] != "assistant":
             return None
-        return self._apply(turns.tools, turns.messages[:-1], generation_prompt=True)
+        return self._apply(turns, turns.messages[:-1], generation_prompt=True)
 
     def _write_all(self, conversations: Sequence[Conversation]) -> list[tuple[Turns, str]] | list[None]:
         """The turns of conversations and their texts; None for all if they must be rendered one by one."""
         try:
-            all_turns = [write_turns(conversation, self._tools_format) for conversation in conversations]
-            if conversations and not any(turns.tools for turns in all_turns):
+            all_turns = [self._turns(conversation) for conversation in conversations]
+            if conversations and not any(turns.tools or turns.chat_template_kwargs for turns in all_turns):
                 texts = self._tokenizer.apply_chat_template([turns.messages for turns in all_turns], tokenize=False)
                 return list(zip(all_turns, texts, strict=True))
         except Exception:  # the row that raised it will raise it again when it is rendered alone
@@ -90,19 +90,28 @@ class ChatRenderer:
 
     def _write(self, conversation: Conversation) -> tuple[Turns, str]:
         """The turns of a conversation and their text."""
-        turns = write_turns(conversation, self._tools_format)
+        turns = self._turns(conversation)
         try:
-            return turns, self._apply(turns.tools, turns.messages)
+            return turns, self._apply(turns, turns.messages)
         except RowError:
             textual = with_text_arguments(turns)
             if textual is None:
                 raise
-            return textual, self._apply(textual.tools, textual.messages)
+            return textual, self._apply(textual, textual.messages)
 
-    def _apply(self, tools: list[Any] | None, messages: Messages, generation_prompt: bool = False) -> str:
+    def _turns(self, conversation: Conversation) -> Turns:
+        turns = write_turns(conversation, self._tools_format)
+        return turns._replace(messages=with_reasoning_key(turns.messages, self._tokenizer))
+
+    def _apply(self, turns: Turns, messages: Messages, generation_prompt: bool = False) -> str:
+        """The text of messages, with the tools and the template's variables of `turns`."""
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, tools=tools, add_generation_prompt=generation_prompt, tokenize=False
+                messages,
+                tools=turns.tools,
+                add_generation_prompt=generation_prompt,
+                tokenize=False,
+                **turns.chat_template_kwargs,
             )
         except Exception as error:  # a template is a program and may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -113,39 +122,69 @@ class ChatRenderer:
     def _segmented(self, turns: Turns, text: str) -> Rendered:
         """A text with its segments: from the layout of these roles if it fits, else by rendering again."""
         contents = _plain_contents(turns)
-        roles = tuple(turns.roles)
-        if contents and roles in self._layouts:
-            rendered = self._layouts[roles].apply(contents, text)
+        key = _layout_key(turns)
+        if contents and key in self._layouts:
+            rendered = self._layouts[key].apply(contents, text)
             if rendered:
                 return rendered
         try:
             return self._examine(turns, text, contents)
         except RowError:
-            again = self._apply(turns.tools, turns.messages)
+            again = self._apply(turns, turns.messages)
             if again == text:
                 raise
             return self._examine(turns, again, contents)  # the template writes the date, and the day has changed
 
     def _examine(self, turns: Turns, text: str, contents: list[str] | None) -> Rendered:
         """A text with its segments, found by rendering again; remembers the layout of these roles."""
-        apply = partial(self._apply, turns.tools)
+        apply = partial(self._apply, turns)
         occurrences = locate(turns.messages, text, apply)
         answers = AnswerFinder(turns.messages, text, occurrences, apply, self._turn_format(turns)).find()
         shortened = _shortened(turns, occurrences, answers, text)
-        rendered = Rendered(text, _segments(turns, occurrences, answers, text), shortened)
-        if contents and not shortened:
+        segments = _segments(turns, occurrences, answers, text)
+        rendered = Rendered(text, segments, shortened, self._unread(turns, text))
+        if contents and not shortened and not rendered.unread:
             layout = Layout.learn(rendered, contents, occurrences)
             if layout:
-                self._layouts[tuple(turns.roles)] = layout
+                self._layouts[_layout_key(turns)] = layout
         return rendered
+
+    def _unread(self, turns: Turns, text: str) -> list[str]:
+        """What the template does not read: the text is the same without it. See `Rendered.unread`."""
+        keys = {key for message in turns.messages for key in message} - {"role", "content"}
+        unread = [key for key in sorted(keys) if self._writes(turns, _without_key(turns.messages, key), text)]
+        if turns.tools and self._writes(turns._replace(tools=None), turns.messages, text):
+            unread.append("tools")
+        if turns.chat_template_kwargs and self._writes(turns._replace(chat_template_kwargs={}), turns.messages, text):
+            unread.append("chat_template_kwargs")
+        return unread
+
+    def _writes(self, turns: Turns, messages: Messages, text: str) -> bool:
+        try:
+            return self._apply(turns, messages) == text
+        except RowError:
+            return False
 
     def _turn_format(self, turns: Turns) -> TurnFormat:
         has_system = turns.roles[0] == "system"
         in_parts = any(isinstance(message.get("content"), list) for message in turns.messages)
-        if (has_system, in_parts) not in self._turn_formats:
-            learned = learn_turn_format(partial(self._apply, None), has_system, in_parts)
-            self._turn_formats[has_system, in_parts] = learned
-        return self._turn_formats[has_system, in_parts]
+        key = has_system, in_parts, _layout_key(turns)[0]
+        if key not in self._turn_formats:
+            apply = partial(self._apply, turns._replace(tools=None))
+            self._turn_formats[key] = learn_turn_format(apply, has_system, in_parts)
+        return self._turn_formats[key]
+
+
+def _layout_key(turns: Turns) -> tuple[str, ...]:
+    """The variables of the template, and the roles: what a layout depends on besides contents."""
+    return (
+        json.dumps(turns.chat_template_kwargs, sort_keys=True, default=str) if turns.chat_template_kwargs else "",
+        *turns.roles,
+    )
+
+
+def _without_key(messages: Messages, key: str) -> Messages:
+    return [{name: value for name, value in message.items() if name != key} for message in messages]
 
 
 def _plain_contents(turns: Turns) -> list[str] | None:

@@ -39,11 +39,13 @@ class Rendered(NamedTuple):
         text: Exactly the output of `tokenizer.apply_chat_template(..., tokenize=False)`.
         segments: Segments that cover the text, in order.
         shortened: Indices of messages that the template omits in whole or in part, such as earlier thinking.
+        unread: What the template does not read of the row: keys of messages, `tools`, `chat_template_kwargs`.
     """
 
     text: str
     segments: list[Segment]
     shortened: list[int]
+    unread: Sequence[str] = ()
 
 
 class Layout:

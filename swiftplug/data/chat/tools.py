@@ -27,12 +27,14 @@ class Turns(NamedTuple):
         tools: The tools that are left to the template, or None.
         sources: For each message, the index of the (first) message of the row that it was made from; -1 for none.
         roles: For each message, the role in the row: a tool result keeps `tool` when it becomes a user turn.
+        chat_template_kwargs: Variables for the template.
     """
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None
     sources: list[int]
     roles: list[str]
+    chat_template_kwargs: dict[str, Any]
 
 
 def write_turns(conversation: Conversation, tools_format: ToolsFormat | None) -> Turns:
@@ -40,7 +42,7 @@ def write_turns(conversation: Conversation, tools_format: ToolsFormat | None) ->
     messages = [_without_training_keys(message) for message in conversation.messages]
     roles = [message["role"] for message in messages]
     tools = conversation.tools or None
-    unchanged = Turns(messages, tools, list(range(len(messages))), roles)
+    unchanged = Turns(messages, tools, list(range(len(messages))), roles, conversation.chat_template_kwargs)
     if tools_format is None or not (tools or "tool" in roles or any("tool_calls" in message for message in messages)):
         return unchanged
     # A row may have calls but no tools. Then an example tool shows whether the format leaves rows to the template.
@@ -50,7 +52,7 @@ def write_turns(conversation: Conversation, tools_format: ToolsFormat | None) ->
         return unchanged
     plugin = tools_format.func if isinstance(tools_format, partial) else tools_format
     writer = plugin if isinstance(plugin, ToolTurns) else _PlainToolTurns()
-    turns = Turns([], None, [], [])
+    turns = Turns([], None, [], [], conversation.chat_template_kwargs)
     has_system = bool(roles) and roles[0] in ("system", "developer")
     if tools and not has_system:
         _add(turns, {"role": "system", "content": prompt}, -1, "system")

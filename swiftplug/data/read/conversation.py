@@ -59,6 +59,7 @@ class Conversation:
         origin: Where the row was read from.
         tools: OpenAI-style descriptions of the tools, or None.
         text: The text of a row without messages (pretraining), or None.
+        chat_template_kwargs: The row's `chat_template_kwargs`: variables for the chat template.
         columns: All other columns of the row.
     """
 
@@ -66,4 +67,5 @@ class Conversation:
     origin: RowOrigin
     tools: list[Any] | None = None
     text: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)

@@ -32,6 +32,14 @@ TRANSCRIPT = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
 TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
+# What `apply_chat_template` takes besides the template's own variables.
+RESERVED = {
+    *("conversation", "conversations", "messages", "tools", "chat_template", "add_generation_prompt", "tokenize"),
+    *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
+
+
 def to_conversation(
     row: Any, origin: RowOrigin, task: Literal["pt", "sft", "sample"], columns: Mapping[str, str] | None = None
 ) -> Conversation:
@@ -39,7 +47,7 @@ def to_conversation(
 
     The format of a row is the first of `FORMATS` whose columns it has; else, and for `pt` always, its `text` is used.
     Of a preference row, the preferred answer is used; of prompt and completion, only the completion trains. Any format
-    may have `system` and `tools`.
+    may have `system`, `tools` (or OpenAI's older `functions`) and `chat_template_kwargs`.
 
     Args:
         row: The row, as parsed from JSON.
@@ -75,12 +83,17 @@ def to_conversation(
     if isinstance(system, str) and system and messages and messages[0]["role"] not in ("system", "developer"):
         messages.insert(0, {"role": "system", "content": system})
     tools = _parse_tools(rest.pop("tools", None))
+    if functions := _parse_tools(rest.pop("functions", None)):
+        if tools:
+            raise RowError("both `tools` and `functions`")
+        tools = [{"type": "function", "function": function} for function in functions]
+    chat_template_kwargs = _parse_chat_template_kwargs(rest.pop("chat_template_kwargs", None))
     if not messages:
         raise RowError("no messages")
     if task == "sft":
         _check_answer(messages[-1], rest, format)
     check_turns(messages)
-    return Conversation(messages=messages, origin=origin, tools=tools, columns=rest)
+    return Conversation(messages, origin, tools, chat_template_kwargs=chat_template_kwargs, columns=rest)
 
 
 def _text_conversation(rest: dict[str, Any], origin: RowOrigin, task: str) -> Conversation:
@@ -137,7 +150,7 @@ FORMATS = (
     Format({"chosen", "rejected"}, lambda rest: []),
 )
 
-COLUMNS = {"text", "system", "tools", "history", "input"}.union(
+COLUMNS = {"text", "system", "tools", "functions", "chat_template_kwargs", "history", "input"}.union(
     *(format.columns | {format.answer} for format in FORMATS)
 )
 """Every column that some format reads."""
@@ -189,6 +202,16 @@ def _parse_tools(value: Any) -> list[Any] | None:
         if not isinstance(tool, dict | str):
             raise RowError("a tool is neither text nor an object", f"it is {describe(tool)}")
     return [parse_json(tool, "tools") if isinstance(tool, str) and tool.lstrip()[:1] == "{" else tool for tool in value]
+
+
+def _parse_chat_template_kwargs(value: Any) -> dict[str, Any]:
+    """The variables for the chat template (an object or its JSON text), as in TRL."""
+    value = parse_json(value or {}, "chat_template_kwargs")
+    if not isinstance(value, dict):
+        raise RowError("`chat_template_kwargs` is not an object", f"it is {describe(value)}")
+    for name in RESERVED.intersection(value):
+        raise RowError("`chat_template_kwargs` sets what is not for the template", f"it has {name!r}")
+    return value
 
 
 def parse_label(value: Any) -> bool | None:

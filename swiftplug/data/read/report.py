@@ -1,7 +1,7 @@
 """What became of the rows of a run: how many were read, used, cut or left out, and why."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +13,7 @@ from swiftplug.formatting import format_count, format_percent
 
 EXAMPLES = 3
 REJECTED = {"rejected", "rejected_response", "rejected_messages"}
+TOOLS_HINT = "--tools hermes, or another tools format, writes tools and calls as text"
 SUMS = ("rows", "kept", "examples", "truncated", "split", "shortened", "tokens", "trained_tokens")
 
 
@@ -46,6 +47,13 @@ class UnreadKeys:
         """Likewise for a message."""
         _count(self.messages, rest)
 
+    def count_rendered(self, rendered_without: Iterable[str], messages: Sequence[Mapping[str, Any]]) -> None:
+        """Count the keys of a row and of its messages that the chat template does not read."""
+        for key in rendered_without:
+            having = sum(key in message for message in messages)
+            counts = self.messages if having else self.rows
+            counts[key] = counts.get(key, 0) + max(having, 1)
+
     def add(self, other: "UnreadKeys") -> None:
         """Add the counts of more rows."""
         for counts, more in (self.rows, other.rows), (self.messages, other.messages):
@@ -58,7 +66,8 @@ class UnreadKeys:
         if not groups:
             return []
         preferences = " (of preferences, only the preferred answer is used)" if REJECTED & self.rows.keys() else ""
-        return [f"{', '.join(groups)}: not read{preferences}"]
+        hint = f" ({TOOLS_HINT})" if "tools" in self.rows or "tool_calls" in self.messages else ""
+        return [f"{', '.join(groups)}: not read{preferences}{hint}"]
 
 
 @dataclass
