@@ -50,6 +50,23 @@ COMPARING = [("math", {}), ("gsm8k", {}), ("react", {}), ("cosine", {"max_chars"
         (r"} \boxed{5}", "5", 1.0),
         (r"\boxed{a \boxed{5} b}", "5", 1.0),
         ("\\boxed{两个 🍎}", "两个 🍎", 1.0),
+        # what Hendrycks' last_boxed_only_string reads (hendrycks/math, dataset/util.py)
+        (r"so it is $\boxed{2}$.", r"our answer is $\boxed 2$.", 1.0),
+        (r"our answer is $\boxed 2$.", r"\boxed{2}", 1.0),
+        (r"$\boxed x + 1$.", "x + 1", 1.0),
+        (r"so \fbox{2}", "2", 1.0),
+        (r"\boxed{2} in a \fbox{3}", "2", 1.0),
+        (r"\boxed{2", "2", 0.0),
+        # and other legal LaTeX
+        (r"\boxed {2}", "2", 1.0),
+        (r"\boxed2", "2", 1.0),
+        (r"\(\boxed -3.\)", "-3", 1.0),
+        (r"so \boxed 2, and 3", "2", 1.0),
+        (r"$\boxed\frac{1}{2}$", r"\frac{1}{2}", 1.0),
+        (r"\boxed{3} and \boxed 2", "2", 1.0),
+        (r"\boxed{\text{\boxed 2 of them}}", "2", 1.0),
+        (r"\boxedinput{2}", "2", 0.0),
+        (r"put it in \boxed and go on", "and", 0.0),
     ],
 )
 def test_math(scorer, answer, reference, reward):

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from pydantic import PositiveFloat
 
-from swiftplug.builtin.boxed import last_boxed
+from swiftplug.builtin.boxed import has_open_box, last_boxed, tagged_answer
+from swiftplug.builtin.numbers import join_groups, plain_numbers
 from swiftplug.builtin.orms.gsm8k import final_number
 from swiftplug.builtin.orms.matching import ComparingORM
 from swiftplug.plugin import Unscored
@@ -22,7 +23,9 @@ TIMED_OUT = 1  # exit code of the process when its watchdog ends it
 CACHE_SIZE = 4096  # comparisons; the candidates of a row often have the same answer
 
 # What a text that is LaTeX as a whole does not have: words, Chinese, a delimited formula, GSM8K's marker.
-_PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[:,.]?\s|[\u3400-\u9fff]|\$|\\[(\[]|####|\n")
+_PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[:,.]?\s|\s[A-Za-z]{2,}[.]?$|[\u3400-\u9fff]|\$|\\[(\[]|####|\n")
+_MIXED_NUMBER = re.compile(r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d./])")
+_EMPHASIS = re.compile(r"\*\*(?!\d)|(?<![\d)])\*\*|`")
 _CHINESE = re.compile(r"[\u3000-\u303f\u3400-\u9fff，：；！？]")  # math-verify finds numbers only after spaces
 
 
@@ -36,9 +39,10 @@ class Statement(NamedTuple):
 class MathVerify(ComparingORM):
     r"""1.0 if math-verify finds answer and reference equal, else 0.0: `\frac{1}{2}`, `0.5` and `1/2` are equal.
 
-    Compared is the content of the last `\boxed{...}`. A text without one, answer or reference, is read as LaTeX if it
-    is only a formula or a number; otherwise math-verify searches it from its end for a formula, a number after
-    `answer is`, or any number. Numbers with decimals are equal if they agree to six places.
+    Compared is the content of the last `\boxed{...}`, within `<answer>...</answer>` if there is such a tag. A box that
+    is never closed is no answer. A text without one, answer or reference, is read as LaTeX if it is only a formula or
+    a number; otherwise math-verify searches it from its end for a formula, a number after `answer is`, or any number.
+    Numbers with decimals are equal if they agree to six places.
 
     Some formulas take hours to compare (`9^{9^{9}}`), and a thread that compares them cannot be stopped. Comparisons
     therefore run in another process. It starts with the first comparison and is ended when one takes too long; that
@@ -65,7 +69,7 @@ class MathVerify(ComparingORM):
 
     def answer_of(self, text: str) -> str | None:
         """The content of the last box, or else the final number, as `gsm8k` reads it."""
-        return (last_boxed(text) or "").strip() or final_number(text)
+        return (last_boxed(tagged_answer(text)) or "").strip() or final_number(text)
 
     def _compare_in_process(self, found: Statement, expected: Statement) -> float | Unscored:
         with self._lock:
@@ -106,10 +110,11 @@ def stated_answer(text: str) -> Statement:
         >>> stated_answer(r"So it is \boxed{ x+1 }."), stated_answer("x + 1"), stated_answer("The answer is 18.")[1]
         (Statement(text='x+1', is_latex=True), Statement(text='x + 1', is_latex=True), False)
     """
+    text = _MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", plain_numbers(tagged_answer(text)))
     boxed = last_boxed(text)
-    if boxed is not None:
-        return Statement(boxed.strip(), is_latex=True)
-    text = text.strip()[-MAX_CHARS:]
+    if boxed is not None or has_open_box(text):
+        return Statement(join_groups(boxed or "").strip(), is_latex=True)
+    text = _EMPHASIS.sub("", text).strip()[-MAX_CHARS:]
     return Statement(_CHINESE.sub(" ", text), is_latex=not _PROSE.search(text))
 
 

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from swiftplug.builtin.numbers import plain_numbers
 from swiftplug.builtin.prms.equations import check_equations
 from swiftplug.plugin import PRM, InferRequest
 
@@ -44,21 +45,23 @@ def step_rewards(answer: str) -> list[float]:
     return [float(all(holds)) for holds in verdicts if holds]
 
 
-_SIGNS = (
-    {full_width: full_width - 0xFEE0 for full_width in range(0xFF01, 0xFF5F)}
-    | str.maketrans("−×✕⋅∙÷≅≃{}[]", "-****/≈≈()()")
-    | str.maketrans({"²": "^2", "³": "^3"})
-    | dict.fromkeys(map(ord, "$€£¥￥₹"), " ")
-)
+_SIGNS = str.maketrans("×✕⋅∙÷≅≃{}[]", "****/≈≈()()") | dict.fromkeys(map(ord, "$€£¥￥₹"), " ")
 _LATEX_SIGNS = {"times": "*", "cdot": "*", "div": "/", "approx": "≈", "dfrac": r"\frac", "tfrac": r"\frac"}
 _LATEX = re.compile(r"\\(times|cdot|div|approx|dfrac|tfrac|left|right|boxed)(?![a-zA-Z])|\\[,;! $]|\\(?=%)")
-_FRACTION = re.compile(r"\\frac\{([^{}]*)\}\{([^{}]*)\}")
+_FRACTION = re.compile(r"((?<![\d.])\d+)?\\frac\{([^{}]*)\}\{([^{}]*)\}")
 _LIST_MARKER = re.compile(r"^[ \t]*(?:[-*•·]|\d{1,3}[.)])[ \t]+", re.MULTILINE)
 _TIMES = re.compile(r"(?<=[\d)%])[ \t]*[xX·][ \t]*(?=[\d(.])")
 _POWER_OR_BOLD = re.compile(r"(?P<power>(?<=[\d)])\*\*(?=[\d(]))|\*\*")
 _ARROW = re.compile(r"[-=]{1,3}>")
 _TIME_OF_DAY = re.compile(r"(?<!\d)\d+(?::\d+)+")
 _PER = re.compile(r"/[ \t]*(?=[^\W\d_])")
+
+
+def _divided(fraction: re.Match[str]) -> str:
+    """A fraction of LaTeX as a division; behind a whole number, a proper one is the rest of a mixed number."""
+    whole, over, under = fraction.groups()
+    is_proper = over.isdigit() and under.isdigit() and (len(over), over) < (len(under), under)
+    return f"({whole}+{over}/{under})" if whole and is_proper else f"{whole or ''}(({over})/({under}))"
 
 
 def normalize(text: str) -> str:
@@ -71,9 +74,10 @@ def normalize(text: str) -> str:
         >>> normalize(r"- **Total:** 3 × 4 = \frac{24}{2}")
         'Total: 3 * 4 = ((24)/(2))'
     """
+    text = plain_numbers(text)
     if "\\" in text:
         text = _LATEX.sub(lambda command: _LATEX_SIGNS.get(command[1] or "", ""), text)
-        text = _FRACTION.sub(r"((\1)/(\2))", text)
-    text = _LIST_MARKER.sub("", text).replace("{,}", ",").translate(_SIGNS)
+        text = _FRACTION.sub(_divided, text)
+    text = _LIST_MARKER.sub("", text).translate(_SIGNS)
     text = _POWER_OR_BOLD.sub(lambda stars: "^" if stars["power"] else "", _TIMES.sub("*", text))
     return _PER.sub(" per ", _TIME_OF_DAY.sub("time", _ARROW.sub(";", text)))

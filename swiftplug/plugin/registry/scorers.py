@@ -51,6 +51,11 @@ class BoundScorer:
             taken |= _OUR_ARGUMENTS if self.is_ours else (columns | _ALWAYS_GIVEN) - _OUR_ARGUMENTS - self._options
         return self.scorer(**{name: self._argument(name, infer_requests, ground_truths) for name in taken})
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("scorer", "kind"):  # missing only while the object is being copied
+            raise AttributeError(name)
+        return getattr(self.scorer, name)
+
     def _argument(self, name: str, requests: Sequence[InferRequest], truths: Sequence[str | None]) -> Sequence[Any]:
         """What a parameter gets: one value for each request."""
         if name == "infer_requests":

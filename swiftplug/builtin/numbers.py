@@ -1,0 +1,48 @@
+r"""Numbers as people and models write them: `1 234` with a thin space, `１８`, `1.5e3`, `2½`, `1.234,56`."""
+
+import re
+import unicodedata
+
+_ASCII = (
+    {full: full - 0xFEE0 for full in range(0xFF01, 0xFF5F)}  # the full-width forms of Chinese texts
+    | dict.fromkeys(map(ord, "−–‒‐‑﹣"), "-")
+    | dict.fromkeys(map(ord, "⁄∕"), "/")
+)
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")
+_HALF_AND_THE_LIKE = re.compile("[¼-¾⅐-⅞]")
+_SUPERSCRIPT = re.compile(r"(?<=[\d)])[⁻⁰¹²³⁴-⁹]+")
+# What separates groups of three digits, except a comma by itself.
+_SEPARATOR = re.compile(r"(?<=\d)(?:\{,\}|\\[!,;: ]|[~_'’\u00a0\u2007\u2009\u202f]|(?<=!),|,(?=\\!))+(?=\d{3}(?!\d))")
+_EUROPEAN = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d+)(?![\d]|[.,]\d)")
+_DOTTED = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?!\d|[.,]\d)")
+_SPACED = re.compile(r"\s*\d{1,3}(?: \d{3})+(?:\.\d+)?\s*")
+_EXPONENT = re.compile(r"(?<![\w.,])(\d+(?:\.\d+)?)[eE]\+?(-?\d{1,3})(?!\w|\.\d)")
+
+
+def plain_numbers(text: str) -> str:
+    r"""A text whose numbers have ASCII digits and signs, commas or nothing between groups, and LaTeX's form of powers.
+
+    Nothing is decided that is not certain: `1,234` and `1,5` stay as they are.
+
+    Example:
+        >>> plain_numbers("１８, −5, 1’234, 1.234,56, 1.5e3, 2½, 10³")
+        '18, -5, 1234, 1234.56, 1.5\\times 10^{3}, 2\\frac{1}{2}, 10^{3}'
+    """
+    if not text.isascii():
+        text = _HALF_AND_THE_LIKE.sub(lambda it: r"\frac{{{}}}{{{}}}".format(*_parts(it[0])), text)
+        text = _SUPERSCRIPT.sub(lambda it: f"^{{{unicodedata.normalize('NFKC', it[0])}}}", text)
+        text = _OTHER_DIGIT.sub(lambda digit: str(int(digit[0])), text).translate(_ASCII)
+    text = _SEPARATOR.sub("", text).replace("{,}", ",")
+    text = _EUROPEAN.sub(lambda it: f"{it[1].replace('.', '')}.{it[2]}", text)
+    text = _DOTTED.sub(lambda it: it[0].replace(".", ""), text)
+    return _EXPONENT.sub(r"\1\\times 10^{\2}", text)
+
+
+def join_groups(statement: str) -> str:
+    """A statement that is one number with spaces between its groups (`1 234`) without them; any other as it is."""
+    return statement.replace(" ", "") if _SPACED.fullmatch(statement) else statement
+
+
+def _parts(fraction: str) -> list[str]:
+    """The numerator and the denominator of a character such as `½`."""
+    return unicodedata.normalize("NFKC", fraction).split("⁄")
