@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Option
 
-from swiftplug.cli.process import prepare_process
+from swiftplug.cli.process import loading_libraries, prepare_process
 from swiftplug.cli.run_options import RunRequest, takes_run_options
 from swiftplug.config.schema import TrainConfig
 from swiftplug.errors import UserError
@@ -37,7 +37,8 @@ def preview(
 
     config = load_train_config(request.path, request.options, request.sets).config
     prepare_process(debug=request.debug, num_proc=config.data.num_proc)
-    from swiftplug.preview.preview import preview as render
+    with loading_libraries():
+        from swiftplug.preview.preview import preview as render
     from swiftplug.runs.folder import write_atomically
 
     text = render(config, rows=rows, format=format, color=output is None and sys.stdout.isatty())

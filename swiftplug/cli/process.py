@@ -7,7 +7,8 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from swiftplug.errors import UserError
@@ -75,6 +76,18 @@ def wait_without_spinning() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+@contextmanager
+def loading_libraries() -> Iterator[None]:
+    """Show that this process is busy while it imports PyTorch and others, which may take several seconds."""
+    from rich.console import Console
+
+    from swiftplug.runs.console import RunProgress
+
+    console = Console(stderr=True, quiet=not is_first())
+    with RunProgress(console) as progress, progress.start("loading libraries"):
+        yield
+
+
 def silence_libraries() -> None:
     """Hide advice and deprecation warnings of libraries that are not about the user's run."""
     import logging
@@ -109,8 +122,9 @@ def run_in_processes(nproc: int, arguments: Sequence[str]) -> int:
     import logging
     import uuid
 
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    with loading_libraries():
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from swiftplug.cli.process import prepare_process
+from swiftplug.cli.process import loading_libraries, prepare_process
 from swiftplug.cli.run_options import DryRun, RunRequest, flag, takes_run_options
 from swiftplug.config.schema import SampleConfig
 from swiftplug.formatting import format_command
@@ -36,11 +36,12 @@ def sample(
     check_plugin_names(config)
     model = config.model.name if config.model else ""
     if quickstart:
-        typer.echo(f"No model, dataset or config given: sampling from the quickstart run {model}.")
-    from swiftplug.sampling.run import sample as run
+        typer.echo(f"No model, dataset or config given: sampling from {model}.")
+    with loading_libraries():
+        from swiftplug.sampling.run import sample as run
 
-    run(config, resume=resume, overwrite=overwrite, dry_run=dry_run)
-    if quickstart and not dry_run:
+    summary = run(config, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    if quickstart and summary and summary.kept:
         words = "train", "--model", model, "--dataset", f"{config.output_dir}/samples.jsonl"
         command = format_command(*words, "--set", "training.learning_rate=1e-3")
-        typer.echo(f"Next: {command}    (trains on the answers that were kept)")
+        typer.echo(f"Next: {command}   # trains on the answers that were kept")

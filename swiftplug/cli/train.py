@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from swiftplug.cli.process import is_first, prepare_process, run_in_processes
+from swiftplug.cli.process import is_first, loading_libraries, prepare_process, run_in_processes
 from swiftplug.cli.run_options import DryRun, RunRequest, flag, takes_run_options
 from swiftplug.config.schema import RUN, TrainConfig
 
@@ -45,11 +45,10 @@ def train(
         arguments = [*request.arguments(), *given, f"--output-dir={config.output_dir}"]
         raise typer.Exit(run_in_processes(nproc, ["train", *arguments]))
     if quickstart and is_first():
-        typer.echo("No model, dataset or config given: this is the built-in quickstart. Nothing is downloaded.")
-    from swiftplug.training.run import train as run
+        typer.echo("No model, dataset or config given: the built-in quickstart, no download.")
+    with loading_libraries():
+        from swiftplug.training.run import train as run
 
     run(config, resume=resume, allow_changed_plugins=allow_changed_plugins, dry_run=dry_run)
     if quickstart and not dry_run and is_first():
-        typer.echo(
-            "Next: swiftplug sample    (answers harder problems with this model, scores the answers and keeps the best)"
-        )
+        typer.echo("Next: swiftplug sample   # answers harder problems and keeps the best answers")

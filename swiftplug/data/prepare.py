@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -25,8 +26,6 @@ import pyarrow as pa
 import tokenizers
 import transformers
 from datasets import Dataset
-from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerFast
 
 from swiftplug import __version__
@@ -74,6 +73,7 @@ def prepare_data(
     task: Literal["pt", "sft"],
     options: DataOptions,
     seed: int,
+    progress: Callable[[str], AbstractContextManager[Any]],
     generation: bool = False,
 ) -> PreparedData:
     """Read, encode and pack the data of a run, or reuse what is stored.
@@ -88,6 +88,7 @@ def prepare_data(
         task: What the rows are used for.
         options: The `data` section of the config.
         seed: Seed of the choice of held-out rows.
+        progress: Shows what is done while a context lasts, which gives an object whose `advance(rows)` counts.
         generation: Whether evaluation generates answers.
 
     Raises:
@@ -106,7 +107,7 @@ def prepare_data(
     def encode(source: Source, generation: bool) -> StoredRows:
         encoder = RowEncoder(tokenizer, tools.bound, loss_scale, task, options, generation)
         key = _key(source, encoder, [tools, *loss_scales])
-        return store.get(key, lambda report: _encode(source, encoder, options.num_proc, report))
+        return store.get(key, lambda report: _encode(source, encoder, options.num_proc, report, progress))
 
     train = encode(train_source, False)
     evaluation = encode(eval_source, generation) if eval_source else None
@@ -166,17 +167,17 @@ def _hash_files(files: Iterable[Path]) -> str:
 
 
 def _encode(
-    source: Source, encoder: RowEncoder, num_proc: int, report: SplitReport
+    source: Source,
+    encoder: RowEncoder,
+    num_proc: int,
+    report: SplitReport,
+    progress: Callable[[str], AbstractContextManager[Any]],
 ) -> Generator[pa.RecordBatch, None, None]:
-    """Encode a source with a progress line on the terminal; adds up the counts in `report`."""
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}: {task.completed:,} rows"), TimeElapsedColumn()
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=hidden) as progress:
-        line = progress.add_task(f"encoding {source.name}", total=None)
+    """Encode a source; adds up the counts in `report`."""
+    with progress(f"encoding {source.name}") as activity:
         for examples, counts in map_chunks(encoder.encode_rows, source.read(), num_proc):
             report.add(counts)
-            progress.update(line, completed=report.rows, refresh=True)
+            activity.advance(counts.rows)
             yield examples
     if report.examples:
         return

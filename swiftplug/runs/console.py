@@ -131,12 +131,12 @@ class RunProgress:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._live_lines = console.is_terminal and not console.is_dumb_terminal
+        self._has_live_lines = console.is_terminal and not console.is_dumb_terminal
         self._activities: list[Activity] = []
         self._live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self._render)
-        self._stopped = threading.Event()
 
     def __enter__(self) -> "RunProgress":
+        self._stopped = threading.Event()
         if not self.console.quiet:
             threading.Thread(target=self._tick, name="swiftplug-progress", daemon=True).start()
         return self
@@ -151,7 +151,7 @@ class RunProgress:
         self, doing: str, noun: str = "", total: int | None = None, *, done: int = 0, live: bool = True
     ) -> Activity:
         """Begin an activity; see `Activity` for the arguments."""
-        activity = Activity(self, doing, noun, total, done, live and self._live_lines)
+        activity = Activity(self, doing, noun, total, done, live and self._has_live_lines)
         with _writing:
             self._activities.append(activity)
         return activity

@@ -1,11 +1,9 @@
 """What a sampling run prints: inputs, plan, progress and results."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from swiftplug.config.schema import SampleConfig
 from swiftplug.formatting import format_count, format_duration, format_number, format_percent
@@ -18,8 +16,6 @@ from swiftplug.sampling.rows import is_cut_off
 from swiftplug.sampling.scoring import Scorer
 from swiftplug.sampling.selection import CUT_OFF
 from swiftplug.sampling.statistics import Summary
-
-_INTERVAL = 30.0  # seconds between lines of progress where there is no terminal
 
 
 def print_inputs(console: Console, config: SampleConfig, ledger: Ledger, file: CandidatesFile | None) -> None:
@@ -71,44 +67,16 @@ def run_facts(config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Score
     return facts
 
 
-class SampleProgress(Progress):
-    """Rows done, candidates per second, and the time left: a live line on a terminal, else a line every 30 seconds."""
-
-    def __init__(self, console: Console, rows: int, activity: str) -> None:
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rate]}")
-        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._rows = rows
-        self._activity = activity
-        self._done = self._candidates = 0
-        self._started = self._printed = time.monotonic()
-        self._bar = self.add_task(activity, total=rows, rate=f"0/{rows:,} rows")
-
-    def count(self, rows: int, candidates: int) -> None:
-        """Count more rows, with their candidates, as done."""
-        self._done += rows
-        self._candidates += candidates
-        now = time.monotonic()
-        seconds = max(now - self._started, 1e-9)
-        left = (self._rows - self._done) * seconds / self._done if self._done else 0.0
-        pace = f"{self._candidates / seconds:,.1f} candidates/s, {format_duration(left)} left"
-        rate = f"{self._done:,}/{self._rows:,} rows, {pace}"
-        self.update(self._bar, completed=self._done, rate=rate)
-        if not self.console.is_terminal and now - self._printed > _INTERVAL and self._done < self._rows:
-            self._printed = now
-            print_line(self.console, f"{self._activity}: {rate}")
-
-
 def print_results(console: Console, folder: Path, summary: Summary, failed: int, seconds: float) -> None:
     """Print the summary of a run that took so many seconds; `failed` counts the rows at which the engine failed."""
     kept = f"{summary.kept:,} of {format_count(summary.candidates, 'candidate')} kept"
     print_line(console, f"finished in {format_duration(seconds)}: {kept}", "bold")
     for reason, count in summary.left_out.items():
         print_line(console, f"  {format_count(count, 'row')} left out: {reason}")
-    figures = [f"pass@{k} {format_percent(share)}" for k, share in summary.pass_at.items()]
-    if summary.majority is not None:
-        figures.append(f"majority {format_percent(summary.majority)}")
-    figures += [f"mean {name} {format_number(value)}" for name, value in summary.mean_scores.items()]
-    if figures:
+    passes = [f"pass@{k} {format_percent(share)}" for k, share in summary.pass_at.items()]
+    majority = [] if summary.majority is None else [f"majority {format_percent(summary.majority)}"]
+    means = [f"mean {name} {format_number(value)}" for name, value in summary.mean_scores.items()]
+    for figures in filter(None, (passes, majority + means)):
         print_line(console, f"  {', '.join(figures)}")
     if cut_off := sum(count for reason, count in summary.finish_reasons.items() if is_cut_off(reason)):
         advice = " and are not kept: raise max_new_tokens, or use --keep-cut-off" if CUT_OFF in summary.not_kept else ""
@@ -118,4 +86,5 @@ def print_results(console: Console, folder: Path, summary: Summary, failed: int,
         )
     if failed:
         print_line(console, "  to try the rows again at which the engine failed, use --resume")
-    print_line(console, f"rows to train on: {folder / SAMPLES}; page with all candidates: {folder / PAGE}")
+    print_line(console, f"rows to train on: {folder / SAMPLES}" if summary.kept else "no rows to train on")
+    print_line(console, f"page with all candidates: {folder / PAGE}")

@@ -8,8 +8,8 @@ from swiftplug.data.read.conversation import RowError
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
 from swiftplug.plugin.tools_format import ToolsFormat
+from swiftplug.runs.console import Activity, RunProgress
 from swiftplug.runs.plugins import RunPlugins
-from swiftplug.sampling.console import SampleProgress
 from swiftplug.sampling.ledger import NO_CANDIDATES, UNSCORED, USABLE, Ledger
 from swiftplug.sampling.rows import Candidate, Row, check_encodable, reference_candidate
 from swiftplug.sampling.scoring import Scorer
@@ -40,15 +40,18 @@ class SampleLoop:
         self.to_generate = ledger.count(f"{USABLE} AND {NO_CANDIDATES}", self._own)
         self.pending = self.to_generate + ledger.count(f"{USABLE} AND {UNSCORED}", self._own)
 
-    def run(self, progress: SampleProgress) -> None:
+    def run(self, progress: RunProgress) -> None:
         """Generate and score everything that is pending, batch by batch."""
         size = self.engine.prompts_at_once(self.sampling)
-        for start in range(self._own.start // size * size, self._own.stop, size):
-            batch = [row for row in self._ledger.rows(range(start, start + size)) if not row.problem]
-            self._generate(batch, progress)
-            self._score(batch, progress)
+        with progress.start("sampling" if self.to_generate else "scoring", "row", self.pending) as activity:
+            for start in range(self._own.start // size * size, self._own.stop, size):
+                batch = [row for row in self._ledger.rows(range(start, start + size)) if not row.problem]
+                unscored = self._unscored(batch)
+                self._generate(batch, activity)
+                self._score(batch, progress)
+                activity.advance(len(unscored), candidate=sum(len(row.candidates) for row in unscored))
 
-    def _generate(self, batch: list[Row], progress: SampleProgress) -> None:
+    def _generate(self, batch: list[Row], activity: Activity) -> None:
         """Generate candidates for the rows of a batch that have none."""
         waiting = {row.id: row for row in batch if row.position in self._own and not row.candidates}
         if not waiting:
@@ -59,17 +62,17 @@ class SampleLoop:
                 turns = write_turns(row.as_conversation(), self._tools_format)
             except RowError as error:
                 if waiting.pop(row.id, None):
-                    self._record(row, Answered(row.id, failure=str(error)), progress)
+                    self._record(row, Answered(row.id, failure=str(error)), activity)
             else:
                 prompts.append(Prompt(row.id, turns.messages, turns.tools, turns.chat_template_kwargs))
         for answered in self.engine.generate(prompts):
             if answered.id in waiting:
-                self._record(waiting.pop(answered.id), answered, progress)
+                self._record(waiting.pop(answered.id), answered, activity)
         if waiting:
             first = next(iter(waiting.values()))
             raise UserError(f"{self._engine_plugin.found} returned no result for {first.origin}")
 
-    def _record(self, row: Row, answered: Answered, progress: SampleProgress) -> None:
+    def _record(self, row: Row, answered: Answered, activity: Activity) -> None:
         """Write the candidates of a row, or why there are none."""
         expected, found = self.sampling.num_return_sequences, len(answered.completions)
         if not answered.failure and found != expected:
@@ -87,8 +90,7 @@ class SampleLoop:
         with self._ledger.transaction():
             self._ledger.set_failure(row)
             self._ledger.add_candidates(row.position, row.candidates)
-        if row.failure or not self._scorers:
-            progress.count(1, len(row.candidates))
+        activity.advance(1, candidate=len(row.candidates))
 
     def _check_texts(self, completions: Sequence[Completion]) -> str:
         """Why the completions cannot be stored; empty if they can."""
@@ -102,22 +104,22 @@ class SampleLoop:
             return str(error)
         return ""
 
-    def _score(self, batch: list[Row], progress: SampleProgress) -> None:
+    def _score(self, batch: list[Row], progress: RunProgress) -> None:
         """Score all candidates of the rows of a batch that have an unscored one."""
-        waiting = [
-            row
-            for row in batch
-            if row.position in self._own and any(candidate.rewards is None for candidate in row.candidates)
-        ]
+        waiting = self._unscored(batch)
         if not waiting:
             return
         for row in waiting:
             for candidate in row.candidates:
                 candidate.rewards, candidate.unscored = {}, {}
         for scorer in self._scorers:
-            scorer.score(waiting, self._config.score_timeout)
+            with progress.start(f"scoring with {scorer.name}"):
+                scorer.score(waiting, self._config.score_timeout)
         with self._ledger.transaction():
             for row in waiting:
                 self._ledger.set_rewards(row)
-        if self._scorers:
-            progress.count(len(waiting), sum(len(row.candidates) for row in waiting))
+
+    def _unscored(self, batch: list[Row]) -> list[Row]:
+        """The rows of a batch that have an unscored candidate."""
+        own = [row for row in batch if row.position in self._own]
+        return [row for row in own if any(candidate.rewards is None for candidate in row.candidates)]

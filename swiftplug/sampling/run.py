@@ -23,11 +23,11 @@ from rich.console import Console
 from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.console import print_line
+from swiftplug.runs.console import RunProgress, print_line
 from swiftplug.runs.errors import naming_full_disk, naming_plugins
 from swiftplug.runs.folder import CONFIG, MANIFEST, check_output_folder, write_run_files
 from swiftplug.runs.plugins import resolve_plugins
-from swiftplug.sampling.console import SampleProgress, print_inputs, print_results, print_sample_plan, run_facts
+from swiftplug.sampling.console import print_inputs, print_results, print_sample_plan, run_facts
 from swiftplug.sampling.intake import check_unchanged, read_inputs
 from swiftplug.sampling.ledger import Ledger, LedgerInUseError
 from swiftplug.sampling.loop import SampleLoop
@@ -60,7 +60,7 @@ def sample(
         >>> sample(load_sample_config("configs/sample.yaml", {}, []).config)
     """
     run = SampleRun(config, resume=resume, overwrite=overwrite)
-    with naming_plugins(run.plugins.all()), naming_full_disk(run.folder):
+    with naming_plugins(run.plugins.all()), naming_full_disk(run.folder), run.progress:
         if dry_run:
             run.print_plan()
             return None
@@ -86,10 +86,12 @@ class SampleRun:
         self.resume = resume
         self.overwrite = overwrite
         self.console = Console()
+        self.progress = RunProgress(self.console)
         self.folder = Path(str(config.output_dir)).expanduser()
         self.check_folder(resume=resume)
-        self.plugins = resolve_plugins(config)
-        self.scorers = resolve_scorers(config, self.plugins)
+        with self.progress, self.progress.start("loading plugins", live=False):
+            self.plugins = resolve_plugins(config)
+            self.scorers = resolve_scorers(config, self.plugins)
         self.facts = run_facts(config, self.plugins, self.scorers)
         self.model_name = config.model.name if config.model else config.adapter or ""
 
@@ -146,7 +148,7 @@ class SampleRun:
         partial = folder / f".{LEDGER}.partial"
         ledger = Ledger(partial, is_new=True)
         try:
-            with ledger.transaction():
+            with ledger.transaction(), self.progress.start("reading the data", live=False):
                 candidates_file = read_inputs(ledger, self.config, self.plugins, self.scorers)
             print_inputs(self.console, self.config, ledger, candidates_file)
             yield ledger
@@ -161,15 +163,15 @@ class SampleRun:
         loop = SampleLoop(self.config, self.plugins, self.scorers, ledger)
         with ExitStack() as stack:
             if loop.to_generate:
-                if self.model_name:
-                    print_line(self.console, f"loading {self.model_name}")
+                starting = f"starting engine {self.config.engine.name} ({self.model_name})".removesuffix(" ()")
+                is_folder = Path(self.model_name or ".").expanduser().is_dir()
                 stack.callback(loop.engine.close)
-                loop.engine.open(Arguments(self.config, self.plugins), loop.sampling)
+                with self.progress.start(starting, live=is_folder):
+                    loop.engine.open(Arguments(self.config, self.plugins), loop.sampling)
             if ledger.path != self.folder / LEDGER:
                 self._commit_new_run(ledger)
             if loop.pending:
-                activity = "sampling" if loop.to_generate else "scoring"
-                loop.run(stack.enter_context(SampleProgress(self.console, loop.pending, activity)))
+                loop.run(self.progress)
 
     def _commit_new_run(self, ledger: Ledger) -> None:
         """Remove the results of an earlier run, if there was one, and give the ledger its final name."""
@@ -182,7 +184,8 @@ class SampleRun:
     def write_results(self, ledger: Ledger) -> Summary:
         """Rank and select the candidates, write all result files, and print the summary."""
         title = self.model_name or str(self.config.candidates_file or self.config.output_dir)
-        summary = write_outputs(self.folder, ledger, self.config, self.scorers, title, self.facts)
+        with self.progress.start("selecting candidates and writing the results"):
+            summary = write_outputs(self.folder, ledger, self.config, self.scorers, title, self.facts)
         write_run_files(self.folder, self.config, self.plugins.all(), asdict(summary))
         failed = ledger.count("failure != ''", self.config.shard_rows(ledger.count_rows()))
         print_results(self.console, self.folder, summary, failed, time.monotonic() - self.started)

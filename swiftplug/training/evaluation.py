@@ -10,6 +10,7 @@ from transformers import EvalPrediction, GenerationConfig, TrainingArguments
 
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import BoundMetric, LoadedPlugin
+from swiftplug.runs.console import RunProgress
 
 
 class Metrics:
@@ -61,6 +62,7 @@ def generate_answers(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     args: TrainingArguments,
+    progress: RunProgress,
 ) -> list[str]:
     """The greedy answer to each prompt, by left-padded batches of `per_device_eval_batch_size`, over all processes."""
     model = accelerator.unwrap_model(model)
@@ -76,15 +78,17 @@ def generate_answers(
     # Longest first: prompts of about one length share a batch, and what does not fit into memory fails at once.
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     mine = order[args.process_index :: args.world_size]
+    batches = [mine[start : start + args.eval_batch_size] for start in range(0, len(mine), args.eval_batch_size)]
     answered: list[tuple[int, str]] = []
-    for start in range(0, len(mine), args.eval_batch_size):
-        rows = mine[start : start + args.eval_batch_size]
-        batch = {"input_ids": [prompts[row] for row in rows]}
-        padded = tokenizer.pad(batch, padding_side="left", return_attention_mask=True, return_tensors="pt")
-        with torch.no_grad(), accelerator.autocast():
-            output = model.generate(**padded.to(accelerator.device), generation_config=greedy)
-        texts = tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
-        answered += zip(rows, texts, strict=True)
+    with progress.start("generating answers", "batch", len(batches)) as activity:
+        for rows in batches:
+            batch = {"input_ids": [prompts[row] for row in rows]}
+            padded = tokenizer.pad(batch, padding_side="left", return_attention_mask=True, return_tensors="pt")
+            with torch.no_grad(), accelerator.autocast():
+                output = model.generate(**padded.to(accelerator.device), generation_config=greedy)
+            texts = tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
+            answered += zip(rows, texts, strict=True)
+            activity.advance(answer=len(rows))
     by_row = dict(gather_object(answered))
     return [by_row[row] for row in range(len(prompts))]
 

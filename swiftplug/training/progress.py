@@ -1,7 +1,6 @@
 """What a person sees of a run: a live line and a line for each log, `log.jsonl`, and the curves as a picture."""
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import TrainerCallback, TrainerState
 
-from swiftplug.formatting import format_duration, format_number, format_rate
-from swiftplug.runs.console import print_line
+from swiftplug.formatting import format_number
+from swiftplug.runs.console import RunProgress
 from swiftplug.runs.folder import atomic_path, write_atomically
 
 LOG = "log.jsonl"
@@ -37,41 +34,26 @@ BOOKKEEPING = {
 
 
 class ProgressLine(TrainerCallback):
-    """Shows step, loss, rate, tokens per second and time left.
-
-    On a terminal a live line below the lines of the logs; elsewhere the lines alone.
+    """Shows step, rate, tokens per second and the time left, and writes a line for each log.
 
     Args:
-        console: Where to write.
+        progress: Where to show it.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
-        hidden = console.quiet or not console.is_terminal
-        self.progress = Progress(*columns, console=console, transient=True, disable=hidden)
-        self.task = self.progress.add_task("starting", start=False)
-        self.started = 0.0
-        self.first_step = 0
-        self.first_tokens = 0
-        self.evaluated = 0
+    def __init__(self, progress: RunProgress) -> None:
+        self.progress = progress
+        self.tokens = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the clock; steps and tokens of an earlier part of the run do not count."""
-        self.started = time.monotonic()
-        self.first_step, self.first_tokens = state.global_step, state.num_input_tokens_seen
-        self.progress.start_task(self.task)
-        self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
-        self.progress.start()
+        self.tokens = state.num_input_tokens_seen
+        self.training = self.progress.start("first step", "step", state.max_steps, done=state.global_step)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Move the live line on."""
-        self.progress.update(self.task, completed=state.global_step, description=self._pace(state))
-
-    def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Show that an evaluation is under way."""
-        self.evaluated += 1
-        self.progress.update(self.task, description=f"evaluating, batch {self.evaluated}")
+        """Count a step and its tokens."""
+        self.training.doing = "training"
+        self.training.advance(token=state.num_input_tokens_seen - self.tokens)
+        self.tokens = state.num_input_tokens_seen
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Write a line of what was logged."""
@@ -79,39 +61,16 @@ class ProgressLine(TrainerCallback):
         if not state.is_world_process_zero or not shown:
             return
         evaluation = any(name.startswith("eval_") for name in shown)
-        self.evaluated = 0
         step = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
-        values = "  ".join(
+        values = [
             f"{name} {format_number(value) if isinstance(value, float) else value}" for name, value in shown.items()
-        )
-        pace = "" if evaluation else f"  {self._pace(state, with_step=False)}"
-        style = "bold green" if evaluation else ""
-        print_line(self.console, f"{step}  {values}{pace}", style)
+        ]
+        pace = [] if evaluation or self.training.live else self.training.pace()  # the live line has it
+        self.progress.print_line("  ".join([step, *values, *pace]), "bold green" if evaluation else "")
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Take the live line away."""
-        self.progress.stop()
-
-    def __enter__(self) -> "ProgressLine":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Take the live line away when a run breaks off, too."""
-        self.progress.stop()
-
-    def _pace(self, state: TrainerState, with_step: bool = True) -> str:
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        steps = state.global_step - self.first_step
-        parts = [f"step {state.global_step}/{state.max_steps}"] if with_step else []
-        if steps:
-            left = seconds / steps * (state.max_steps - state.global_step)
-            tokens = (state.num_input_tokens_seen - self.first_tokens) / seconds
-            parts += [
-                format_rate(steps, seconds, "step"),
-                format_rate(tokens, seconds, "token"),
-                f"{format_duration(left)} left",
-            ]
-        return "  ".join(parts)
+        self.progress.end(self.training)
 
 
 class RunLog(TrainerCallback):

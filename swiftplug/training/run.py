@@ -24,7 +24,7 @@ from swiftplug.config.schema import TrainConfig
 from swiftplug.data.batching import Collator
 from swiftplug.formatting import format_duration, format_number, format_percent
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice
-from swiftplug.runs.console import print_line, print_plan
+from swiftplug.runs.console import RunProgress, print_line, print_plan
 from swiftplug.runs.errors import naming_full_disk, naming_plugins
 from swiftplug.runs.folder import CONFIG, check_output_folder, write_run_files
 from swiftplug.training.checkpoint import find_checkpoint
@@ -69,8 +69,11 @@ def train(
     console = Console(quiet=int(os.environ.get("RANK", "0")) != 0)
     run_dir = Path(str(config.output_dir)).expanduser()
     check_output_folder(run_dir, CONFIG, resume=resume)
-    args = set_up(config)
-    data = read_data(args)
+    progress = RunProgress(console)
+    with progress:
+        with progress.start("loading the tokenizer", live=False):
+            args = set_up(config)
+        data = read_data(args, progress)
     for line in [*args.notes, *data.report.lines()]:
         print_line(console, line)
     if dry_run:
@@ -80,15 +83,19 @@ def train(
     checkpoint = find_checkpoint(run_dir, args, allow_changed_plugins) if resume else None
     run_dir.mkdir(parents=True, exist_ok=True)
     plugins = args.plugins.all()
-    with naming_plugins(plugins), naming_full_disk(run_dir), ProgressLine(console) as progress:
-        model = load_model_to_train(args, checkpoint)
+    with naming_plugins(plugins), naming_full_disk(run_dir), progress:
+        name = config.model.name if config.model else ""
+        with progress.start(f"loading {name}", live=Path(name).expanduser().is_dir()):
+            model = load_model_to_train(args, checkpoint)
+        callbacks = [plugin.bound(args) for plugin in args.plugins.of("callback")]
         trainer = PlugTrainer(
             args,
             model,
+            progress,
             train_dataset=data.train,
             eval_dataset=data.eval,
             data_collator=Collator(args.load_tokenizer().pad_token_id),
-            callbacks=[*(plugin.bound(args) for plugin in args.plugins.of("callback")), RunLog(run_dir), progress],
+            callbacks=[*callbacks, RunLog(run_dir), ProgressLine(progress)],
         )
         trainer.remove_callback(PrinterCallback)  # it prints every log a second time
         if config.data.packing:
@@ -99,7 +106,8 @@ def train(
 
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trainer.save_final()
+        with progress.start("saving the model"):
+            trainer.save_final()
         history = trainer.state.log_history
         metrics = {name: value for entry in history for name, value in entry.items()}
         if trainer.is_world_process_zero():
@@ -129,4 +137,4 @@ def _print_end(console: Console, run_dir: Path, metrics: dict[str, Any], seconds
     shown = [*(name for name in ("train_loss", "eval_loss") if name in metrics), *measured]
     values = ", ".join(f"{name} {format_number(metrics[name])}" for name in shown)
     print_line(console, f"finished in {format_duration(seconds)}: {values}".rstrip(": "), "bold")
-    print_line(console, f"the model, its log and its curves (loss.png) are in {run_dir}")
+    print_line(console, f"model, log (log.jsonl) and curves (loss.png): {run_dir}")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from transformers import TrainingArguments
@@ -11,7 +12,7 @@ from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.data.tokens import check_offsets
 from swiftplug.errors import UserError
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.console import plugin_fact
+from swiftplug.runs.console import RunProgress, plugin_fact
 from swiftplug.runs.errors import naming_plugins
 from swiftplug.runs.plugins import resolve_plugins
 from swiftplug.training.arguments import training_arguments
@@ -34,7 +35,7 @@ def set_up(config: TrainConfig) -> Arguments:
     return args
 
 
-def read_data(args: Arguments) -> PreparedData:
+def read_data(args: Arguments, progress: RunProgress) -> PreparedData:
     """Read and encode the data of a run.
 
     Raises:
@@ -43,7 +44,7 @@ def read_data(args: Arguments) -> PreparedData:
     """
     config, plugins = args.config, args.plugins
     tokenizer: Any = args.load_tokenizer()
-    with naming_plugins(plugins.all()):
+    with naming_plugins(plugins.all()), progress.start("reading the data", live=False):
         data = prepare_data(
             dataset=config.dataset,
             eval_dataset=config.eval_dataset,
@@ -54,6 +55,7 @@ def read_data(args: Arguments) -> PreparedData:
             task=config.task,
             options=config.data,
             seed=config.seed,
+            progress=partial(progress.start, noun="row"),
             generation=any(metric.bound.generate for metric in plugins.of("metric")),
         )
     loss = plugins.one("loss")

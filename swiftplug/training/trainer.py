@@ -28,6 +28,7 @@ from swiftplug.data.batching import EpochSampler
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.runs.arguments import Arguments
+from swiftplug.runs.console import RunProgress
 from swiftplug.runs.folder import MARKER, Marker
 from swiftplug.runs.model import absolute_name
 from swiftplug.training.checkpoint import FINAL_STAGING, STAGING, CheckpointKeeper, SaveAfterEpoch, move_into
@@ -42,11 +43,13 @@ class PlugTrainer(Trainer):
     Args:
         args: The run's arguments, with its plugins.
         model: The model as the tuner prepared it.
+        progress: Shows what it is doing.
         **kwargs: `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, as `Trainer` takes them.
     """
 
-    def __init__(self, args: Arguments, model: torch.nn.Module, **kwargs: Any) -> None:
+    def __init__(self, args: Arguments, model: torch.nn.Module, progress: RunProgress, **kwargs: Any) -> None:
         self.run_args = args
+        self.progress = progress
         self.plugins = args.plugins
         self.tokenizer: Any = args.load_tokenizer()
         self.marker = _marker(args)
@@ -189,6 +192,7 @@ class PlugTrainer(Trainer):
             loss, outputs = self.loss_computer(model, batch, count.clamp(min=1), need_logits=not prediction_loss_only)
         loss = loss.detach()
         self._eval_sums += np.array([loss.item() * count.item(), count.item()])
+        self._evaluating.advance()
         if prediction_loss_only:
             return loss, None, None
         return loss, outputs.logits.detach(), inputs["labels"]
@@ -213,7 +217,9 @@ class PlugTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Evaluate; the loss is the mean over all trained tokens, and metrics that generate are added."""
         self._eval_sums = np.zeros(2)  # the loss over all trained tokens, and their number
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        loop = super().evaluation_loop
+        with self.progress.start("evaluating", "batch", len(dataloader)) as self._evaluating:
+            output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = output.metrics or {}
         total, count = np.sum(gather_object([self._eval_sums]), axis=0).tolist()
         metrics[f"{metric_key_prefix}_loss"] = total / count if count else float("nan")
@@ -226,10 +232,12 @@ class PlugTrainer(Trainer):
                 rows["prompt_ids"],
                 self.metrics.max_new_tokens,
                 self.args,
+                self.progress,
             )
             references = [str(text) for text in rows["reference"]]
-            for name, value in self.metrics.compute_on_texts(predictions, references).items():
-                metrics[f"{metric_key_prefix}_{name}"] = value
+            with self.progress.start("computing metrics"):
+                computed = self.metrics.compute_on_texts(predictions, references)
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in computed.items()}
         wanted = self.args.metric_for_best_model
         if wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
             raise UserError(f"training.metric_for_best_model: no evaluation gives {wanted!r}{nearest(wanted, metrics)}")

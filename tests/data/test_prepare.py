@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from swiftplug.config.schema import DataOptions
@@ -14,6 +15,7 @@ from swiftplug.data.batching import Collator
 from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import PluginChoice, Registry
+from swiftplug.runs.console import RunProgress
 
 WEIGHING = """
 from swiftplug.plugin import ContextType, LossScale, register_loss_scale
@@ -61,6 +63,7 @@ def prepare(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[...,
             task=task,
             options=DataOptions(**{"cache_dir": str(tmp_path / "cache"), **given}),
             seed=seed,
+            progress=RunProgress(Console(quiet=True)).start,
             generation=generation,
         )
 

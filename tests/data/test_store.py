@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 from transformers import AutoTokenizer
 
 import swiftplug
@@ -25,6 +26,7 @@ from swiftplug.data.read.report import SplitReport
 from swiftplug.data.store import EncodedStore
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import PluginChoice, Registry
+from swiftplug.runs.console import RunProgress
 
 # Counts its calls in a file, so that a test sees whether rows were encoded or read from the cache.
 COUNTING = """
@@ -82,6 +84,7 @@ class Bench:
             task=task,
             options=DataOptions(**{"cache_dir": str(self.cache), **options}),
             seed=42,
+            progress=RunProgress(Console(quiet=True)).start,
         )
         return data.train.with_format(None)[:]["input_ids"], data.report.lines()
 

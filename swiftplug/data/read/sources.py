@@ -193,7 +193,7 @@ def concatenate(sources: Sequence[Source]) -> Source:
             if empty:
                 raise UserError(f"{source.name}: the dataset is empty")
 
-    name = ", ".join(source.name for source in sources)
+    name = ", ".join(dict.fromkeys(source.name for source in sources))
     return Source(name, "\n".join(source.fingerprint for source in sources), read)
 
 
