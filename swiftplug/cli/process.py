@@ -78,12 +78,12 @@ def wait_without_spinning() -> None:
 
 @contextmanager
 def loading_libraries() -> Iterator[None]:
-    """Show that this process is busy while it imports PyTorch and others, which may take several seconds."""
+    """Show on a terminal that this process is busy while it imports PyTorch and others, which may take seconds."""
     from rich.console import Console
 
     from swiftplug.runs.console import RunProgress
 
-    console = Console(stderr=True, quiet=not is_first())
+    console = Console(stderr=True, quiet=not (is_first() and sys.stderr.isatty()))
     with RunProgress(console) as progress, progress.start("loading libraries"):
         yield
 

@@ -1,13 +1,16 @@
 """What a person sees of a run: a live line and a line for each log, `log.jsonl`, and the curves as a picture."""
 
 import json
+import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from transformers import TrainerCallback, TrainerState
 
 from swiftplug.formatting import format_number
@@ -15,6 +18,8 @@ from swiftplug.runs.console import RunProgress
 from swiftplug.runs.folder import atomic_path, write_atomically
 
 LOG = "log.jsonl"
+
+_PANELS_PER_ROW = 4
 
 # What Trainer logs besides losses, learning rates and metrics.
 BOOKKEEPING = {
@@ -96,38 +101,42 @@ class RunLog(TrainerCallback):
 
 
 def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the losses and the learning rate over the steps, and the metrics where there are some.
+    """Draw the losses, the learning rate and each metric over the steps; metrics of different scales do not share axes.
 
     Args:
         history: The log history of a Trainer: dictionaries with `step` and what was logged at it.
         path: Where to write the PNG; it appears whole or not at all.
     """
-    metrics = sorted(
-        {name for entry in history for name in entry if name.startswith("eval_")} - {*BOOKKEEPING, "eval_loss"}
-    )
-    panels = 3 if metrics else 2
-    figure = Figure(figsize=(4.6 * panels, 3.4), dpi=110, layout="constrained")
-    axes = figure.subplots(1, panels)
-    _plot(axes[0], history, {"loss": "training", "eval_loss": "evaluation"}, "loss")
-    _plot(axes[1], history, {"learning_rate": "learning rate"}, "learning rate")
-    if metrics:
-        _plot(axes[2], history, {name: name.removeprefix("eval_") for name in metrics}, "metrics")
+    logged = {name for entry in history for name, value in entry.items() if isinstance(value, float | int)}
+    others = sorted(logged - BOOKKEEPING - {"step", "loss", "eval_loss", "learning_rate", "train_loss"})
+    panels = [{"loss": "training", "eval_loss": "evaluation"}, {"learning_rate": "learning rate"}]
+    panels += [{name: name.removeprefix("eval_")} for name in others]
+    columns = min(len(panels), _PANELS_PER_ROW)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for ax, series in zip_longest(axes, panels):
+        if series is None:
+            ax.set_axis_off()
+        else:
+            _plot(ax, history, series)
     with atomic_path(path) as partial:
         FigureCanvasAgg(figure).print_png(partial)
 
 
-def _plot(axes: Axes, history: Sequence[dict[str, Any]], series: dict[str, str], title: str) -> None:
+def _plot(axes: Axes, history: Sequence[dict[str, Any]], series: dict[str, str]) -> None:
     for name, label in series.items():
         points = [(entry["step"], entry[name]) for entry in history if name in entry]
         if points:
             steps, values = zip(*points, strict=True)
             marker = "o" if name.startswith("eval_") or len(points) == 1 else None
             axes.plot(steps, values, label=label, marker=marker, markersize=4, linewidth=1.4)
-    axes.set_title(title, fontsize=10)
+    axes.set_title("loss" if "loss" in series else next(iter(series.values())), fontsize=10)
     axes.set_xlabel("step", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins="auto"))
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)
-    if len(axes.get_lines()) > 1 or title == "metrics":
+    if len(axes.get_lines()) > 1:
         axes.legend(fontsize=8, frameon=False)
 
 

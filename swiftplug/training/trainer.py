@@ -260,6 +260,9 @@ class PlugTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         tuner = self.plugins.one("tuner").bound
         tuner.save_pretrained(model, str(folder), state_dict=state_dict, safe_serialization=True)
+        card = folder / "README.md"
+        if card.is_file() and "[More Information Needed]" in card.read_text(encoding="utf-8"):
+            card.unlink()  # PEFT's form, which nobody has filled in
         self.tokenizer.save_pretrained(folder)
         self.marker.write(folder)
 
