@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from swiftplug.config.load import load_train_config
+from swiftplug.config.load import QUICKSTART, load_train_config
 
 ROOT = Path(__file__).parents[1]
 EVERY = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.yaml"))
@@ -29,6 +29,12 @@ def test_there_is_one_for_each_thing_that_the_readme_names() -> None:
         *RUNS_ANYWHERE,
         *("sft_lora", "sft_full", "pretrain_packed", "agent_tools"),
     }
+
+
+def test_the_quickstart_is_the_embedded_one_and_no_link() -> None:
+    config = ROOT / "configs" / "quickstart.yaml"
+    assert config.read_text() == QUICKSTART.read_text()
+    assert not config.is_symlink()
 
 
 def test_the_best_of_n_are_sampled_on_a_tiny_model(tiny_model_dir: Path, tmp_path: Path) -> None:

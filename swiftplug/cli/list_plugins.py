@@ -58,7 +58,9 @@ def list_plugins(
     refused = {found.distribution for found in registry.refused(kind)}
     if refused:
         print(f"Not listed, as SWIFTPLUG_PLUGINS does not allow them: {', '.join(sorted(refused))}", file=sys.stderr)
-    if any(result and result.status == "broken" for _, result in listed):
+    for problem in registry.problems:
+        print(problem, file=sys.stderr)
+    if any(result and result.status == "broken" for _, result in listed) or (check and registry.problems):
         raise typer.Exit(1)
 
 

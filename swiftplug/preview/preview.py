@@ -57,7 +57,7 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
         raise UserError(f"{source.name}: the dataset is empty")
     if format == "json":
         return to_json(shown)
-    notes = [*opened.notes, *unread.lines()]
+    notes = [*plugins.registry.notes, *opened.notes, *unread.lines()]
     return to_html(shown, notes) if format == "html" else to_text(shown, notes, color)
 
 

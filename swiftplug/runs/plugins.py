@@ -46,16 +46,15 @@ class RunPlugins:
 
 
 def check_plugin_names(config: RunConfig) -> None:
-    """Report an unknown plugin immediately: this imports no plugin, and neither torch nor Transformers.
+    """Report a wrong plugin name immediately: this imports no plugin, and neither torch nor Transformers.
 
     Raises:
-        UserError: No plugin has a name that the config gives.
+        UserError: A name that the config gives is that of no plugin or of several, or that of one that is not allowed.
     """
     registry = _discover(config)
     for kind, choices, where in _named(config, registry):
         for choice in choices:
-            if not registry.has(kind, choice.name):
-                registry.resolve(kind, PluginChoice(name=choice.name), where)
+            registry.check_name(kind, choice.name, where)
 
 
 def resolve_plugins(config: RunConfig) -> RunPlugins:

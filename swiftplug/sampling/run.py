@@ -150,6 +150,8 @@ class SampleRun:
         try:
             with ledger.transaction(), self.progress.start("reading the data", live=False):
                 candidates_file = read_inputs(ledger, self.config, self.plugins, self.scorers)
+            for note in self.plugins.registry.notes:
+                print_line(self.console, note)
             print_inputs(self.console, self.config, ledger, candidates_file)
             yield ledger
         finally:

@@ -74,7 +74,7 @@ def train(
         with progress.start("loading the tokenizer", live=False):
             args = set_up(config)
         data = read_data(args, progress)
-    for line in [*args.notes, *data.report.lines()]:
+    for line in [*args.plugins.registry.notes, *args.notes, *data.report.lines()]:
         print_line(console, line)
     if dry_run:
         print_plan(console, plan_facts(args, data), "nothing was trained or written")

@@ -33,7 +33,7 @@ def sites(install: Any) -> list[Path]:
     return [
         install(
             "acme",
-            {kind: {"good": "acme.good:f", "bad": "acme.bad:f"} for kind in ("losses", "orms")},
+            {kind: {"good": "acme.good:f", "bad": "acme.bad:f"} for kind in ("losses", "tools")},
             {"acme/__init__.py": "print('noise')", "acme/good.py": GOOD, "acme/bad.py": "import nothing_at_all"},
             version="1.2",
         ),
@@ -77,12 +77,12 @@ def test_one_kind(run: Any, sites: list[Path]) -> None:
 
 
 def test_check_distinguishes_broken_from_needy(run: Any, sites: list[Path]) -> None:
-    done = run("--check", "--json", "--kind", "orm", sites=sites)
+    done = run("--check", "--json", "--kind", "tools", sites=sites)
     assert done.returncode == 1
     listed = rows(done)
-    assert (listed["orm acme:good"]["status"], listed["orm acme:good"]["cause"]) == ("fits", "")
-    assert listed["orm acme:bad"]["status"] == "broken"
-    assert "No module named 'nothing_at_all'" in listed["orm acme:bad"]["cause"]
+    assert (listed["tools acme:good"]["status"], listed["tools acme:good"]["cause"]) == ("fits", "")
+    assert listed["tools acme:bad"]["status"] == "broken"
+    assert "No module named 'nothing_at_all'" in listed["tools acme:bad"]["cause"]
     assert "noise" in done.stderr
     done = run("--check", "--kind", "prm", sites=sites, COLUMNS="200")
     assert done.returncode == 0, done.stdout

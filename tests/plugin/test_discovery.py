@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from swiftplug.plugin.registry import Registry
+from swiftplug.errors import UserError
+from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.plugin.registry.finder import find_installed, missing_requirements
 
 BOOM = "raise RuntimeError('imported')\n"
@@ -93,3 +94,33 @@ def test_the_public_api_and_discovery_import_nothing_heavy(statement: str, tmp_p
         "assert not [it for it in sys.modules if it.startswith('swiftplug.builtin')]\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "entry_points", "problem"),
+    [
+        ("Name: broken\n", "[swiftplug.losses]\nx = a:b\n", "the metadata of broken is broken: KeyError"),
+        ("Name: broken\nVersion: 1.0\n", "[swiftplug.losses]\nx\n", "the metadata of broken is broken: "),
+        (
+            "Name: broken\nVersion: 1.0\n",
+            "[swiftplug.loss]\nx = a:b\n",
+            "broken 1.0 has 'x' in the entry-point group 'swiftplug.loss', which does not exist; "
+            "did you mean 'swiftplug.losses'?",
+        ),
+        ("Name: broken\nVersion: 1.0\n", b"\xff[swiftplug.losses]\nx = a:b\n", None),
+    ],
+)
+def test_broken_metadata_is_told_and_disturbs_nobody(
+    install: Any, metadata: str, entry_points: str | bytes, problem: str | None
+) -> None:
+    info = install("broken", {}, {}) / "broken-1.0.dist-info"
+    (info / "METADATA").write_text(metadata)
+    (info / "entry_points.txt").write_bytes(entry_points if isinstance(entry_points, bytes) else entry_points.encode())
+    registry = Registry.discover()
+    assert [text.startswith(problem or "") for text in registry.problems] == [True] * (problem is not None)
+    assert registry.resolve("loss", PluginChoice(name="focal"), "--loss").bound
+    if problem and "group" in problem:
+        with pytest.raises(
+            UserError, match=r"--loss: there is no loss 'x'; broken 1\.0 has 'x' in the entry-point group"
+        ):
+            registry.resolve("loss", PluginChoice(name="x"), "--loss")

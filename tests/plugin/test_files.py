@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from swiftplug import __version__
 from swiftplug.errors import UserError
 from swiftplug.plugin import ContextType, InferRequest, ToolTurns, split_parts_by_regex, split_str_parts_by
 from swiftplug.plugin.registry import PluginChoice, Registry
@@ -177,11 +178,23 @@ def test_older_style_tables_of_every_kind(write: Any) -> None:
     assert {loaded.source_file for loaded in registry.always_on_callbacks} == {str(path)}
 
 
-def test_a_table_shadows_no_built_in(write: Any) -> None:
-    registry = Registry.discover(files=[write(TABLES)])
-    with pytest.raises(UserError, match=r"'default' is ambiguous: .*swiftplug:default.* and file:default"):
-        resolve(registry, "loss_scale", "default")
-    assert resolve(registry, "loss_scale", "swiftplug:default")
+def test_a_file_comes_before_what_is_installed_and_says_so(write: Any, install: Any) -> None:
+    install("acme", {"loss_scales": {"default": "acme:f", "react": "acme:f"}}, {"acme.py": ""})
+    path = write(TABLES)
+    registry = Registry.discover(files=[path])
+    registry.check_name("loss_scale", "default", "--loss-scale")
+    for _ in range(2):
+        weigh = resolve(registry, "loss_scale", "default").get_loss_scale
+        assert weigh.__self__ is registry.found("loss_scale")[-1].obj
+    ours = f"swiftplug {__version__}"
+    assert registry.notes == [
+        f"loss scale 'default' is that of {path}, not acme:default (acme 1.0) or swiftplug:default ({ours})"
+    ]
+    assert resolve(registry, "loss_scale", "swiftplug:default") is not weigh.__self__
+    assert resolve(registry, "loss_scale", "file:default") is weigh.__self__
+    with pytest.raises(UserError, match=r"'react' is ambiguous: acme:react .* and swiftplug:react"):
+        registry.check_name("loss_scale", "react", "--loss-scale")
+    assert len(registry.notes) == 1
 
 
 def test_tables_of_the_package_may_be_written_into(write: Any) -> None:
@@ -250,9 +263,12 @@ def test_two_files_of_one_base_name_do_not_disturb_each_other(write: Any, tmp_pa
 
 def test_two_files_with_one_name_are_ambiguous(write: Any) -> None:
     text = "from swiftplug.plugin import *\n@register_loss_func('x')\ndef f(outputs, labels): return 0\n"
+    text += "register_loss_func('focal', f)\n"
     registry = Registry.discover(files=[write(text), write(text, "other.py")])
-    with pytest.raises(UserError, match=r"mine\.py.* and .*other\.py.*rename one"):
-        resolve(registry, "loss", "x")
+    for name in ("x", "focal"):
+        with pytest.raises(UserError, match=r"mine\.py.* and .*other\.py.*rename one"):
+            resolve(registry, "loss", name)
+    assert not registry.notes
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from swiftplug.config.load import load_train_config
+from swiftplug.config.schema import TrainConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import PluginChoice, Registry
+from swiftplug.runs.plugins import check_plugin_names
 
 LOSS = "def f(outputs, labels, *, scale: float = 1.0):\n    return scale\n"
 
@@ -207,3 +211,35 @@ def test_every_built_in_fits_its_contract_or_needs_an_extra() -> None:
     registry = Registry.discover()
     checks = {it.qualified_name: registry.check(it) for it in registry.found() if it.distribution == "swiftplug"}
     assert {name: check for name, check in checks.items() if check.status == "broken"} == {}
+
+
+def test_a_path_comes_before_the_plugin_of_a_third_party(
+    install: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("acme", {"datasets": {"rows.jsonl": "acme:f"}, "models": {"m": "acme:f"}}, {"acme.py": "def f(): ..."})
+    registry = Registry.discover()
+    assert registry.has("dataset", "rows.jsonl") and registry.has("model", "m")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").touch()
+    for folder in ("m", "tiny"):
+        (tmp_path / folder).mkdir()
+    assert not registry.has("dataset", "rows.jsonl") and not registry.has("model", "m")
+    assert registry.notes == [
+        "dataset 'rows.jsonl' is the path, not acme:rows.jsonl (acme 1.0)",
+        "model 'm' is the path, not acme:m (acme 1.0)",
+    ]
+    assert registry.has("dataset", "acme:rows.jsonl") and registry.has("model", "tiny")
+
+
+def test_names_are_checked_before_anything_is_imported(install: Any) -> None:
+    for name in ("one", "two"):
+        install(name, {"optimizers": {"same": f"{name}:f"}}, {f"{name}.py": "raise RuntimeError"})
+    config = TrainConfig.model_validate({"optimizer": "same"})
+    with pytest.raises(UserError, match=r"optimizer: optimizer 'same' is ambiguous: one:same .* and two:same"):
+        check_plugin_names(config)
+    check_plugin_names(TrainConfig.model_validate({"optimizer": "one:same"}))
+    with pytest.raises(UserError, match=r"not allowed by plugins\.allow"):
+        check_plugin_names(TrainConfig.model_validate({"optimizer": "one:same", "plugins": {"allow": ["two"]}}))
+    # Who names nothing of theirs is not disturbed, whatever they are called.
+    install("three", {group: {"default": "three:f", "tiny": "three:f"} for group in ("models", "losses")}, {})
+    check_plugin_names(load_train_config(None, {}, []).config)

@@ -11,6 +11,7 @@ from typing import Any
 
 import importlib_metadata
 
+from swiftplug.errors import nearest
 from swiftplug.plugin.registry.errors import MissingExtraError
 from swiftplug.plugin.registry.kinds import KINDS
 from swiftplug.plugin.registry.summaries import summary_of
@@ -86,28 +87,51 @@ class FoundPlugin:
         return self.source if self.from_file else getattr(sys.modules[self.value.partition(":")[0]], "__file__", None)
 
 
-def find_installed() -> list[FoundPlugin]:
+def find_installed(problems: list[str] | None = None) -> list[FoundPlugin]:
     """All plugins that installed distributions declare as entry points, sorted by name and distribution.
 
     If a distribution is on `sys.path` twice, the first one counts, as it does for `import`.
+
+    Args:
+        problems: Gets a sentence for each distribution whose metadata is broken, and for each entry point in a group
+            that is called like ours and is none. They disturb nobody else.
     """
+    problems = [] if problems is None else problems
     names = set()
     for distribution in importlib_metadata.distributions():
         # Searching the text is much faster than parsing it, and most distributions declare no plugins.
-        declares = "[swiftplug." in (distribution.read_text("entry_points.txt") or "")
+        declares = "[swiftplug" in _read(distribution, "entry_points.txt")
         # An interrupted uninstall leaves a folder without metadata.
-        if declares and (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO")):
+        if declares and (_read(distribution, "METADATA") or _read(distribution, "PKG-INFO")):
             names.add(normalize_distribution(distribution.name))
     kinds = {kind.group: kind.name for kind in KINDS.values()}
     found = []
-    for distribution in map(importlib_metadata.distribution, names):
-        name, version = distribution.name, distribution.version
-        for entry_point in distribution.entry_points:
+    for distribution in map(importlib_metadata.distribution, sorted(names)):
+        name = distribution.name
+        try:
+            version, entry_points = distribution.version, distribution.entry_points
+        except Exception as error:  # whatever a parser raises for text that another tool wrote
+            problems.append(f"the metadata of {name} is broken: {type(error).__name__}: {error}")
+            continue
+        for entry_point in entry_points:
+            if entry_point.group.startswith("swiftplug") and entry_point.group not in kinds:
+                problems.append(
+                    f"{name} {version} has {entry_point.name!r} in the entry-point group {entry_point.group!r}, which "
+                    f"does not exist{nearest(entry_point.group, kinds)}"
+                )
             if entry_point.group in kinds:
                 value, _, extras = entry_point.value.partition("[")
                 value, needed = re.sub(r"\s", "", value), tuple(re.findall(r"[\w.-]+", extras))
                 found.append(FoundPlugin(kinds[entry_point.group], entry_point.name, name, version, value, needed))
     return sorted(found, key=lambda plugin: (plugin.name, normalize_distribution(plugin.distribution), plugin.value))
+
+
+def _read(distribution: Any, file: str) -> str:
+    """The text of a metadata file; empty if there is none, or none that is text."""
+    try:
+        return distribution.read_text(file) or ""
+    except UnicodeDecodeError:
+        return ""
 
 
 def missing_requirements(found: FoundPlugin) -> list[str]:

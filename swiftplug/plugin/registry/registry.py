@@ -58,15 +58,23 @@ class Check(NamedTuple):
 class Registry:
     """All plugins that this process can see.
 
+    Attributes:
+        notes: What a name was taken for where it could have meant something else, one sentence each.
+        problems: What is wrong with the metadata of installed distributions, one sentence each.
+
     Example:
         >>> registry = Registry.discover(files=["my_plugins.py"])
         >>> registry.resolve("loss", PluginChoice(name="focal", options={"gamma": 3}), "--loss").bound
     """
 
-    def __init__(self, plugins: Sequence[FoundPlugin], allow_lists: dict[str, set[str]]) -> None:
+    def __init__(
+        self, plugins: Sequence[FoundPlugin], allow_lists: dict[str, set[str]], problems: Sequence[str] = ()
+    ) -> None:
         kinds = list(KINDS)
         self._plugins = sorted(plugins, key=lambda plugin: kinds.index(plugin.kind))
         self._allow_lists = allow_lists
+        self.notes: list[str] = []
+        self.problems = problems
 
     @classmethod
     def discover(cls, files: Sequence[str | Path] = (), allow: Sequence[str] | None = None) -> "Registry":
@@ -81,9 +89,10 @@ class Registry:
             UserError: If a file fails.
         """
         unique = {Path(file).resolve(): file for file in files}
-        installed = find_installed()
+        problems: list[str] = []
+        installed = find_installed(problems)
         from_files = [plugin for file in unique.values() for plugin in load_file(file)]
-        return cls([*installed, *from_files], allow_lists(allow))
+        return cls([*installed, *from_files], allow_lists(allow), problems)
 
     def found(self, kind: str | None = None) -> list[FoundPlugin]:
         """The plugins that may be used, of one kind or of all, in order of kind; those from files come last."""
@@ -94,8 +103,26 @@ class Registry:
         return [plugin for plugin in self._plugins if kind in (None, plugin.kind) and self._forbidden_by(plugin)]
 
     def has(self, kind: str, name: str) -> bool:
-        """Whether there is a plugin, allowed or not, of this name or qualified name. Imports nothing."""
-        return bool(self._named(kind, name))
+        """Whether a name that may be a path too is that of a plugin, allowed or not. Imports nothing.
+
+        A file or folder of this name comes before the plugin of a third party, which must not disturb a run that does
+        not name it.
+        """
+        named = self._named(kind, name)
+        third_party = [plugin for plugin in named if not plugin.from_file and plugin.distribution != BUILT_IN]
+        if third_party == named and ":" not in name and Path(name).expanduser().exists():
+            if named:
+                self._note(f"{kind} {name!r} is the path, not {named[0].qualified_name} ({named[0].source})")
+            return False
+        return bool(named)
+
+    def check_name(self, kind: str, name: str, where: str) -> None:
+        """Check that a name means exactly one plugin, which may be loaded. Imports nothing.
+
+        Raises:
+            UserError: It is unknown, ambiguous or not allowed.
+        """
+        self._choose(kind, name, where)
 
     def resolve(self, kind: str, choice: PluginChoice, where: str) -> LoadedPlugin:
         """Import a plugin, check its contract and its options, and make it ready for use.
@@ -151,18 +178,30 @@ class Registry:
     def _choose(self, kind: str, name: str, where: str) -> FoundPlugin:
         named = self._named(kind, name)
         allowed = [plugin for plugin in named if not self._forbidden_by(plugin)]
+        label = kind.replace("_", " ")
+        # A file that the user names is no accident: its plugins come before installed ones.
+        if given := [plugin for plugin in allowed if plugin.from_file]:
+            others = [f"{plugin.qualified_name} ({plugin.source})" for plugin in allowed if plugin not in given]
+            allowed = given
+            if others and len(given) == 1:
+                self._note(f"{label} {name!r} is that of {given[0].source}, not {' or '.join(others)}")
         if len(allowed) == 1:
             return allowed[0]
-        label = kind.replace("_", " ")
         if not named:
             known = [plugin.qualified_name if ":" in name else plugin.name for plugin in self.found(kind)]
-            raise UserError(f"{where}: there is no {label} {name!r}{install_hint(name) or nearest(name, known)}")
+            misplaced = next((f"; {problem}" for problem in self.problems if f"has {name!r}" in problem), "")
+            hint = misplaced or install_hint(name) or nearest(name, known)
+            raise UserError(f"{where}: there is no {label} {name!r}{hint}")
         if not allowed:
             raise UserError(f"{where}: {named[0]} is not allowed by {' and '.join(self._forbidden_by(named[0]))}")
         names = " and ".join(f"{plugin.qualified_name} ({plugin.source})" for plugin in allowed)
         same = len({plugin.qualified_name for plugin in allowed}) < len(allowed)
         remedy = "rename one" if same else "give the qualified name"
         raise UserError(f"{where}: {label} {name!r} is ambiguous: {names}; {remedy}")
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _named(self, kind: str, name: str) -> list[FoundPlugin]:
         distribution, _, bare = name.partition(":")
