@@ -13,6 +13,9 @@ class Tuner:
 
     The options of the plugin are the keyword-only parameters of `prepare_model`.
 
+    Attributes:
+        saves_whole_model: Whether `save_pretrained` writes a complete Transformers model, which needs no base model.
+
     Example:
         >>> class LastLayer(Tuner):
         ...     @staticmethod
@@ -21,6 +24,8 @@ class Tuner:
         ...             parameter.requires_grad_(name.startswith(layer))
         ...         return model
     """
+
+    saves_whole_model: bool = False
 
     @staticmethod
     def prepare_model(args: "RunArguments", model: "torch.nn.Module") -> "torch.nn.Module":

@@ -1,5 +1,8 @@
 """What a run passes to its plugins as `args`: its config, and its model and tokenizer."""
 
+import json
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +11,7 @@ from swiftplug.errors import UserError
 from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.registry import PluginChoice
 from swiftplug.plugin.tokenizer import set_chat_template
-from swiftplug.runs.folder import MARKER, Marker, is_adapter_run
+from swiftplug.runs.folder import CONFIG, KEPT_BASE, MARKER, Marker, absolute_name, is_adapter_run, load_tuner
 from swiftplug.runs.plugins import RunPlugins
 
 if TYPE_CHECKING:
@@ -85,6 +88,54 @@ class Arguments(RunArguments):
         self.load_tokenizer().save_pretrained(folder)
         return str(folder)
 
+    @cached_property
+    def continued(self) -> str | None:
+        """The run whose adapter a training run goes on with, as tuner and options are the same; None for a new one."""
+        name, tuner = self._checkpoint, self.plugins.one("tuner")
+        marker = Marker.read(name) if name is not None and is_adapter_run(name) else None
+        chosen = {"name": tuner.found.qualified_name, "options": json.loads(json.dumps(tuner.options, default=str))}
+        return name if marker is not None and marker.tuner == chosen else None
+
+    @property
+    def base(self) -> "Arguments":
+        """The arguments for the model that the tuner of a training run gets."""
+        return self if self.continued is None else self._base_of(self.continued)
+
+    @property
+    def base_folder(self) -> str | None:
+        """The folder or hub id of that model; None if a run whose tuner saves less has to keep a copy of it."""
+        name = self.base._checkpoint
+        is_copy = name is not None and Path(name).name == KEPT_BASE and (Path(name).parent / CONFIG).is_file()
+        return None if name is None or is_copy or is_adapter_run(name) else absolute_name(name)
+
+    def explain_model(self) -> Iterator[str]:
+        """What a training run does with the adapter that its model has.
+
+        Raises:
+            UserError: It can be neither merged nor trained further, or a plugin or the base model is missing.
+        """
+        from peft import PeftConfig
+
+        name, tuner = self._checkpoint, self.plugins.one("tuner")
+        marker = Marker.read(name) if name is not None and is_adapter_run(name) else None
+        if name is None or marker is None:
+            return
+        load_tuner(name, self.plugins.registry)
+        base = self._base_of(name)
+        has_config = (Path(name).expanduser() / "adapter_config.json").is_file()
+        if has_config and PeftConfig.from_pretrained(str(Path(name).expanduser())).is_prompt_learning:
+            raise UserError(f"model: {name} holds a learned prompt, which can be neither merged nor trained further")
+        if self.continued:
+            yield f"model: the adapter of {name} is trained further (tuner and options are the same)"
+        elif base.config.model_options.quantization:
+            raise UserError(
+                f"model: the adapter of {name} cannot be merged into a quantized model; to train it further, use its "
+                f"tuner and options: {json.dumps(marker.tuner)}"
+            )
+        else:
+            kept = "" if tuner.bound.saves_whole_model else f" and kept in {self.config.output_dir}/{KEPT_BASE}"
+            yield f"model: the adapter of {name} is merged into its base model{kept}, and training starts from there"
+
     def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, with a padding token and its own chat template."""
         from swiftplug.runs.model import load_tokenizer, with_padding_token
@@ -115,12 +166,13 @@ class Arguments(RunArguments):
         if marker is None:
             raise UserError(f"{folder}: has no {MARKER}, so its base model is unknown; name it with --model")
         registry = self.plugins.registry
-        choice = PluginChoice.model_validate(marker.base_model)
+        choice = PluginChoice.model_validate(marker.base_choice(folder))
         is_plugin = registry.has("model", choice.name)
         plugins = [registry.resolve("model", choice, f"{folder}/{MARKER}")] if is_plugin else []
-        # Custom model code needs the permission of this run's config, whatever the folder says.
-        trusted = {**marker.model_options, "trust_remote_code": self.config.model_options.trust_remote_code}
-        changed = {"model": choice, "model_options": ModelOptions.model_validate(trusted), "seed": marker.seed}
+        # What this run's config gives comes first: above all, the permission for custom model code is its alone.
+        given = self.config.model_options.model_dump(exclude_none=True)
+        options = ModelOptions.model_validate({**marker.model_options, **given})
+        changed = {"model": choice, "model_options": options, "seed": marker.seed}
         if self._adapter is not None:
             changed["adapter"] = None
         used = RunPlugins(registry, {**self.plugins.by_kind, "model": plugins})

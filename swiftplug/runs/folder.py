@@ -15,11 +15,12 @@ from swiftplug import __version__
 from swiftplug.config.load import to_yaml
 from swiftplug.config.schema import RunConfig
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 
 CONFIG = "config.yaml"
 MANIFEST = "run.json"
 MARKER = "swiftplug.json"
+KEPT_BASE = "base_model"  # the folder of a base model that exists nowhere else
 _RECORDED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 
 
@@ -100,7 +101,8 @@ class Marker(NamedTuple):
     """`swiftplug.json`: how to load the weights beside it.
 
     Attributes:
-        base_model: The base model as in the config: a folder, hub id or model plugin, with its options.
+        base_model: The base model as in the config (a folder, hub id or model plugin, with its options), and the path
+            to its folder, if it has one, from the folder of this file: what is moved together stays together.
         model_options: The config's `model_options`.
         seed: The run's seed, which a model plugin may have used to initialize its weights.
         tuner: The qualified name of the tuner plugin, with its options. The Python file of a plugin is not recorded:
@@ -111,6 +113,27 @@ class Marker(NamedTuple):
     model_options: dict[str, Any]
     seed: int
     tuner: dict[str, Any]
+
+    def base_choice(self, folder: str) -> dict[str, Any]:
+        """The base model of what is in a folder, as a config names it.
+
+        Raises:
+            UserError: Its folder is not there any more.
+        """
+        name, relative = self.base_model["name"], self.base_model.get("relative")
+        places = [name if Path(name).is_absolute() else None, relative]
+        if relative and Path(relative).name == KEPT_BASE:
+            places.reverse()
+        found = [Path(os.path.normpath(Path(folder).expanduser().resolve() / place)) for place in places if place]
+        for path in found:
+            if path.is_dir():
+                return {"name": str(path)}
+        if Path(name).is_absolute():
+            raise UserError(
+                f"{folder}: its base model is not at {' or '.join(map(str, found))}; if it was moved, write its new "
+                f"folder into {Path(folder) / MARKER} as base_model.name"
+            )
+        return {"name": name, "options": self.base_model.get("options", {})}
 
     def write(self, folder: Path) -> None:
         """Write it into a folder, as the last file of a save: its presence shows that the save is complete."""
@@ -131,6 +154,23 @@ class Marker(NamedTuple):
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: is not a valid {MARKER}: {error}") from error
+
+
+def load_tuner(folder: str, registry: Registry) -> Any:
+    """The tuner that saved what is in the folder of a run.
+
+    Raises:
+        UserError: It is not installed, or does not take its recorded options.
+    """
+    marker = Marker.read(folder)
+    assert marker is not None
+    return registry.resolve("tuner", PluginChoice.model_validate(marker.tuner), f"{folder}/{MARKER}").bound
+
+
+def absolute_name(name: str) -> str:
+    """A model's name, with a relative folder made absolute."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() else name
 
 
 def is_adapter_run(name: str) -> bool:

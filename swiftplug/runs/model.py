@@ -24,8 +24,8 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 from swiftplug.config.schema import ModelOptions
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.model_arch import attach_model_meta
-from swiftplug.plugin.registry import PluginChoice, Registry
-from swiftplug.runs.folder import MARKER, Marker, is_adapter_run
+from swiftplug.plugin.registry import Registry
+from swiftplug.runs.folder import MARKER, Marker, is_adapter_run, load_tuner
 
 
 def autocast_dtype(training_args: TrainingArguments) -> torch.dtype:
@@ -102,12 +102,10 @@ def load_adapter(model: torch.nn.Module, folder: str, registry: Registry, dtype:
     if not path.is_dir():
         raise UserError(f"--adapter: no folder {folder!r}")
     dtypes = {parameter: parameter.dtype for parameter in model.parameters()}
-    marker = Marker.read(path)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # `_merge` unties them
-        if marker is not None:
-            tuner = registry.resolve("tuner", PluginChoice.model_validate(marker.tuner), f"{folder}/{MARKER}")
-            model = tuner.bound.from_pretrained(model, folder, is_trainable=False)
+        if Marker.read(path) is not None:
+            model = load_tuner(folder, registry).from_pretrained(model, folder, is_trainable=False)
         elif (path / "adapter_config.json").is_file():
             model = PeftModel.from_pretrained(model, folder)
         else:
@@ -142,17 +140,10 @@ def _merge(model: PeftModel) -> torch.nn.Module:
         merged: torch.nn.Module = model.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError):
         return model  # PEFT cannot merge this method; layers that it has merged by then compute the same
-    config = getattr(merged, "config", None)
-    if isinstance(merged, PreTrainedModel) and config.tie_word_embeddings:
+    if isinstance(merged, PreTrainedModel) and merged.config.tie_word_embeddings:
         head, embeddings = merged.get_output_embeddings(), merged.get_input_embeddings()
-        config.tie_word_embeddings = head is None or head.weight is embeddings.weight
+        merged.config.tie_word_embeddings = head is None or head.weight is embeddings.weight
     return merged
-
-
-def absolute_name(name: str) -> str:
-    """A model's name, with a relative folder made absolute."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.is_dir() else name
 
 
 def _hub_options(options: ModelOptions) -> dict[str, Any]:

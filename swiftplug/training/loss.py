@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from transformers import TrainingArguments
 
 from swiftplug.errors import UserError
@@ -51,7 +52,9 @@ class LossComputer:
         whole_forward_only = args.torch_compile or args.fsdp or args.deepspeed or args.ddp_find_unused_parameters
         if self.is_token_loss and not whole_forward_only:
             self.head = find_known_head(model)
-        self.keeps_logits = "logits_to_keep" in inspect.signature(_base(model).forward).parameters
+        # The positions to keep are those of a row; virtual tokens that a tuner puts in front would shift them.
+        shifted = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+        self.keeps_logits = not shifted and "logits_to_keep" in inspect.signature(_base(model).forward).parameters
 
     def __call__(
         self,

@@ -1,13 +1,17 @@
 """The model that a run trains: loaded, wrapped by the tuner, in the right precision, and fit for packed rows."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import set_seed
+from peft import PeftModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, set_seed
 
 from swiftplug.errors import UserError
 from swiftplug.runs.arguments import Arguments
+from swiftplug.runs.folder import KEPT_BASE
 from swiftplug.runs.model import autocast_dtype
 
 
@@ -20,18 +24,49 @@ def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Mo
     set_seed(args.config.seed)
     compute_dtype = autocast_dtype(args.training_args)
     # In mixed precision the checkpoint's own type is kept until the tuner has decided what trains.
-    base = args.load_model(torch.float32 if compute_dtype == torch.float32 else None)
+    base = args.base.load_model(torch.float32 if compute_dtype == torch.float32 else None)
     tuner = args.plugins.one("tuner")
-    if checkpoint is None:
-        model = tuner.bound.prepare_model(args, base)
+    if isinstance(base, PeftModel):
+        raise UserError("model: has an adapter that PEFT cannot merge; to train it further, use its tuner and options")
+    place = _keep_base(args, base, is_new=checkpoint is None)
+    if source := checkpoint or args.continued:
+        model = tuner.bound.from_pretrained(base, str(source), is_trainable=True)
     else:
-        model = tuner.bound.from_pretrained(base, str(checkpoint), is_trainable=True)
+        model = tuner.bound.prepare_model(args, base)
+    if isinstance(model, PeftModel) and place:
+        for config in model.peft_config.values():  # PEFT knows no path that is relative to its own folder
+            config.base_model_name_or_path, config.revision = place, args.base.config.model_options.revision
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"{tuner.found} returned a {type(model).__name__}; expected a torch.nn.Module")
     _set_precision(model, compute_dtype)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"{tuner.found} leaves no parameter to train")
     return model
+
+
+def _keep_base(args: Arguments, base: torch.nn.Module, *, is_new: bool) -> str | None:
+    """Keep a copy of the base model in the run's folder, if the tuner saves less and there is no other to load.
+
+    Returns:
+        The folder or hub id of the base model; None if plain Transformers could load no copy of it.
+    """
+    kept = Path(args.training_args.output_dir).expanduser() / KEPT_BASE
+    place, is_main = args.base_folder, args.training_args.should_save
+    if is_new and is_main:
+        shutil.rmtree(kept, ignore_errors=True)
+    if place is not None or args.plugins.one("tuner").bound.saves_whole_model:
+        return place
+    if not isinstance(base, PreTrainedModel):
+        return None
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    if known.get(type(base.config), None) is not type(base) and not hasattr(base.config, "auto_map"):
+        return None
+    if is_main and not kept.is_dir():
+        staging = kept.with_name(f".saving-{KEPT_BASE}")
+        base.save_pretrained(staging)
+        args.load_tokenizer().save_pretrained(staging)
+        staging.rename(kept)
+    return str(kept.resolve())
 
 
 def _set_precision(model: torch.nn.Module, compute_dtype: torch.dtype) -> None:

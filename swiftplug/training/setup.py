@@ -44,6 +44,7 @@ def read_data(args: Arguments, progress: RunProgress) -> PreparedData:
     """
     config, plugins = args.config, args.plugins
     tokenizer: Any = args.load_tokenizer()
+    args.notes += args.explain_model()
     with naming_plugins(plugins.all()), progress.start("reading the data", live=False):
         data = prepare_data(
             dataset=config.dataset,

@@ -10,6 +10,7 @@ What differs from the base class, and where:
 Four private methods of the base class are overridden, because it has no public hook for them.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -29,8 +30,7 @@ from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
-from swiftplug.runs.folder import MARKER, Marker
-from swiftplug.runs.model import absolute_name
+from swiftplug.runs.folder import KEPT_BASE, MARKER, Marker, absolute_name
 from swiftplug.training.checkpoint import FINAL_STAGING, STAGING, CheckpointKeeper, SaveAfterEpoch, move_into
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer
@@ -52,7 +52,6 @@ class PlugTrainer(Trainer):
         self.progress = progress
         self.plugins = args.plugins
         self.tokenizer: Any = args.load_tokenizer()
-        self.marker = _marker(args)
         self.metrics = Metrics(self.plugins.of("metric"))
         self.run_dir = Path(args.training_args.output_dir)
         self.first_step = 0
@@ -264,7 +263,8 @@ class PlugTrainer(Trainer):
         if card.is_file() and "[More Information Needed]" in card.read_text(encoding="utf-8"):
             card.unlink()  # PEFT's form, which nobody has filled in
         self.tokenizer.save_pretrained(folder)
-        self.marker.write(folder)
+        place = self.run_dir / folder.name if folder.name.startswith("checkpoint-") else self.run_dir
+        _marker(self.run_args, self.run_dir, place).write(folder)
 
     def save_final(self) -> None:
         """Write the trained weights to the root of the run's folder, all of them or none."""
@@ -311,17 +311,23 @@ class _OrderOfEpoch(TrainerCallback):
         self.epoch += 1
 
 
-def _marker(args: Arguments) -> Marker:
-    """The contents of `swiftplug.json` for the weights of this run."""
-    config, tuner = args.config, args.plugins.one("tuner")
-    name = str(config.model and config.model.name)
+def _marker(args: Arguments, run_dir: Path, place: Path) -> Marker:
+    """The contents of `swiftplug.json` for the weights of this run, when they are in the folder `place`."""
+    tuner, base = args.plugins.one("tuner"), args.base
+    model = base.config.model
+    name = str(model and model.name)
+    base_model = {
+        "name": name if base.plugins.model else absolute_name(name),
+        "options": model.options if model else {},
+    }
+    kept, own = run_dir / KEPT_BASE, None if base.plugins.model else Path(base_model["name"])
+    folder = kept if kept.is_dir() else own
+    if folder is not None and folder.is_dir():
+        base_model["relative"] = os.path.relpath(folder.resolve(), place.resolve())
     return Marker(
-        base_model={
-            "name": name if args.plugins.model else absolute_name(name),
-            "options": config.model.options if config.model else {},
-        },
-        model_options=config.model_options.model_dump(),
-        seed=config.seed,
+        base_model=base_model,
+        model_options=base.config.model_options.model_dump(),
+        seed=base.config.seed,
         tuner={"name": tuner.found.qualified_name, "options": tuner.options},
     )
 

@@ -17,6 +17,8 @@ _FREEZE_RULES = "freeze_rules"  # the attribute of a model that keeps its rules
 class Full(Tuner):
     """Full fine-tuning: trains every weight; saves a whole Transformers model."""
 
+    saves_whole_model = True
+
     @staticmethod
     def prepare_model(args: Any, model: torch.nn.Module) -> torch.nn.Module:
         """Make every weight trainable; see `Tuner.prepare_model`.

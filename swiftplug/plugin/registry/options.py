@@ -79,6 +79,10 @@ class BoundTuner:
     tuner: Any
     options: dict[str, Any]
 
+    @property
+    def saves_whole_model(self) -> bool:
+        return getattr(self.tuner, "saves_whole_model", False)
+
     def prepare_model(self, args: Any, model: Any) -> Any:
         return self.tuner.prepare_model(args, model, **self.options)
 
