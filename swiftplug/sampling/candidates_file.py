@@ -1,13 +1,14 @@
 """Reads existing candidates, from a `candidates.jsonl` of an earlier run or of another tool, into the ledger."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from swiftplug.data.read.conversation import RowError
-from swiftplug.data.read.messages import parse_messages
+from swiftplug.data.read.files import IncompleteLineError, read_json, reader_of
+from swiftplug.data.read.messages import check_media, parse_messages
+from swiftplug.data.read.report import UnreadKeys
 from swiftplug.errors import UserError
 from swiftplug.sampling.ledger import NO_CANDIDATES, NO_INDEX, Ledger
 from swiftplug.sampling.rows import Candidate, Row, check_encodable, is_reference, prompt_key
@@ -18,7 +19,7 @@ _MAX_INDEX = 2**31  # a candidate with a larger index gets the row's next free i
 
 @dataclass
 class CandidatesFile:
-    """A JSONL file with one candidate per line, and counts of what was read."""
+    """A file of rows that are candidates, usually JSONL, and counts of what was read."""
 
     path: Path
     taken: int = 0
@@ -29,6 +30,8 @@ class CandidatesFile:
     """Where the first of those is, as `file:line`."""
     torn: str = ""
     """The last line, as `file:line`, if it is incomplete."""
+    unread: UnreadKeys = field(default_factory=UnreadKeys)
+    """Columns of candidates whose rows are in the dataset."""
 
     def read_into(self, ledger: Ledger, has_dataset: bool) -> None:
         """Write every candidate into the ledger; an incomplete last line is left out.
@@ -51,6 +54,8 @@ class CandidatesFile:
             elif row.reference is not None:
                 ledger.set_reference(position, row.reference)
             candidate.index = ledger.free_index(position, candidate.index)
+            if has_dataset:  # the row's own columns are used
+                self.unread.count_row(row.columns)
             ledger.add_candidates(position, row.candidates)
             self.taken += 1
         if not self.taken:
@@ -63,19 +68,12 @@ class CandidatesFile:
         ledger.set_problem(f"no candidate in {self.path}", NO_CANDIDATES)
 
     def _lines(self) -> Iterator[Row]:
-        with self.path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                where = f"{self.path}:{number}"
-                if not raw.strip():
-                    continue
-                try:
-                    value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except (ValueError, RecursionError) as error:
-                    if not raw.endswith(b"\n"):  # its writer was stopped in the middle of this line
-                        self.torn = where
-                        return
-                    raise UserError(f"{where}: not JSON: {error}; expected one candidate per line") from None
-                yield _parse_line(value, where)
+        reader = reader_of(self.path) or read_json
+        try:
+            for value, origin in reader(self.path):
+                yield _parse_line(value, str(origin))
+        except IncompleteLineError as error:  # its writer was stopped in the middle of this line
+            self.torn = error.place
 
 
 def _position(row: Row, ledger: Ledger, has_dataset: bool) -> int | None:
@@ -95,6 +93,7 @@ def _parse_line(value: Any, where: str) -> Row:
     if not isinstance(value, dict) or "messages" not in value:
         raise UserError(f"{where}: has no 'messages'; expected the prompt and, as its last message, the candidate")
     try:
+        check_media(value, "the candidate")
         messages = parse_messages(value["messages"], "messages")
         check_encodable(value)
     except RowError as error:

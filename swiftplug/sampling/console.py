@@ -24,8 +24,8 @@ def print_inputs(console: Console, config: SampleConfig, ledger: Ledger, file: C
     own = config.shard_rows(total)
     shard = f" (shard {config.shard} of {total:,})" if config.shard else ""
     print_line(console, f"rows: {ledger.count(USABLE, own):,} of {len(own):,}{shard}")
-    for problem, count, origin in ledger.problems(own):
-        print_line(console, f"  {count:,} left out: {problem}: {origin}{', ...' if count > 1 else ''}")
+    for problem, dropped in ledger.problems(own).items():
+        print_line(console, f"  {dropped.count:,} left out: {problem}: {dropped}")
     for line in ledger.get("unread"):
         print_line(console, f"  {line}")
     if file:

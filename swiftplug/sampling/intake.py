@@ -36,6 +36,7 @@ def read_inputs(
     file = CandidatesFile(Path(config.candidates_file).expanduser()) if config.candidates_file is not None else None
     if file:
         file.read_into(ledger, has_dataset=bool(sources))
+        unread.add(file.unread)
     everything = range(ledger.count_rows())
     _check_rows(ledger, everything, config)
     _check_references(ledger, everything, config, scorers)
@@ -85,8 +86,8 @@ def _check_rows(ledger: Ledger, everything: range, config: SampleConfig) -> None
         names = ", ".join(choice.name for choice in config.dataset)
         raise UserError(f"{config.where('dataset')}: {names} has no rows")
     if not ledger.count(USABLE, everything):
-        problem, count, origin = ledger.problems(everything)[0]
-        raise UserError(f"none of the {len(everything)} rows can be used: {problem} ({count} rows): {origin}")
+        problem, dropped = next(iter(ledger.problems(everything).items()))
+        raise UserError(f"none of the {len(everything)} rows can be used: {problem} ({dropped.count} rows): {dropped}")
 
 
 def _check_references(ledger: Ledger, everything: range, config: SampleConfig, scorers: Sequence[Scorer]) -> None:

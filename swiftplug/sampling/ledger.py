@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from swiftplug.data.read.report import EXAMPLES, Dropped
 from swiftplug.errors import UserError
 from swiftplug.runs.errors import is_disk_full
 from swiftplug.sampling.rows import Candidate, Row, prompt_key, to_json
@@ -123,13 +124,15 @@ class Ledger:
         query = f"SELECT COUNT(*) FROM rows WHERE position >= ? AND position < ? AND {condition}"
         return int(self._file.execute(query, (positions.start, positions.stop)).fetchone()[0])
 
-    def problems(self, positions: range) -> list[tuple[str, int, str]]:
-        """Each problem of the rows at these positions, how many rows have it, and the origin of the first."""
-        query = (
-            "SELECT problem, COUNT(*), origin FROM rows WHERE position >= ? AND position < ? AND problem != '' "
-            "GROUP BY problem ORDER BY COUNT(*) DESC, MIN(position)"
-        )
-        return list(self._file.execute(query, (positions.start, positions.stop)))
+    def problems(self, positions: range) -> dict[str, Dropped]:
+        """The rows at these positions that cannot be used, by problem, the most frequent first."""
+        rows, place = "FROM rows WHERE position >= ? AND position < ? AND", (positions.start, positions.stop)
+        counts = f"SELECT problem, COUNT(*) {rows} problem != '' GROUP BY problem ORDER BY COUNT(*) DESC, MIN(position)"
+        first = f"SELECT origin {rows} problem = ? ORDER BY position LIMIT {EXAMPLES}"
+        return {
+            problem: Dropped(count, [origin for (origin,) in self._file.execute(first, (*place, problem))])
+            for problem, count in self._file.execute(counts, place).fetchall()
+        }
 
     def columns(self) -> list[str]:
         """The names of the columns that any usable row has."""

@@ -71,7 +71,7 @@ class Row:
 
     Attributes:
         id: A hash of its content; repeats of a row get a number.
-        origin: Where it was read, as `file:line`.
+        origin: Where it was read, as `file:line`, and of a row that cannot be used, what was found there.
         prompt: The messages up to the question.
         tools: Descriptions of the tools, or None.
         columns: Every other column; also `chat_template_kwargs`, if it has any.
@@ -117,7 +117,8 @@ def read_rows(sources: Iterable[Source], columns: Mapping[str, str], system: str
         try:
             yield _to_row(raw, columns, system)
         except RowError as error:
-            yield Row(_hash(raw.row), str(raw.origin), problem=str(error))
+            origin = f"{raw.origin} ({error.detail})" if error.detail else str(raw.origin)
+            yield Row(_hash(raw.row), origin, problem=error.reason)
 
 
 def _to_row(raw: RawRow, columns: Mapping[str, str], system: str | None) -> Row:

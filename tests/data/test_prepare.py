@@ -303,6 +303,19 @@ def test_data_that_cannot_be_used(prepare: Any, write_jsonl: Any, tmp_path: Path
     assert list((tmp_path / "cache").glob("*.part")) == []
 
 
+def test_of_prompt_and_completion_only_the_completion_trains(prepare: Any, write_jsonl: Any, tokenizer: Any) -> None:
+    prompt, completion = chat("q", "a", "r")["messages"], [{"role": "assistant", "content": "b"}]
+    data = prepare(write_jsonl([{"prompt": prompt, "completion": completion}]))
+    [example] = data.train
+    assert example["input_ids"].tolist() == tokenizer.apply_chat_template(prompt + completion, return_dict=False)
+    before = len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+    trained = example["labels"] != -100
+    assert not trained[:before].any()
+    assert trained[before : before + 2].all()
+    text = prepare(write_jsonl([{"prompt": prompt, "completion": completion}]), task="pt")
+    assert (text.train[0]["labels"] != -100).all()
+
+
 def test_keys_that_nothing_reads_are_counted_once_for_both_splits(prepare: Any, write_jsonl: Any) -> None:
     rows = [
         chat("q", f"a {i}") | {"foo": 0, "id": i, "note": [] if i else None, "renamed": "Be kind."} for i in range(12)

@@ -1,12 +1,16 @@
 """Bad input ends with exit code 2 and one clear line, or is counted; nothing is lost."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
+from typer.testing import CliRunner
 
-from tests.sampling.conftest import Command, lines
+from swiftplug.cli.main import app
+from tests.sampling.conftest import DICE, Command, lines
 
 DRAW = ["--engine", "dice", "--model", "m", "--output-dir", "run"]
 
@@ -240,3 +244,39 @@ def test_a_damaged_ledger_is_named_and_may_be_begun_again(
     assert (tmp_path / "run" / "ledger.sqlite").read_bytes() == content
     done = sample("--dataset", questions(4), *DRAW, "--overwrite")
     assert done.returncode == 0, done.stderr
+
+
+def test_rows_are_counted_by_reason_and_their_unread_columns_by_name(tmp_path: Path) -> None:
+    """As in training; the details of three rows are shown, not a line for each detail."""
+    good = [{"prompt": f"q {number}", "sytem": "Be kind.", "answer": "1"} for number in range(3)]
+    bad = [{"prompt": "<image>" if number % 2 else "q", "images": [f"{number}.jpg"]} for number in range(5)]
+    unnamed = [{f"question {number}": "?"} for number in range(2)]
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in [*good, *bad, *unnamed]).encode()))
+    run = ["sample", "--plugin", str(DICE), "--dataset", str(path), *DRAW, "--dry-run"]
+    printed = CliRunner().invoke(app, run).output
+    assert "rows: 3 of 10" in printed
+    reason = "5 left out: images, audio or video, which a text model cannot read: "
+    shown = "; ".join(f"{path}:{line} (the row has `images`)" for line in (4, 5, 6))
+    assert f"{reason}{shown}, ...\n" in printed
+    assert printed.count("no known columns") == 1
+    assert "  3 rows have `sytem` (did you mean `system`?): not read\n" in printed
+    assert ": not read" not in CliRunner().invoke(app, [*run, "--orm", "box"]).output  # it gets all columns
+
+
+def test_candidates_in_other_files_than_jsonl(tmp_path: Path) -> None:
+    given = [json.loads(candidate("q", str(number), reference="1", note="x")) for number in range(3)]
+    (tmp_path / "list.json").write_text(json.dumps(given, indent=1))
+    Dataset.from_list(given).to_parquet(tmp_path / "given.parquet")
+    (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress((json.dumps(given[0]) + '\n{"messages": [').encode()))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "q"}))
+    for name, taken, dataset in (
+        ("list.json", 3, []),
+        ("given.parquet", 3, []),
+        ("torn.jsonl.gz", 1, ["--dataset", str(tmp_path / "rows.jsonl")]),
+    ):
+        run = ["sample", "--engine", "none", "--candidates-file", str(tmp_path / name), *dataset, "--dry-run"]
+        printed = CliRunner().invoke(app, [*run, "--output-dir", str(tmp_path / "run")]).output
+        assert f"candidates: {taken} of {tmp_path / name}" in printed
+        assert ("the last line is incomplete" in printed) is (taken == 1)
+        assert ("1 row has `note`: not read" in printed) is bool(dataset)

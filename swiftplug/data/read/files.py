@@ -26,6 +26,18 @@ WRAPPERS = ("data", "rows", "examples", "instances")
 """Keys under which the object of a JSON file may have the list of its rows."""
 
 
+class IncompleteLineError(UserError):
+    """The last line of a JSON file is broken and does not end: whoever wrote it was stopped.
+
+    Attributes:
+        place: The line, as `file:line`.
+    """
+
+    def __init__(self, message: str, place: str) -> None:
+        super().__init__(message)
+        self.place = place
+
+
 def read_json(path: Path) -> Iterator[RawRow]:
     """Read one object per line, or one list of objects, which may be `data` of an object; blank lines are skipped.
 
@@ -232,7 +244,8 @@ def _decode(raw: bytes, path: Path, line: int) -> str:
     except UnicodeDecodeError as error:
         line += raw.count(b"\n", 0, error.start)
         column = error.start - raw.rfind(b"\n", 0, error.start)
-        raise UserError(f"{path}:{line}: not UTF-8 text: byte {raw[error.start]:#04x} at {column}") from None
+        cause = f"not UTF-8 text: byte {raw[error.start]:#04x} at {column}"
+        raise _broken(f"{path}:{line}", cause, raw.endswith(b"\n")) from None
 
 
 def _parse(text: str, path: Path, line: int) -> Any:
@@ -240,7 +253,7 @@ def _parse(text: str, path: Path, line: int) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        cause = str(error)
+        cause, ended = str(error), text.endswith("\n")
         if isinstance(error, json.JSONDecodeError):
             cause = f"{error.msg} at column {error.colno}"
             line += error.lineno - 1
@@ -248,4 +261,10 @@ def _parse(text: str, path: Path, line: int) -> Any:
         found = text.strip()
         shown = found if len(found) <= 40 else f"{found[:37]}..."
         expected = "one object per line" if path.suffix != ".json" else "a list of rows, or one object per line"
-        raise UserError(f"{path}:{line}: not JSON: {cause}: {shown!r}; expected {expected}") from None
+        cause = f"not JSON: {cause}: {shown!r}; expected {expected}"
+        raise _broken(f"{path}:{line}", cause, ended) from None
+
+
+def _broken(place: str, cause: str, is_ended: bool) -> UserError:
+    message = f"{place}: {cause}"
+    return UserError(message) if is_ended else IncompleteLineError(message, place)

@@ -24,6 +24,9 @@ class Dropped:
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        return "; ".join(self.examples) + (", ..." if self.count > len(self.examples) else "")
+
 
 @dataclass
 class UnreadKeys:
@@ -143,9 +146,7 @@ class SplitReport:
         if self.split:
             lines.append(f"  {format_count(self.split, 'row')} split")
         for reason, dropped in sorted(self.dropped.items(), key=lambda item: -item[1].count):
-            more = ", ..." if dropped.count > len(dropped.examples) else ""
-            examples = f"{'; '.join(dropped.examples)}{more}"
-            lines.append(f"  {format_count(dropped.count, 'row')} left out: {reason}: {examples}")
+            lines.append(f"  {format_count(dropped.count, 'row')} left out: {reason}: {dropped}")
         if self.shortened:
             lines.append(f"  the chat template left out parts of {format_count(self.shortened, 'row')}")
         return lines
