@@ -41,13 +41,13 @@ def format_rate(count: float, seconds: float, noun: str) -> str:
 
 
 def format_number(value: float) -> str:
-    """A number with at most four decimals, or three significant digits if it is below 0.001.
+    """A number with at most four decimals, or three significant digits if it is below 0.01.
 
     Example:
         >>> format_number(0.5), format_number(1234.0), format_number(0.00012345)
         ('0.5', '1,234', '0.000123')
     """
-    if value and abs(value) < 0.001:
+    if value and abs(value) < 0.01:
         return f"{value:.3g}"
     return f"{value:,.4f}".rstrip("0").rstrip(".")
 

@@ -63,6 +63,7 @@ def test_a_shell_reads_a_printed_command_back() -> None:
         (format_rate(12345, 10, "token"), "1,234 tokens/s"),
         (format_number(1234.0), "1,234"),
         (format_number(0.00012345), "0.000123"),
+        (format_number(0.00142), "0.00142"),
         (format_number(-2.5), "-2.5"),
     ],
 )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -206,3 +207,23 @@ def test_the_plugin_of_the_page_for_authors_works_as_it_stands(
     )
     used = {it["name"]: it["options"] for it in json.loads((tmp_path / "run" / "run.json").read_text())["plugins"]}
     assert used["file:poly"] == {"epsilon": 0.5}
+
+
+def test_the_package_of_the_page_for_authors_builds_beside_the_folders_of_runs(tmp_path: Path) -> None:
+    page = (EXAMPLE / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (project,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "pyproject.toml").write_text(project)
+    for folder in ("my_plugins", "runs/quickstart", "data"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "my_plugins/__init__.py").touch()
+    (tmp_path / "my_plugins/loss.py").write_text(snippet.replace('@register_loss_func("poly")\n', ""))
+    build = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    with ZipFile(*tmp_path.glob("*.whl")) as wheel:
+        assert {name for name in wheel.namelist() if ".dist-info/" not in name} == {
+            "my_plugins/__init__.py",
+            "my_plugins/loss.py",
+        }
+        (entry_points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+        assert "poly = my_plugins.loss:poly" in wheel.read(entry_points).decode()

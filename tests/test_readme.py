@@ -37,6 +37,17 @@ def test_the_plugin_trains_with_the_command_behind_it(tmp_path: Path, tiny_model
     assert used["file:nesterov"] == {}
 
 
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_the_plugin_ends_as_well_as_the_quickstart(tmp_path: Path) -> None:
+    (tmp_path / "my_plugins.py").write_text(block("python", "register_loss_func"))
+    line = [sys.executable, "-m", *block("bash", "--plugin my_plugins.py").split()]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "runs/quickstart/log.jsonl").read_text().splitlines()]
+    assert [entry["eval_exact_match"] for entry in log if "eval_exact_match" in entry][-1] >= 0.8
+
+
 def test_the_config_is_one(tmp_path: Path) -> None:
     path = tmp_path / "train.yaml"
     path.write_text(block("yaml", "output_dir"))

@@ -46,7 +46,9 @@ def print_sample_plan(console: Console, config: SampleConfig, facts: list[tuple[
 
 def run_facts(config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer]) -> list[tuple[str, str]]:
     """What distinguishes a run from others, as labels and values."""
-    facts = [("model", config.model.name)] if config.model else []
+    facts = [plugin_fact(plugin) for plugin in plugins.of("model")]
+    if config.model and not facts:
+        facts.append(("model", config.model.name))
     if config.adapter:
         facts.append(("adapter", config.adapter))
     if config.dataset:
@@ -61,7 +63,7 @@ def run_facts(config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Score
             sampling.append(f"top-p {config.top_p:g}")
         sampling += [f"at most {config.max_new_tokens} tokens", f"seed {config.seed}"]
         facts.append(("sampling", ", ".join(sampling)))
-    facts += [plugin_fact(plugin) for kind in ("model", "engine", "tools") for plugin in plugins.of(kind)]
+    facts += [plugin_fact(plugin) for kind in ("engine", "tools") for plugin in plugins.of(kind)]
     for scorer in scorers:
         facts.append(plugin_fact(scorer.plugin, **({} if scorer.weight == 1 else {"weight": scorer.weight})))
     return facts

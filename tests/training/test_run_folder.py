@@ -54,7 +54,8 @@ def test_config_yaml_makes_the_same_run_again(run: Any, tmp_path: Path) -> None:
 
 
 def test_an_adapter_loads_with_plain_peft_and_trains_on(run: Any, tiny_model_dir: Path) -> None:
-    first = run("adapter", ["training.learning_rate=1e-2"], tuner="lora")
+    first = run("adapter", ["training.learning_rate=1e-2", "training.save_strategy=epoch"], tuner="lora")
+    assert not list(first.run_dir.rglob("README.md"))  # PEFT's has nothing but blanks to fill in
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     ids = torch.arange(3, 20)[None]
     before = base(input_ids=ids).logits
