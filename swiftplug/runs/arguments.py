@@ -27,6 +27,7 @@ class Arguments(RunArguments):
     Attributes:
         plugins: The run's plugins.
         notes: What the user should know about the tokenizer, once it is loaded.
+        tokenizer: The tokenizer, once it is loaded.
     """
 
     def __init__(
@@ -40,16 +41,16 @@ class Arguments(RunArguments):
         self.training_args = training_args
         self.notes: list[str] = []
         self._adapter: str | None = getattr(config, "adapter", None)
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
         self._built: torch.nn.Module | None = None  # by a model plugin, together with its tokenizer
         self._bases: dict[str, Arguments] = {}  # of adapters, by their folders
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             tokenizer = self._load_tokenizer()
             self.notes = set_chat_template(tokenizer, self.config.data.template)
-            self._tokenizer = tokenizer
-        return self._tokenizer
+            self.tokenizer = tokenizer
+        return self.tokenizer
 
     def load_model(self, dtype: "torch.dtype | None" = None) -> "torch.nn.Module":
         import torch

@@ -1,18 +1,26 @@
 """The loop of a sampling run: batches are generated, scored, and written into the ledger immediately."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from swiftplug.config.schema import SampleConfig
 from swiftplug.data.chat.tools import write_turns
 from swiftplug.data.read.conversation import RowError
+from swiftplug.data.read.messages import MESSAGE_KEYS
+from swiftplug.data.read.report import UnreadKeys
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
 from swiftplug.plugin.tools_format import ToolsFormat
 from swiftplug.runs.console import Activity, RunProgress
 from swiftplug.runs.plugins import RunPlugins
 from swiftplug.sampling.ledger import NO_CANDIDATES, UNSCORED, USABLE, Ledger
-from swiftplug.sampling.rows import Candidate, Row, check_encodable, reference_candidate
+from swiftplug.sampling.rows import TEMPLATE_KWARGS, Candidate, Row, check_encodable, reference_candidate
 from swiftplug.sampling.scoring import Scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+READ_BY_TEMPLATE = {*MESSAGE_KEYS, "tools", TEMPLATE_KWARGS}
 
 
 class SampleLoop:
@@ -39,6 +47,18 @@ class SampleLoop:
         self._own = config.shard_rows(ledger.count_rows())
         self.to_generate = ledger.count(f"{USABLE} AND {NO_CANDIDATES}", self._own)
         self.pending = self.to_generate + ledger.count(f"{USABLE} AND {UNSCORED}", self._own)
+
+    def unread_lines(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """What the tokenizer's chat template does not read of the prompts, besides the keys that nothing reads."""
+        from swiftplug.data.chat.render import ChatRenderer  # imports transformers, which not every engine does
+
+        renderer = ChatRenderer(tokenizer, self._tools_format)
+        unread = UnreadKeys()
+        for row in self._ledger.rows(self._own):
+            if not row.problem:
+                keys = [key for key in renderer.unread(row.as_conversation()) if key in READ_BY_TEMPLATE]
+                unread.count_rendered(keys, row.prompt)
+        return unread.lines()
 
     def run(self, progress: RunProgress) -> None:
         """Generate and score everything that is pending, batch by batch."""

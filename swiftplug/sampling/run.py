@@ -168,8 +168,12 @@ class SampleRun:
                 starting = f"starting engine {self.config.engine.name} ({self.model_name})".removesuffix(" ()")
                 is_folder = Path(self.model_name or ".").expanduser().is_dir()
                 stack.callback(loop.engine.close)
+                args = Arguments(self.config, self.plugins)
                 with self.progress.start(starting, live=is_folder):
-                    loop.engine.open(Arguments(self.config, self.plugins), loop.sampling)
+                    loop.engine.open(args, loop.sampling)
+                if args.tokenizer is not None:
+                    for line in loop.unread_lines(args.tokenizer):
+                        print_line(self.console, line)
             if ledger.path != self.folder / LEDGER:
                 self._commit_new_run(ledger)
             if loop.pending:

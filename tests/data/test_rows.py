@@ -390,6 +390,7 @@ def test_pt_needs_no_answer() -> None:
         ({"messages": [USER, {**ANSWER, "reasoning": "a", "thinking": "b"}]}, "reasoning in two places", "`thinking`"),
         ({"messages": [USER, {**ANSWER, "content": [{"type": "redacted_thinking"}]}]}, "'redacted_thinking'", "2"),
         ({"messages": [USER, {**ANSWER, "content": [PART, "so"]}]}, "text behind a call", "message 2"),
+        ({"messages": [USER, {**ANSWER, "train_detail": [{"train": False}]}]}, "`train_detail` is not read", "2"),
         ({"messages": [USER, {**ANSWER, "weight": 0.5}]}, "`weight` is not 0 or 1", "message 2 has 0.5"),
         ({"messages": [{**USER, "weight": 1}, ANSWER]}, "`weight` is not for a message of this role", "'user'"),
         ({"messages": [USER, {**ANSWER, "loss": True, "weight": 0}]}, "said in two ways", "'weight': 0"),

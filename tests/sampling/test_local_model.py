@@ -43,7 +43,7 @@ def test_variables_of_a_row_reach_the_prompt_and_the_row_that_is_written(
         "{% endif %}{% endfor %}"
     )
     earlier = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning": "hm"}]
-    row = {"messages": [*earlier, {"role": "user", "content": "q", "mood": "good"}]}
+    row = {"messages": [*earlier, {"role": "user", "content": "q", "mood": "good"}], "tools": [{"name": "f"}]}
     rows = [{**row, "chat_template_kwargs": '{"quiet": true}'}, row]
     here(
         "--model",
@@ -56,10 +56,11 @@ def test_variables_of_a_row_reach_the_prompt_and_the_row_that_is_written(
         "--output-dir",
         "o",
     )
-    assert [line["chat_template_kwargs"] for line in lines(tmp_path / "o/samples.jsonl")] == [{"quiet": True}]
+    assert [line["chat_template_kwargs"] for line in lines(tmp_path / "o/candidates.jsonl")] == [{"quiet": True}] * 3
     printed = capfd.readouterr()
     assert "quiet is missing" in printed.out + printed.err
     assert "2 messages have `mood`: not read" in printed.out + printed.err
+    assert "1 row has `tools`: not read (--tools hermes" in printed.out + printed.err
 
 
 def test_shards_and_a_killed_run_give_what_the_whole_gives(

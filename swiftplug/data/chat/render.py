@@ -23,7 +23,7 @@ from swiftplug.data.chat.answers import Answer, AnswerFinder, TurnFormat, learn_
 from swiftplug.data.chat.markers import Messages, Occurrence, locate, text_fields
 from swiftplug.data.chat.segments import TEMPLATE_TEXT, Layout, Rendered, Segment
 from swiftplug.data.chat.tools import Turns, message_text, with_text_arguments, write_turns
-from swiftplug.data.read.conversation import Conversation, RowError
+from swiftplug.data.read.conversation import Conversation, RowError, has_value
 from swiftplug.plugin import ContextType, with_reasoning_key
 from swiftplug.plugin.tools_format import ToolsFormat
 
@@ -69,6 +69,16 @@ class ChatRenderer:
             except RowError as error:
                 results.append(error)
         return results
+
+    def unread(self, conversation: Conversation) -> list[str]:
+        """What the template does not read of a conversation: see `Rendered.unread`. Plain ones are not rendered."""
+        plain = all(message.keys() == {"role", "content"} for message in conversation.messages)
+        if plain and not conversation.tools and not conversation.chat_template_kwargs:
+            return []
+        try:
+            return self._unread(*self._write(conversation))
+        except RowError:
+            return []
 
     def prompt(self, conversation: Conversation) -> str | None:
         """The prompt of the last answer, with the generation prompt; None if the last message is not an answer."""
@@ -151,7 +161,7 @@ class ChatRenderer:
 
     def _unread(self, turns: Turns, text: str) -> list[str]:
         """What the template does not read: the text is the same without it. See `Rendered.unread`."""
-        keys = {key for message in turns.messages for key in message} - {"role", "content"}
+        keys = {key for message in turns.messages for key in message if has_value(message[key])} - {"role", "content"}
         unread = [key for key in sorted(keys) if self._writes(turns, _without_key(turns.messages, key), text)]
         if turns.tools and self._writes(turns._replace(tools=None), turns.messages, text):
             unread.append("tools")

@@ -261,6 +261,8 @@ def _parse_training(parsed: dict[str, Any], where: str) -> None:
     # OpenAI's weight of 1 asks for nothing: it is the default.
     if flags and (flags.keys() != {"weight"} or not flags["weight"]):
         parsed["loss"] = next(iter(flags.values()))
+    if has_value(parsed.get("train_detail")):
+        raise RowError("`train_detail` is not read: a loss scale or `loss` chooses what trains", where)
     scale = parsed.get("loss_scale", 1.0)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
         raise RowError("`loss_scale` is not a finite number of at least 0", f"{where} has {scale!r}")
