@@ -34,10 +34,10 @@ from swiftplug.data.encode import EncodedRows, RowEncoder
 from swiftplug.data.packing import packed_batches
 from swiftplug.data.read.conversation import RawRow
 from swiftplug.data.read.report import DataReport, SplitReport
-from swiftplug.data.read.sources import Source, concatenate, hold_out, open_source
+from swiftplug.data.read.sources import Source, check_columns, concatenate, hold_out, open_source
 from swiftplug.data.store import EncodedStore, StoredRows
 from swiftplug.data.weights import combine
-from swiftplug.errors import UserError, nearest
+from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 
 CHUNK = 256  # number of rows that a process encodes at a time
@@ -96,7 +96,7 @@ def prepare_data(
     """
     train_sources = [open_source(choice, registry, "dataset") for choice in dataset]
     eval_sources = [open_source(choice, registry, "eval_dataset") for choice in eval_dataset]
-    _check_columns(options.columns, [*train_sources, *eval_sources])
+    check_columns(options.columns, [*train_sources, *eval_sources])
     train_source, eval_source = concatenate(train_sources), concatenate(eval_sources) if eval_sources else None
     if eval_source is None and options.val_size:
         train_source, eval_source = hold_out(train_source, options.val_size, seed)
@@ -124,15 +124,6 @@ def prepare_data(
         eval=evaluation.examples.remove_columns(unneeded).with_format("numpy") if evaluation else None,
         report=DataReport(train.report, evaluation.report if evaluation else None, train.folder, store.notes),
     )
-
-
-def _check_columns(columns: dict[str, str], sources: Sequence[Source]) -> None:
-    """Refuse to rename a column that the first row of no dataset has."""
-    firsts = [row.row for source in sources if columns for row in islice(source.read(), 1)]
-    known = {name for row in firsts if isinstance(row, dict) for name in row}
-    for old in columns:
-        if firsts and old not in known:
-            raise UserError(f"data.columns: no dataset has a column {old!r}{nearest(old, known)}")
 
 
 def _key(source: Source, encoder: RowEncoder, plugins: Sequence[LoadedPlugin]) -> str:

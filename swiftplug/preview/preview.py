@@ -16,7 +16,7 @@ from swiftplug.config.schema import TrainConfig
 from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import RowError
 from swiftplug.data.read.report import UnreadKeys
-from swiftplug.data.read.sources import concatenate, open_source
+from swiftplug.data.read.sources import check_columns, concatenate, open_source
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
@@ -43,7 +43,9 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
     """
     opened = set_up(config)
     plugins, options = opened.plugins, config.data
-    source = concatenate([open_source(choice, plugins.registry, "dataset") for choice in config.dataset])
+    sources = [open_source(choice, plugins.registry, "dataset") for choice in config.dataset]
+    check_columns(options.columns, sources)
+    source = concatenate(sources)
     loss_scale = combine(plugins.of("loss_scale"))
     encoder = RowEncoder(opened.load_tokenizer(), plugins.one("tools").bound, loss_scale, config.task, options)
     shown: list[PreviewRow] = []

@@ -10,7 +10,7 @@ from swiftplug.config.schema import SampleConfig
 from swiftplug.config.yaml_file import read_value
 from swiftplug.data.read.messages import MESSAGE_KEYS
 from swiftplug.data.read.report import UnreadKeys
-from swiftplug.data.read.sources import Source, open_source
+from swiftplug.data.read.sources import Source, check_columns, open_source
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry import REFERENCE_NAMES, LoadedPlugin
 from swiftplug.runs.folder import CONFIG, config_difference
@@ -26,6 +26,7 @@ def read_inputs(
 ) -> CandidatesFile | None:
     """Read every row and every existing candidate into a new ledger; returns the file of candidates, if any."""
     sources = _open_sources(config, plugins)
+    check_columns(config.data.columns, sources)
     unread = UnreadKeys()
     for row in read_rows(sources, config.data.columns, config.system):
         ledger.add_row(row)

@@ -126,7 +126,7 @@ def _to_row(raw: RawRow, columns: Mapping[str, str], system: str | None) -> Row:
     messages, reference = list(read.messages), None
     if messages and messages[-1]["role"] == "assistant":
         answer = messages.pop()["content"].strip()
-        reference = answer if answer and parse_label(read.columns.get("label")) is not False else None
+        reference = answer if answer and parse_label(read.columns) is not False else None
     if not messages or messages[-1]["role"] not in ("user", "tool"):
         raise RowError("no question", "a row without a user's message" if read.text is None else "a row of plain text")
     if not messages[-1]["content"].strip() and messages[-1]["role"] == "user":

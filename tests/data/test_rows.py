@@ -54,6 +54,7 @@ def converted(row: Any, task: Any = "sft", columns: dict[str, str] | None = None
         {"query": "你好 👋", "response": "Hello.", "history": None, "system": None},
         {"query": [USER], "response": [ANSWER]},
         {"prompt": [USER], "completion": ANSWER},
+        {"prompt": json.dumps([USER]), "completion": json.dumps([ANSWER]), "history": "[]"},
         {"prompt": [USER], "completion": [USER, ANSWER]},
         {"prompt": "你好 👋", "completion": None, "chosen": "Hello.", "rejected": "Go away."},
         {"instruction": "你好 👋", "chosen": "Hello.", "rejected": "Go away."},
@@ -135,7 +136,10 @@ def test_a_mapping_of_columns_is_suggested(row: dict[str, Any], suggestion: str)
 
 
 def test_system_column_yields_to_a_system_message() -> None:
-    assert converted({"messages": [SYSTEM, USER, ANSWER], "system": "other"}).messages[0] == SYSTEM
+    both = converted({"messages": [SYSTEM, USER, ANSWER], "system": "other"})
+    assert both.messages[0] == SYSTEM
+    assert both.columns == {"system": "other"}  # so it is counted as not read
+    assert converted({"messages": [SYSTEM, USER, ANSWER], "system": SYSTEM["content"]}).columns == {}
     assert converted({"messages": [USER, ANSWER], "system": "Be kind."}).messages[0] == SYSTEM
 
 
@@ -417,6 +421,8 @@ def test_pt_needs_no_answer() -> None:
         ({"text": "fine film", "label": 1}, "a label in place of an answer", "classification"),
         ({"prompt": "q", "completion": "a", "label": False}, "an answer labelled good or bad", "alignment"),
         ({"prompt": "q", "completion": "a", "label": "False"}, "an answer labelled good or bad", "alignment"),
+        ({"messages": [USER, ANSWER], "kto_tag": False}, "an answer labelled good or bad", "alignment"),
+        ({"messages": [USER, ANSWER], "system": ["Be kind."]}, "`system` is not text", "a list"),
         ({"messages": [USER, ANSWER], "images": ["cat.jpg"]}, "images, audio or video", "`images`"),
         ({"messages": [USER, ANSWER], "image": {"bytes": b"x", "path": None}}, "images, audio or video", "`image`"),
         ({"messages": [{**USER, "images": ["aGk="]}, ANSWER]}, "images, audio or video", "message 1 has `images`"),
@@ -446,3 +452,8 @@ def test_unread_keys_in_one_line() -> None:
     more.count_row({"rejected": "no"})
     assert more.lines()[0].endswith(": not read (of preferences, only the preferred answer is used)")
     assert UnreadKeys().lines() == []
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}]', '[{"role": "user"', "[{] Human: hi", "{}"])
+def test_a_text_that_only_looks_like_messages_is_text(text: str) -> None:
+    assert converted({"prompt": text, "completion": "Hello."}).messages == [{"role": "user", "content": text}, ANSWER]

@@ -199,6 +199,9 @@ def test_what_cannot_be_read_of_arrow_names_file_and_column(tmp_path: Path) -> N
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet: cannot read column 'when' of type timestamp\[ms\]: "):
         rows(tmp_path / "a.parquet")
+    pq.write_table(pa.Table.from_arrays([[1], [2]], names=["x", "x"]), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match=r"c\.parquet: a column is named twice: x, x"):
+        rows(tmp_path / "c.parquet")
     with pytest.raises(UserError, match=r"b\.arrow: not an Arrow file: "):
         rows(written(tmp_path / "b.arrow", "ARROW?"))
 

@@ -261,6 +261,8 @@ def test_rows_are_counted_by_reason_and_their_unread_columns_by_name(tmp_path: P
     assert f"{reason}{shown}, ...\n" in printed
     assert printed.count("no known columns") == 1
     assert "  3 rows have `sytem` (did you mean `system`?): not read\n" in printed
+    misspelt = CliRunner().invoke(app, [*run, "--set", "data.columns={answr: reference}"])
+    assert str(misspelt.exception) == "data.columns: no dataset has a column 'answr'; did you mean 'answer'?"
     assert ": not read" not in CliRunner().invoke(app, [*run, "--orm", "box"]).output  # it gets all columns
 
 

@@ -128,6 +128,9 @@ def arrow_rows(batches: "Iterable[pa.RecordBatch | pa.Table]", name: str) -> Ite
     """
     number = 0
     for batch in batches:
+        names = batch.schema.names
+        if len(set(names)) < len(names):
+            raise UserError(f"{name}: a column is named twice: {', '.join(names)}")
         columns = []
         for field, column in zip(batch.schema, batch.columns, strict=True):
             try:
@@ -138,7 +141,7 @@ def arrow_rows(batches: "Iterable[pa.RecordBatch | pa.Table]", name: str) -> Ite
                 raise UserError(f"{name}: cannot read column {field.name!r} of type {field.type}: {cause}") from error
         for values in zip(*columns, strict=True):
             number += 1
-            row = {key: value for key, value in zip(batch.schema.names, values, strict=True) if value is not None}
+            row = {key: value for key, value in zip(names, values, strict=True) if value is not None}
             yield RawRow(row, RowOrigin(name, number))
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
@@ -79,9 +80,8 @@ def to_conversation(
     for column in format.answer, "chosen":
         if not messages or messages[-1]["role"] != "assistant":
             messages = _add_answer(messages, _parse_turns(rest, column, "assistant"))
-    system = rest.pop("system", None)
-    if isinstance(system, str) and system and messages and messages[0]["role"] not in ("system", "developer"):
-        messages.insert(0, {"role": "system", "content": system})
+    if "system" in has:
+        messages = _add_system(messages, rest)
     tools = _parse_tools(rest.pop("tools", None))
     if functions := _parse_tools(rest.pop("functions", None)):
         if tools:
@@ -156,6 +156,18 @@ COLUMNS = {"text", "system", "tools", "functions", "chat_template_kwargs", "hist
 """Every column that some format reads."""
 
 
+def _add_system(messages: Messages, rest: dict[str, Any]) -> Messages:
+    """The messages with the row's `system` first; if they have a system message, the column is left in the row."""
+    if not isinstance(rest["system"], str):
+        raise RowError("`system` is not text", f"it is {describe(rest['system'])}")
+    if not messages or (messages[0]["role"] in ("system", "developer") and messages[0]["content"] != rest["system"]):
+        return messages
+    system = check_text(rest.pop("system"), "`system`")
+    if not system or messages[0]["role"] in ("system", "developer"):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
 def _add_answer(before: Messages, answer: Messages) -> Messages:
     """The messages with the answer, which may be the whole conversation, what is before it included."""
     if not answer or answer[0]["role"] == "assistant":
@@ -171,11 +183,18 @@ def _parse_turns(rest: dict[str, Any], column: str, role: str) -> Messages:
     if value is None:
         return []
     if isinstance(value, str):
-        value = _split_transcript(value) if TRANSCRIPT.match(value) else [{"role": role, "content": value}]
+        value = _split_text(value) or [{"role": role, "content": value}]
     return parse_messages([value] if isinstance(value, dict) else value, column)
 
 
-def _split_transcript(text: str) -> Messages:
+def _split_text(text: str) -> Messages | None:
+    """The messages of a transcript, or of the JSON text of a list of messages; None if it is any other text."""
+    if text.lstrip()[:2] == "[{":  # how a CSV file has a list
+        with suppress(ValueError):
+            turns = json.loads(text)
+            return turns if all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in turns) else None
+    if not TRANSCRIPT.match(text):
+        return None
     _, *parts = TRANSCRIPT_TURN.split(text.strip())
     roles = ["user" if name == "Human" else "assistant" for name in parts[::2]]
     turns = [{"role": role, "content": part.strip()} for role, part in zip(roles, parts[1::2], strict=True)]
@@ -214,9 +233,10 @@ def _parse_chat_template_kwargs(value: Any) -> dict[str, Any]:
     return value
 
 
-def parse_label(value: Any) -> bool | None:
-    """Whether a `label` calls the answer good; None if it is no such label. In CSV files it is a text."""
-    return {"true": True, "false": False}.get(str(value).lower())
+def parse_label(row: Mapping[str, Any]) -> bool | None:
+    """Whether the answer of a row is labelled as good (KTO); None if it is not labelled. In CSV files it is a text."""
+    labels = (str(row.get(column)).lower() for column in ("label", "kto_tag"))
+    return next((label == "true" for label in labels if label in ("true", "false")), None)
 
 
 def _check_answer(last: dict[str, Any], rest: dict[str, Any], format: Format) -> None:
@@ -228,7 +248,7 @@ def _check_answer(last: dict[str, Any], rest: dict[str, Any], format: Format) ->
         found = _find_similar("completion", rest)
         hint = f"; {_rename({found: format.answer})}" if found else ""
         raise RowError("no answer", f"the last message is {last['role']!r}, expected 'assistant'{hint}")
-    if parse_label(label) is not None:
+    if parse_label(rest) is not None:
         raise RowError("an answer labelled good or bad", "a true or false `label` is for alignment, not for sft")
     if not (last["content"].strip() or last.get("tool_calls") or last.get("reasoning_content")):
         raise RowError("the answer is empty")

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import compress, islice
@@ -17,6 +17,7 @@ from swiftplug.plugin.registry import PluginChoice, Registry, describe_error
 if TYPE_CHECKING:
     import numpy as np
 
+FIRST_ROWS = 256  # enough to know the columns: Arrow leaves out those without a value
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -179,6 +180,15 @@ def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source
 def _open_dataset(name: str, loaded: Any) -> Source:
     rows = loaded.with_format("arrow")
     return Source(name, f"{name}:{loaded._fingerprint}", lambda: arrow_rows(rows.iter(ARROW_BATCH), name))
+
+
+def check_columns(columns: Mapping[str, str], sources: Sequence[Source]) -> None:
+    """Raise a UserError for a column to rename that is in none of the first rows of any dataset."""
+    firsts = [row.row for source in sources if columns for row in islice(source.read(), FIRST_ROWS)]
+    known = {name for row in firsts if isinstance(row, dict) for name in row}
+    for old in columns:
+        if firsts and old not in known:
+            raise UserError(f"data.columns: no dataset has a column {old!r}{nearest(old, known)}")
 
 
 def concatenate(sources: Sequence[Source]) -> Source:
