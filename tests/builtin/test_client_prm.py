@@ -73,6 +73,8 @@ def test_replies_that_hold_scores(openai_server, reply, reward):
         "true",
         "",
         "<think>\nhm, [0.5]",
+        {"text": 'Perhaps {"scores": [1]}, but step 2', "finish_reason": "length"},
+        {"text": "", "message": {"refusal": "The judge gave nothing."}},
     ],
 )
 def test_replies_without_scores_are_asked_again_and_never_guessed(openai_server, reply):

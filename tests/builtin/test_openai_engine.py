@@ -172,6 +172,70 @@ CALL = {"function": {"name": "add", "arguments": '{"a": 1}'}, "id": "x", "type":
             'Let me see.\n<tool_call>\n{"name": "f", "arguments": "{a"}\n</tool_call>',
             "stop",
         ),
+        (
+            {"text": [{"type": "text", "text": "It is "}, {"type": "output_text", "text": "4."}, "!"]},
+            "It is 4.!",
+            "stop",
+        ),
+        (
+            {
+                "text": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "so"}]},
+                    {"type": "text", "text": "4"},
+                ]
+            },
+            "<think>\nso\n</think>\n\n4",
+            "stop",
+        ),
+        ({"text": "", "message": {"refusal": "I cannot."}}, "I cannot.", "stop"),
+        ({"text": "4", "message": {"refusal": None, "reasoning": "", "reasoning_details": []}}, "4", "stop"),
+        ({"text": "4", "message": {"thinking": "so"}}, "<think>\nso\n</think>\n\n4", "stop"),
+        (
+            {"text": "4", "message": {"thinking_blocks": [{"type": "thinking", "thinking": "so", "signature": "x"}]}},
+            "<think>\nso\n</think>\n\n4",
+            "stop",
+        ),
+        (
+            {
+                "text": "4",
+                "message": {
+                    "reasoning_details": [
+                        {"type": "reasoning.text", "text": "s"},
+                        {"type": "reasoning.summary", "summary": "o"},
+                        {"type": "reasoning.encrypted", "data": "abc"},
+                    ]
+                },
+            },
+            "<think>\nso\n</think>\n\n4",
+            "stop",
+        ),
+        (  # the same reasoning in several places is one
+            {
+                "text": "4",
+                "message": {"reasoning": "so", "reasoning_content": "so", "reasoning_details": [{"text": "so"}]},
+            },
+            "<think>\nso\n</think>\n\n4",
+            "stop",
+        ),
+        (
+            {"text": "<think>\nso\n</think>\n\n4", "message": {"reasoning_content": "so"}},
+            "<think>\nso\n</think>\n\n4",
+            "stop",
+        ),
+        ({"text": "so\n</think>\n\n4"}, "<think>\nso\n</think>\n\n4", "stop"),  # the prompt ended in the tag
+        ({"text": "</think>\n\n4", "message": {"reasoning": "so"}}, "<think>\nso\n</think>\n\n4", "stop"),
+        ({"text": "<think>\nso and", "finish_reason": "length"}, "<think>\nso and", "length"),
+        ({"text": "", "message": {"reasoning": "so"}, "finish_reason": "max_tokens"}, "<think>\nso", "max_tokens"),
+        (
+            {"text": None, "message": {"function_call": CALL["function"], "tool_calls": None}},
+            '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>',
+            "stop",
+        ),
+        (
+            {"text": "", "message": {"tool_calls": [{"function": {"name": "now", "arguments": ""}}]}},
+            '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>',
+            "stop",
+        ),
         ({"text": "half \ud83d, whole \U0001f600"}, "half \ufffd, whole \U0001f600", "stop"),
     ],
 )
@@ -275,6 +339,24 @@ def test_what_passes_is_tried_again(openai_server, opened, reply):
         ({"status": 500, "body": {"detail": "no"}}, "HTTP 500 after 3 tries: no"),
         ({"status": 429, "body": ""}, "HTTP 429 after 3 tries: Too Many Requests"),
         ({"body": "x" * 100_000}, "malformed answer after 3 tries: expected a chat completion, found xxxx"),
+        (
+            {"body": {"error": {"message": "no slot", "code": 502}}},
+            "the server reports an error after 3 tries: no slot",
+        ),
+        (
+            {"text": "half", "finish_reason": "abort"},
+            "the server reports an error after 3 tries: the answer broke off (finish_reason 'abort')",
+        ),
+        (
+            {"body": 'data: {"choices": [{"delta": {"content": "4"}}]}\n\n'},
+            "malformed answer after 3 tries: expected a",
+        ),
+        (
+            {"message": {"content": [{"type": "image_url", "image_url": {"url": "x"}}]}},
+            "malformed answer after 3 tries: the content has a part of type 'image_url', which is no text",
+        ),
+        ({"message": {"reasoning": True}}, "malformed answer after 3 tries: the reasoning is not a text"),
+        ({"text": None, "finish_reason": "tool_calls"}, "malformed answer after 3 tries: the message has no content"),
         ({"body": {"choices": []}}, "malformed answer after 3 tries: expected a chat completion, found {"),
         ({"drop": True, "text": "half of it"}, "the connection broke after 3 tries: "),
         ({"seconds": 30}, "no answer after 3 tries: nothing within 0.3 s"),
@@ -288,6 +370,21 @@ def test_what_does_not_pass_is_reported_and_nothing_is_guessed(openai_server, op
     assert message.startswith(expected)
     assert len(message) < 500
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"status": 413, "body": "<html><title>Too large</title></html>"},
+        {"status": 400, "body": {"error": {"message": "too long", "code": "context_length_exceeded"}}},
+        {"body": {"error": {"message": "too long", "code": "context_length_exceeded"}}},
+        {"body": {"error": {"message": "no such model", "code": 404}, "choices": []}},
+    ],
+)
+def test_what_no_retry_can_mend_is_asked_once(openai_server, opened, reply):
+    server = openai_server(lambda request: reply)
+    assert failure(opened(server))
+    assert len(server.requests) == 1
 
 
 def test_one_row_fails_and_the_others_do_not(openai_server, opened):

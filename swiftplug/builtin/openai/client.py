@@ -6,6 +6,7 @@ stopped while they wait, give up on a long Retry-After and never repeat a reques
 
 import html
 import json
+import math
 import os
 import random
 import re
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAI
 from pydantic import HttpUrl, TypeAdapter, ValidationError
 
-from swiftplug.builtin.openai.chat import MalformedAnswerError
+from swiftplug.builtin.openai.chat import MalformedAnswerError, ReportedError
 from swiftplug.plugin import UserError
 
 Key = TypeVar("Key")
@@ -202,11 +203,16 @@ class ChatClient:
                 # The library limits only the time between two parts, so a slow stream would never end.
                 if stop.is_set() or time.monotonic() > deadline:
                     raise TimeoutError
-        return received.decode("utf-8", "replace")
+        try:
+            return received.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise MalformedAnswerError(f"the response is not UTF-8 ({error.reason})") from None
 
     def _explain(self, error: Exception, after: str) -> RequestFailed:
         if isinstance(error, APIStatusError):
             return self._explain_status(error, after)
+        if isinstance(error, ReportedError):
+            return RequestFailed(f"the server reports an error{after}: {self._shorten(str(error))}", error.can_retry)
         if isinstance(error, MalformedAnswerError):
             return RequestFailed(f"malformed answer{after}: {self._shorten(str(error))}")
         if isinstance(error, UnicodeEncodeError):
@@ -265,11 +271,12 @@ class ChatClient:
 
 
 def _read_retry_after(headers: Any) -> float | None:
-    """Seconds to wait, from the Retry-After header: a number or a date (RFC 9110, section 10.2.3)."""
-    value = headers.get("retry-after", "0")
+    """Seconds to wait, from Retry-After (a number or a date, RFC 9110, section 10.2.3) or OpenAI's retry-after-ms."""
+    unit = 0.001 if "retry-after-ms" in headers else 1.0
+    value = headers.get("retry-after-ms") or headers.get("retry-after", "0")
     try:
-        seconds = float(value)
+        seconds = float(value) * unit
     except ValueError:
         date = parsedate_tz(value)
         seconds = mktime_tz(date) - time.time() if date else 0.0
-    return seconds if seconds > 0 else None
+    return seconds if 0 < seconds < math.inf else None

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StrictFloat, TypeAdapter
 
-from swiftplug.builtin.openai.chat import MalformedAnswerError, plain_text, read_answer
+from swiftplug.builtin.openai.chat import CUT_OFF, MalformedAnswerError, plain_text, read_answer
 from swiftplug.builtin.openai.client import ChatClient, ClientOptions, RequestFailed
 from swiftplug.plugin import PRM, InferRequest, Unscored, UserError
 
@@ -122,8 +122,11 @@ def _read_scores(body: str) -> float | list[float]:
     Raises:
         MalformedAnswerError: There are none, or one is not from 0 to 1.
     """
-    text = _THINKING.sub("", read_answer(body).text)
-    for texts in ([text], _FENCED.findall(text), _json_objects(text)):
+    answer = read_answer(body)
+    text = _THINKING.sub("", answer.text)
+    # What an unfinished reply says last is not its verdict, unless the verdict is all that it says.
+    is_finished = answer.finish_reason.lower() not in CUT_OFF
+    for texts in ([text], *([_FENCED.findall(text), _json_objects(text)] if is_finished else ())):
         found = [scores for each in texts if (scores := _parse_scores(each)) is not None]
         if found:
             for score in found[-1] if isinstance(found[-1], list) else [found[-1]]:
