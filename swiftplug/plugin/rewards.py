@@ -66,7 +66,8 @@ class ORM:
         ...         return [float(answer == truth) for answer, truth in zip(answers, ground_truths)]
     """
 
-    # Whether it compares answers with references. If so, a run without any reference rejects it.
+    # Whether it compares answers with references. If so, a run without any reference rejects it, and so does one in
+    # which it finds a first batch of answers wrong and then, asked once more, the references too.
     needs_reference: bool = True
     # An answer counts as right from this score on; None if the scores only rank answers.
     right_from: float | None = 0.5

@@ -50,21 +50,26 @@ def call_within(seconds: float, function: Callable[[], T], message: str) -> T:
 
     main_thread = threading.get_ident()
     watcher = threading.Thread(target=watch, name="swiftplug-time-limit", daemon=True)
-    before = signal.signal(_SIGNAL, interrupt)
-    # The watcher cannot run while a regular expression or a power of long numbers holds Python's lock; a timer can.
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)
-    faulthandler.dump_traceback_later(seconds + 2 * _GRACE, exit=True, file=2)
-    watcher.start()
+    before = signal.getsignal(_SIGNAL)
     try:
-        result = function()
+        signal.signal(_SIGNAL, interrupt)
+        # The watcher cannot run while a regular expression or a power of long numbers holds Python's lock; a timer can.
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)
+        faulthandler.dump_traceback_later(seconds + 2 * _GRACE, exit=True, file=2)
+        watcher.start()
+        try:
+            result = function()
+        finally:
+            finished.set()
     except BaseException:
         if not is_interrupted:
             raise
-    finally:
+    finally:  # nothing is raised here: an interrupt is raised once, and not after `finished`
         finished.set()
-        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        watcher.join()
+        faulthandler.cancel_dump_traceback_later()
+        if watcher.ident:
+            watcher.join()
         signal.signal(_SIGNAL, before)
     if is_interrupted:
         raise UserError(message)

@@ -71,7 +71,10 @@ def run_facts(config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Score
 
 def print_results(console: Console, folder: Path, summary: Summary, failed: int, seconds: float) -> None:
     """Print the summary of a run that took so many seconds; `failed` counts the rows at which the engine failed."""
-    kept = f"{summary.kept:,} of {format_count(summary.candidates, 'candidate')} kept"
+    sampled = summary.kept - summary.kept_references
+    kept = f"{sampled:,} of {format_count(summary.candidates, 'candidate')} kept"
+    if summary.kept_references:
+        kept += f", and {format_count(summary.kept_references, 'reference')}"
     print_line(console, f"finished in {format_duration(seconds)}: {kept}", "bold")
     for reason, count in summary.left_out.items():
         print_line(console, f"  {format_count(count, 'row')} left out: {reason}")

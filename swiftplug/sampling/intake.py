@@ -16,6 +16,7 @@ from swiftplug.plugin.registry import REFERENCE_NAMES, LoadedPlugin
 from swiftplug.runs.folder import CONFIG, config_difference
 from swiftplug.runs.plugins import RunPlugins
 from swiftplug.sampling.candidates_file import CandidatesFile
+from swiftplug.sampling.judging import check_judges
 from swiftplug.sampling.ledger import NO_REFERENCE, USABLE, Ledger
 from swiftplug.sampling.rows import READ_COLUMNS, read_rows, reference_candidate
 from swiftplug.sampling.scoring import Scorer
@@ -42,6 +43,7 @@ def read_inputs(
     _check_rows(ledger, everything, config)
     _check_references(ledger, everything, config, scorers)
     _check_columns(ledger, scorers)
+    check_judges(ledger, scorers, plugins.registry, config.score_timeout)
     if file and config.include_reference:
         for row in ledger.rows(everything):
             if row.reference is not None and not row.problem and all(each.sampled for each in row.candidates):

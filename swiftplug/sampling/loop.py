@@ -13,6 +13,7 @@ from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampli
 from swiftplug.plugin.tools_format import ToolsFormat
 from swiftplug.runs.console import Activity, RunProgress
 from swiftplug.runs.plugins import RunPlugins
+from swiftplug.sampling.judging import check_judge
 from swiftplug.sampling.ledger import NO_CANDIDATES, UNSCORED, USABLE, Ledger
 from swiftplug.sampling.rows import TEMPLATE_KWARGS, Candidate, Row, check_encodable, reference_candidate
 from swiftplug.sampling.scoring import Scorer
@@ -44,6 +45,8 @@ class SampleLoop:
         self._tools_format: ToolsFormat | None = plugins.one("tools").bound
         self._scorers = scorers
         self._ledger = ledger
+        self._registry = plugins.registry
+        self._proven: list[Scorer] = []
         self._own = config.shard_rows(ledger.count_rows())
         self.to_generate = ledger.count(f"{USABLE} AND {NO_CANDIDATES}", self._own)
         self.pending = self.to_generate + ledger.count(f"{USABLE} AND {UNSCORED}", self._own)
@@ -135,6 +138,8 @@ class SampleLoop:
         for scorer in self._scorers:
             with progress.start(f"scoring with {scorer.name}"):
                 scorer.score(waiting, self._config.score_timeout)
+                if self._config.candidates_file is None and scorer not in self._proven:
+                    self._prove(scorer, waiting)
         with self._ledger.transaction():
             for row in waiting:
                 self._ledger.set_rewards(row)
@@ -143,3 +148,11 @@ class SampleLoop:
         """The rows of a batch that have an unscored candidate."""
         own = [row for row in batch if row.position in self._own]
         return [row for row in own if any(candidate.rewards is None for candidate in row.candidates)]
+
+    def _prove(self, scorer: Scorer, batch: list[Row]) -> None:
+        """Stop if an ORM finds all candidates of its first batch wrong, and all references too."""
+        rewards = [(candidate.rewards or {}).get(scorer.name) for row in batch for candidate in row.candidates]
+        least = scorer.bound.right_from
+        if least is not None and not any(isinstance(each, float) and each >= least for each in rewards):
+            check_judge(scorer, batch, self._registry, self._config.score_timeout)
+        self._proven.append(scorer)

@@ -16,7 +16,7 @@ from swiftplug.plugin.rewards import InferRequest, Unscored
 from swiftplug.runs.errors import naming_plugins
 from swiftplug.runs.plugins import RunPlugins
 from swiftplug.runs.time_limit import call_within
-from swiftplug.sampling.rows import Candidate, Row
+from swiftplug.sampling.rows import REFERENCE, Candidate, Row
 
 _DIGITS = 6
 """Decimal places to which rewards are rounded: beyond them, a model's result depends on the batch."""
@@ -47,6 +47,17 @@ class Scorer:
     def score(self, rows: Sequence[Row], timeout: float) -> None:
         """Give every candidate of some rows its reward, or the reason why it has none; `timeout` is in seconds."""
         pairs = [(row, candidate) for row in rows for candidate in row.candidates]
+        for (row, candidate), reward in zip(pairs, self._rewards(pairs, timeout), strict=True):
+            self._record(row, candidate, reward)
+
+    def find_right(self, answers: Sequence[tuple[Row, str]], timeout: float) -> list[bool]:
+        """Whether each answer to a row is right; one that gets no number is not."""
+        rewards = self._rewards([(row, Candidate(0, text, REFERENCE)) for row, text in answers], timeout)
+        least = self.bound.right_from
+        return [isinstance(it, numbers.Real) and least is not None and float(it) >= least for it in rewards]
+
+    def _rewards(self, pairs: Sequence[tuple[Row, Candidate]], timeout: float) -> Sequence[Any]:
+        """What the plugin returns for these candidates, one value for each."""
         returned = self._call([_request(*pair) for pair in pairs], [row.ground_truth for row, _ in pairs], timeout)
         if hasattr(returned, "tolist"):  # an array or a tensor
             returned = returned.tolist()
@@ -55,8 +66,7 @@ class Scorer:
             raise UserError(f"{self.plugin.found} returned a {type(returned).__name__}; {expected}")
         if len(returned) != len(pairs):
             raise UserError(f"{self.plugin.found} returned {len(returned)} rewards for {len(pairs)} candidates")
-        for (row, candidate), reward in zip(pairs, returned, strict=True):
-            self._record(row, candidate, reward)
+        return returned
 
     def _call(self, requests: list[InferRequest], references: list[str | None], timeout: float) -> Any:
         """Call the plugin in this thread, the main one: libraries that use signals need that."""

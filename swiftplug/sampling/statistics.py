@@ -36,14 +36,16 @@ class Bin:
 class Summary:
     """The figures of a run; `dataclasses.asdict` converts them for JSON.
 
-    A row without candidates counts only in `rows` and `left_out`, a reference among the candidates only in `kept`.
+    A row without candidates counts only in `rows` and `left_out`, a reference among the candidates only in `kept` and
+    `kept_references`.
     Figures without data (no scorer judges, no candidate has a score) are None, or missing from their dictionary.
 
     Attributes:
         rows: All rows.
         answered: Those that have candidates.
         candidates: All that were sampled.
-        kept: The candidates kept, references included.
+        kept: The rows to train on: candidates and references that were kept.
+        kept_references: How many of these are references.
         right_share: The share of right candidates among those judged.
         pass_at: By k (1, 2, 4, ... and N), the probability that one of k candidates is right; see `pass_at`.
         majority: The share of rows whose most frequent answer is right.
@@ -60,6 +62,7 @@ class Summary:
     answered: int
     candidates: int
     kept: int
+    kept_references: int
     right_share: float | None
     pass_at: dict[int, float]
     majority: float | None
@@ -85,7 +88,7 @@ class Statistics:
 
     def __init__(self, num_return_sequences: int) -> None:
         self._n = num_return_sequences
-        self._rows = self._answered = self._candidates = self._kept = 0
+        self._rows = self._answered = self._candidates = self._kept = self._kept_references = 0
         self._verdicts: Counter[tuple[int, int]] = Counter()  # rows by (candidates judged, of them right)
         self._majorities: Counter[bool | None] = Counter()
         self._weighted_majorities: Counter[bool | None] = Counter()
@@ -102,7 +105,9 @@ class Statistics:
         if row.problem or row.failure:
             return
         self._answered += 1
-        self._kept += sum(not candidate.reasons for candidate in row.candidates)
+        kept = [candidate for candidate in row.candidates if not candidate.reasons]
+        self._kept += len(kept)
+        self._kept_references += sum(not candidate.sampled for candidate in kept)
         sampled = [candidate for candidate in row.candidates if candidate.sampled]
         for candidate in sampled:
             self._candidates += 1
@@ -127,6 +132,7 @@ class Statistics:
             answered=self._answered,
             candidates=self._candidates,
             kept=self._kept,
+            kept_references=self._kept_references,
             right_share=right / judged if judged else None,
             pass_at=self._pass_at(),
             majority=_share(self._majorities),

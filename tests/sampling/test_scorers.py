@@ -18,7 +18,7 @@ import pytest
 from swiftplug.cli.main import app
 from swiftplug.errors import UserError
 from swiftplug.runs.time_limit import call_within
-from tests.sampling.conftest import lines
+from tests.sampling.conftest import DICE, lines
 
 
 @pytest.fixture
@@ -85,6 +85,84 @@ def x(completions):
 orms["x"] = x
 """
     assert [it["scores"]["x"] for it in sample(plugin, [candidate("a")], "--orm", "x")] == [1.0]
+
+
+PROSE = "She has 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\nShe makes 9 * 2 = $<<9*2=18>>18 every day.\n#### "
+
+
+@pytest.fixture
+def dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Check in this process whether an ORM can judge rows with these references."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(orm: str, references: list[Any], *arguments: str, column: str = "") -> None:
+        turns = [[{"role": "user", "content": f"{index}?"}] for index in range(len(references))]
+        rows = [
+            {"messages": turn, column: it} if column else {"messages": [*turn, {"role": "assistant", "content": it}]}
+            for turn, it in zip(turns, references, strict=True)
+        ]
+        Path("rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+        given = ("--dataset", "rows.jsonl", "--model", "m", "--plugin", str(DICE), "--engine", "dice")
+        app(["sample", *given, "--orm", orm, "--output-dir", "run", *arguments], standalone_mode=False)
+
+    return run
+
+
+@pytest.mark.parametrize("column", ["", "answer"])
+def test_an_orm_that_cannot_judge_the_data_is_found_before_sampling(dry_run: Callable[..., Any], column: str) -> None:
+    references = [f"{PROSE}{number}" for number in range(20, 60)]
+    for arguments in (["--dry-run"], []):
+        with pytest.raises(UserError) as error:
+            dry_run("math", references, *arguments, column=column)
+        for words in (
+            "orm 'math'",
+            "finds no reference right",
+            "rows.jsonl:1",
+            r"#### 20'",
+            "use --orm gsm8k or --orm",
+        ):
+            assert words in str(error.value)
+    assert not Path("run").exists()
+    for orm in ("gsm8k", "math_verify", "react", "format"):
+        dry_run(orm, references, "--dry-run", column=column)
+    with pytest.raises(
+        UserError, match=r"orm 'gsm8k'.* finds no reference right.*use --orm math or --orm math_verify$"
+    ):
+        dry_run("gsm8k", [rf"so \boxed{{{it}}}" for it in "abc"], "--dry-run", column=column)
+
+
+@pytest.mark.parametrize(
+    "references", [["18", "x = 5"], [18, 2.5], [r"\frac{1}{2}"], [r"so \boxed{2}"], ["even", "a b c d"]]
+)
+@pytest.mark.parametrize("orm", ["math", "box"])
+def test_final_answers_alone_can_be_judged(dry_run: Callable[..., Any], orm: str, references: list[Any]) -> None:
+    dry_run(orm, references, "--dry-run", column="answer")
+
+
+def test_a_third_partys_orm_is_tried_with_references_only_when_it_finds_a_whole_batch_wrong(
+    dry_run: Callable[..., Any],
+) -> None:
+    Path("orm.py").write_text(
+        "from swiftplug.plugin import ORM, orms\ncalls = []\n"
+        "class Ends(ORM):\n"
+        "    def __init__(self, end: str): self.end = end\n"
+        "    def __call__(self, infer_requests, ground_truths, **kwargs):\n"
+        "        answers = [it.messages[-1]['content'] for it in infer_requests]\n"
+        "        open('calls', 'a').write(f'{len(answers)} ')\n"
+        "        return [float(it.endswith(self.end)) for it in answers]\n"
+        "orms['ends'] = Ends\n"
+    )
+    references = [f"{PROSE}{number}" for number in range(20, 28)]
+    given = ("--plugin", "orm.py", "--overwrite")
+    dry_run("ends", references, "--dry-run", *given, "--set", "orm.ends.end=none")
+    assert not Path("calls").exists()
+    dry_run("ends", references, *given, "--set", "orm.ends.end='}'")
+    assert Path("calls").read_text() == "32 32 "
+    with pytest.raises(UserError, match=r"orm 'ends' .* finds no reference right as an answer \(4 tried\)"):
+        dry_run("ends", references, *given, "--set", "orm.ends.end=none")
+    dry_run(
+        "ends", references, *given, "--set", "orm.ends.end=none", column="answer"
+    )  # they may be no answers: tests, say
 
 
 def waits() -> None:

@@ -12,6 +12,7 @@ from statistics import mean
 import numpy as np
 import pytest
 
+from swiftplug.sampling.page.figures import figures_of
 from swiftplug.sampling.rows import REFERENCE, Candidate, Row
 from swiftplug.sampling.statistics import Histogram, Statistics, Summary
 
@@ -154,6 +155,8 @@ def test_everything_is_counted_once_and_by_reason() -> None:
     ]
     summary = _summary(rows, 2)
     assert (summary.rows, summary.answered, summary.candidates, summary.kept) == (4, 3, 6, 3)
+    assert summary.kept_references == 1
+    assert ("Kept", "2", "from 2 rows, and 1 reference") in figures_of(summary)
     assert summary.right_share == 2 / 6
     assert summary.mean_scores == {"gsm8k": 0.5}
     assert summary.left_out == {"all wrong": 1, "the server answered 500": 1}

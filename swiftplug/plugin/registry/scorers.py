@@ -81,6 +81,11 @@ class BoundScorer:
         return self.is_ours and bool(getattr(self.scorer, "needs_reference", self.kind == "orm"))
 
     @property
+    def compares(self) -> bool:
+        """Whether it compares answers with references."""
+        return self.needs_reference or (not self.is_ours and bool(self._arguments.keys() & {*REFERENCE_NAMES}))
+
+    @property
     def needed_columns(self) -> list[str]:
         """The columns of the rows that it cannot be called without."""
         known = {*FIRST_PARAMETERS, "messages", "tools", *(["ground_truths"] if self.is_ours else [])}

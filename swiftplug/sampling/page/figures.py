@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from swiftplug.formatting import format_number, format_percent
+from swiftplug.formatting import format_count, format_number, format_percent
 from swiftplug.sampling.scoring import Scorer
 from swiftplug.sampling.statistics import Bin, Summary
 
@@ -55,11 +55,12 @@ def figures_of(summary: Summary) -> list[tuple[str, str, str]]:
     """The main figures, each as label, value and note; shares only if a scorer judges."""
     left_out = sum(summary.left_out.values())
     unanswered = summary.rows - summary.answered
+    references = f", and {format_count(summary.kept_references, 'reference')}" if summary.kept_references else ""
     per_row = f"{format_number(summary.candidates / summary.answered)} per row" if summary.answered else ""
     figures = [
         ("Rows", f"{summary.rows:,}", f"{unanswered:,} without candidates" if unanswered else ""),
         ("Candidates", f"{summary.candidates:,}", per_row),
-        ("Kept", f"{summary.kept:,}", f"from {summary.rows - left_out:,} rows"),
+        ("Kept", f"{summary.kept - summary.kept_references:,}", f"from {summary.rows - left_out:,} rows{references}"),
     ]
     shares = [
         ("Right", summary.right_share, "of the candidates"),

@@ -11,9 +11,11 @@ const rows = JSON.parse(byId("rows").textContent).map(withCounts);
 function withCounts(row) {
   const judged = row.candidates.filter((candidate) => candidate.sampled && candidate.right !== null);
   const right = judged.filter((candidate) => candidate.right).length;
-  const kept = row.candidates.filter((candidate) => !candidate.reasons.length).length;
+  const kept = row.candidates.filter((candidate) => candidate.sampled && !candidate.reasons.length).length;
+  const reference = row.candidates.some((candidate) => !candidate.sampled && !candidate.reasons.length);
+  const tally = [kept ? `${kept} kept` : "", reference ? "reference kept" : ""].filter(Boolean).join(", ");
   const question = row.prompt.findLast((message) => message.role === "user") ?? row.prompt.at(-1);
-  return { ...row, judged: judged.length, right, kept, question: question ? plain(question.text) : "" };
+  return { ...row, judged: judged.length, right, kept: tally, question: question ? plain(question.text) : "" };
 }
 
 /* State */
@@ -167,7 +169,7 @@ function listItem(row) {
   link.href = address({ row: row.position });
   const foot = make("span", "tally");
   if (row.judged) foot.append(pips(row), make("span", "", `${row.right}/${row.judged} right`));
-  if (row.kept) foot.append(make("span", "kept", `${row.kept} kept`));
+  if (row.kept) foot.append(make("span", "kept", row.kept));
   else foot.append(make("span", "out", row.problem || row.leftOut || "left out"));
   link.append(foot);
   return make("li", "", link);
