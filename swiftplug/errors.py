@@ -1,5 +1,6 @@
-"""The one exception for mistakes of the user, and the hint at the end of its message."""
+"""The exceptions for mistakes of the user and for Ctrl-C, and the hint at the end of a message."""
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -9,6 +10,19 @@ class UserError(Exception):
 
     The message says where (file, line, key or option), what was found, what was expected, and the nearest right word.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has stopped the command.
+
+    Args:
+        number: The signal: SIGINT (Ctrl-C) or SIGTERM.
+        message: What is saved and how to go on; empty if there is nothing to say.
+    """
+
+    def __init__(self, number: int = signal.SIGINT, message: str = "") -> None:
+        super().__init__(message)
+        self.number = number
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

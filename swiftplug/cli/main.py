@@ -1,6 +1,7 @@
 """The `swiftplug` command: its subcommands, and how their errors are printed."""
 
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
@@ -9,10 +10,9 @@ import typer
 from typer.core import TyperGroup
 
 from swiftplug import __version__
-from swiftplug.cli.process import is_first
-from swiftplug.errors import UserError
+from swiftplug.cli.process import is_first, stop_on_signals
+from swiftplug.errors import Interrupted, UserError
 
-_INTERRUPTED = 130
 _COMMANDS = {
     "train": "Train a model.",
     "sample": "Generate several answers to each question, score them, and keep the best to train on.",
@@ -27,6 +27,16 @@ class _Commands(TyperGroup):
     def resolve_command(self, context: Any, arguments: list[str]) -> Any:
         name, command, rest = super().resolve_command(context, arguments)
         return name, _load(name) if name in _COMMANDS else command, rest
+
+    def invoke(self, context: Any) -> Any:
+        """Run the command; an interrupted one ends with a line of what is saved."""
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt as error:
+            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+            if is_first():
+                print(str(error) or "error: interrupted", file=sys.stderr)
+            return 128 + number
 
 
 def _typer(**options: Any) -> typer.Typer:
@@ -69,18 +79,17 @@ def _swiftplug(
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0, 2 for bad input, 130 when interrupted, 1 for anything else.
+    """Run the command line and exit: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 for anything else.
 
     An error is one line on stderr; `--debug` shows the traceback.
     """
+    stop_on_signals()
     try:
         code = app(prog_name="swiftplug", standalone_mode=False) or 0
     except Exception as error:
         if "--debug" in sys.argv and not isinstance(error, typer.TyperException):
             raise
         code = _report(error)
-    if code == _INTERRUPTED and is_first():
-        _print_error("interrupted")
     sys.exit(code)
 
 

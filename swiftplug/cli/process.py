@@ -5,19 +5,32 @@
 
 import os
 import platform
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from swiftplug.errors import UserError
+from swiftplug.errors import Interrupted, UserError
 
 # As in <malloc.h>.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _NEVER = -1
 _OTHER_ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
+
+
+def stop_on_signals() -> None:
+    """Let Ctrl-C and SIGTERM stop the command in order; a second one ends the process at once."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Interrupted(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in a background job
+            signal.signal(number, stop)
 
 
 def is_first() -> bool:
@@ -123,6 +136,7 @@ def run_in_processes(nproc: int, arguments: Sequence[str]) -> int:
     import uuid
 
     with loading_libraries():
+        from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -141,4 +155,6 @@ def run_in_processes(nproc: int, arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         first = min(error.failures.values(), key=lambda failure: failure.timestamp)
         return first.exitcode if first.exitcode > 0 else 1
+    except SignalException as error:  # the processes got it too, and the first of them has said what is saved
+        return 128 + error.sigval
     return 0

@@ -21,6 +21,8 @@ DryRun = Annotated[
     bool, flag("--dry-run", "Check config, plugins and data, print the plan, and stop before the model is loaded.")
 ]
 
+Overwrite = Annotated[bool, flag("--overwrite", "Replace the run in the output folder with a new one.")]
+
 
 class RunRequest(NamedTuple):
     """What the command line asks for, before it is merged with the config file.
@@ -59,7 +61,8 @@ def takes_run_options(
     names = {key.name.replace(".", "_"): key for key in keys.values() if key.panel}
     by_panel = sorted(names.items(), key=lambda item: PANELS.index(item[1].panel))
     config_file = Argument(
-        metavar="CONFIG", help="YAML file. With no CONFIG, --model or --dataset, the built-in quickstart is used."
+        metavar="CONFIG",
+        help="YAML file, or folder of a run. With no CONFIG, --model or --dataset, the built-in quickstart is used.",
     )
     settings = Option(
         "--set",

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from swiftplug.cli.process import loading_libraries, prepare_process
-from swiftplug.cli.run_options import DryRun, RunRequest, flag, takes_run_options
+from swiftplug.cli.run_options import DryRun, Overwrite, RunRequest, flag, takes_run_options
 from swiftplug.config.schema import SampleConfig
 from swiftplug.formatting import format_command
 
@@ -14,7 +14,7 @@ from swiftplug.formatting import format_command
 def sample(
     request: RunRequest,
     resume: Annotated[bool, flag("--resume", "Continue an interrupted run.")] = False,
-    overwrite: Annotated[bool, flag("--overwrite", "Replace the run in the output folder with a new one.")] = False,
+    overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
     """Generate several answers to each question, score them, and keep the best to train on.

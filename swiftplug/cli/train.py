@@ -6,7 +6,7 @@ import typer
 from typer import Option
 
 from swiftplug.cli.process import is_first, loading_libraries, prepare_process, run_in_processes
-from swiftplug.cli.run_options import DryRun, RunRequest, flag, takes_run_options
+from swiftplug.cli.run_options import DryRun, Overwrite, RunRequest, flag, takes_run_options
 from swiftplug.config.schema import RUN, TrainConfig
 
 
@@ -14,6 +14,7 @@ from swiftplug.config.schema import RUN, TrainConfig
 def train(
     request: RunRequest,
     resume: Annotated[bool, flag("--resume", "Continue from the last checkpoint in the output folder.")] = False,
+    overwrite: Overwrite = False,
     allow_changed_plugins: Annotated[
         bool, flag("--allow-changed-plugins", "Resume even if the source code of a plugin has changed.")
     ] = False,
@@ -40,7 +41,12 @@ def train(
     prepare_process(debug=request.debug, num_proc=config.data.num_proc)
     check_plugin_names(config)
     if nproc > 1:
-        flags = {"--resume": resume, "--allow-changed-plugins": allow_changed_plugins, "--dry-run": dry_run}
+        flags = {
+            "--resume": resume,
+            "--overwrite": overwrite,
+            "--allow-changed-plugins": allow_changed_plugins,
+            "--dry-run": dry_run,
+        }
         given = [flag for flag, is_given in flags.items() if is_given]
         arguments = [*request.arguments(), *given, f"--output-dir={config.output_dir}"]
         raise typer.Exit(run_in_processes(nproc, ["train", *arguments]))
@@ -49,6 +55,6 @@ def train(
     with loading_libraries():
         from swiftplug.training.run import train as run
 
-    run(config, resume=resume, allow_changed_plugins=allow_changed_plugins, dry_run=dry_run)
+    run(config, resume=resume, overwrite=overwrite, allow_changed_plugins=allow_changed_plugins, dry_run=dry_run)
     if quickstart and not dry_run and is_first():
         typer.echo("Next: swiftplug sample   # answers harder problems and keeps the best answers")

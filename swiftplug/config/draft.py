@@ -72,6 +72,11 @@ class Draft(Generic[C]):
         named = {*self.options, *(setting.path[0] for setting in self._settings if not setting.is_plugin_option)}
         return not named.isdisjoint(keys)
 
+    def given(self, name: str) -> Any:
+        """What the command line gives a key; None if it does not."""
+        settings = [setting.value for setting in self._settings if setting.path == (name,)]
+        return self.options.get(name, settings[-1] if settings else None)
+
     def merge_onto(self, path: str | None) -> C:
         """Merge the defaults, a config file and the command line, in that order, and check the result.
 

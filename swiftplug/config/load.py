@@ -2,17 +2,15 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any, Generic, NamedTuple
 
-from pydantic import BaseModel
-
 from swiftplug.config.draft import C, Draft
+from swiftplug.config.resume import config_in_folder, folder_to_resume, numbered_folders
 from swiftplug.config.schema import RunConfig, SampleConfig, TrainConfig
 from swiftplug.config.yaml_file import write_yaml
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import PluginChoice
+from swiftplug.formatting import format_command
 
 QUICKSTART = Path(__file__).with_name("quickstart.yaml")
 QUICKSTART_SAMPLE = Path(__file__).with_name("quickstart_sample.yaml")
@@ -40,11 +38,13 @@ def load_train_config(
     keeps them. A repeated option replaces the YAML's list, except `plugins.files`, to which it adds.
 
     Args:
-        path: The YAML file, or None. Paths, also those in the file, are relative to the current directory.
+        path: The YAML file, the folder of a run to take its config and its folder, or None. Paths, also those in the
+            file, are relative to the current directory.
         options: Values of options by config key (`{"loss": "focal", "metrics": ["acc"], "data.template": "x.jinja"}`);
             None or an empty list if the option was not given.
         sets: The `KEY=VALUE` of each `--set`, in order.
-        resume: Whether the run continues an earlier one; the default `output_dir` is then the last run's folder.
+        resume: Whether the run continues an earlier one; the default `output_dir` is then the newest folder
+            of those that are named after the config whose run began with it.
 
     Raises:
         UserError: Something is unknown, of the wrong type or missing; the message says where.
@@ -54,6 +54,7 @@ def load_train_config(
         {'gamma': 2}
     """
     draft = Draft(TrainConfig, options, sets)
+    path = _config_path(path, draft, resume, "model", "dataset")
     quickstart = path is None and not draft.names_any("model", "dataset")
     if quickstart:
         path = str(QUICKSTART)
@@ -61,7 +62,7 @@ def load_train_config(
     _require(config.model, "model", "a folder, a hub id or a model plugin", path)
     _require(config.dataset, "dataset", "a file, a hub id or a plugin", path)
     if config.output_dir is None:
-        config.output_dir = _default_output_dir(Path(path).stem if path else config.task, resume)
+        config.output_dir = _default_output_dir(config, Path(path).stem if path else config.task, resume)
     return Loaded(config, quickstart)
 
 
@@ -80,6 +81,7 @@ def load_sample_config(
         [ScorerChoice(name='math', options={}, weight=1.0)]
     """
     draft = Draft(SampleConfig, options, sets)
+    path = _config_path(path, draft, resume, "model", "dataset", "candidates_file")
     quickstart = path is None and not draft.names_any("model", "dataset", "candidates_file")
     if quickstart:
         draft.options.setdefault("model", _last_quickstart_run())
@@ -90,7 +92,7 @@ def load_sample_config(
         _require(config.dataset, "dataset", "a file, a hub id or a plugin", path)
     if config.output_dir is None:
         name = "quickstart-samples" if quickstart else Path(path).stem if path else "sample"
-        config.output_dir = _default_output_dir(name, resume)
+        config.output_dir = _default_output_dir(config, name, resume)
     return Loaded(config, quickstart)
 
 
@@ -113,45 +115,52 @@ def _require(value: Any, key: str, what: str, path: str | None) -> None:
         raise UserError(f"{where}no {key}; name {what} with --{key} or the key {key!r}")
 
 
-def _default_output_dir(name: str, resume: bool) -> str:
-    """`runs/NAME`, or `runs/NAME-2` and so on if that holds a run already; to resume, the last one that does.
+def _config_path(path: str | None, draft: Draft[C], resume: bool, *own: str) -> str | None:
+    """The config file: of the run, if a folder is given; None if nothing is given that says what to run.
+
+    Args:
+        path: What was given for CONFIG.
+        draft: The rest of the command line.
+        resume: Whether to continue a run.
+        own: The keys that say what to run where there is no config.
+    """
+    output_dir = draft.given("output_dir")
+    if path is None and resume and not draft.names_any(*own):
+        command = "sample" if "engine" in draft.model.model_fields else "train"
+        if not output_dir:
+            example = format_command(command, "FOLDER", "--resume")
+            raise UserError(f"--resume: nothing says which run; name its folder or its config: {example}")
+        path = str(output_dir)
+    if path is None or not Path(path).expanduser().is_dir():
+        return path
+    if not output_dir:
+        draft.options["output_dir"] = path  # the folder may have been renamed since the config was written
+    return config_in_folder(path, draft.model)
+
+
+def _default_output_dir(config: RunConfig, name: str, resume: bool) -> str:
+    """`runs/NAME`, or `runs/NAME-2` and so on if there are such folders already; to resume, see `folder_to_resume`.
 
     The processes that `torchrun` starts must agree, although one may create the folder before another looks: they take
     `runs/NAME` without looking. With `--nproc`, the folder is chosen before the processes start.
     """
-    folder = latest = Path("runs", name)
-    if "WORLD_SIZE" not in os.environ:
-        for number in count(2):
-            if not (folder.is_dir() and any(folder.iterdir())):
-                break
-            folder, latest = folder.with_name(f"{name}-{number}"), folder
-    return str(latest if resume else folder)
+    if resume:
+        return str(folder_to_resume(name, config))
+    last = max(numbered_folders(name), default=0) if "WORLD_SIZE" not in os.environ else 0
+    return str(Path("runs", f"{name}-{last + 1}" if last else name))
 
 
 def _last_quickstart_run() -> str:
     """The last finished quickstart training under `runs/`."""
-    numbers = {"": 1, **{f"-{number}": number for number in range(2, 1000)}}
-    finished = [
-        folder
-        for folder in Path("runs").glob("quickstart*")
-        if (folder / "swiftplug.json").is_file() and folder.name.removeprefix("quickstart") in numbers
-    ]
+    finished = [folder for folder in numbered_folders("quickstart").values() if (folder / "swiftplug.json").is_file()]
     if not finished:
         raise UserError(
             "no model and no dataset given, and no finished quickstart run in ./runs to sample from; make one with "
             "`swiftplug train` (about a minute), or give --model and --dataset"
         )
-    return str(max(finished, key=lambda folder: numbers[folder.name.removeprefix("quickstart")]))
+    return str(finished[0])
 
 
 def to_yaml(config: RunConfig) -> str:
     """A config as YAML with every key in it; loading that gives an equal config."""
-    return write_yaml({name: _plain(getattr(config, name)) for name in type(config).model_fields})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, PluginChoice):
-        return value.to_yaml()
-    if isinstance(value, BaseModel):
-        return value.model_dump()
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+    return write_yaml(config.plain())

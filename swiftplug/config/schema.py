@@ -145,7 +145,7 @@ class RunConfig(Section):
         DATA,
     )
     output_dir: str | None = key(
-        None, "Folder of the run. Default: runs/ and the config's name.", RUN, metavar="FOLDER"
+        None, "Folder of the run. Default: runs/ and the config's name.", RUN, metavar="FOLDER", min_length=1
     )
     tools: PluginField = key(
         _built_in("template"),
@@ -180,9 +180,21 @@ class RunConfig(Section):
         """Keep where each value came from, for `where`."""
         self._sources = sources
 
+    def plain(self) -> dict[str, Any]:
+        """Every key with its value as YAML writes it."""
+        return {name: _plain(getattr(self, name)) for name in type(self).model_fields}
+
     def __eq__(self, other: object) -> bool:
         """Whether both describe the same run, wherever the values came from."""
         return type(self) is type(other) and isinstance(other, RunConfig) and self.model_dump() == other.model_dump()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, PluginChoice):
+        return value.to_yaml()
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 class TrainConfig(RunConfig):

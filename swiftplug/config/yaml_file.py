@@ -129,6 +129,12 @@ def write_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def write_inline(value: Any) -> str:
+    """YAML of one line."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return text.removesuffix("...\n").strip()
+
+
 def describe(value: Any) -> str:
     """A value as an error message shows it."""
     if isinstance(value, bool):

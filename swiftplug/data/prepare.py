@@ -12,6 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -165,11 +166,13 @@ def _encode(
     progress: Callable[[str], AbstractContextManager[Any]],
 ) -> Generator[pa.RecordBatch, None, None]:
     """Encode a source; adds up the counts in `report`."""
+    digest = hashlib.sha256()
     with progress(f"encoding {source.name}") as activity:
-        for examples, counts in map_chunks(encoder.encode_rows, source.read(), num_proc):
+        for examples, counts in map_chunks(encoder.encode_rows, _hashed(source.read(), digest), num_proc):
             report.add(counts)
             activity.advance(counts.rows)
             yield examples
+    report.sha256 = digest.hexdigest()
     if report.examples:
         return
     if report.shortest_too_long is not None:
@@ -182,6 +185,13 @@ def _encode(
         f"{source.name}: none of its {report.rows} rows can be used: {reason} ({dropped.count} rows): "
         f"{dropped.examples[0]}"
     )
+
+
+def _hashed(rows: Iterator[RawRow], digest: Any) -> Iterator[RawRow]:
+    """The rows, each added to a hash."""
+    for row in rows:
+        digest.update(json.dumps(row.row, default=str).encode() + b"\n")
+        yield row
 
 
 def map_chunks(
@@ -220,6 +230,8 @@ _function: Callable[[list[RawRow]], EncodedRows]
 def _start_worker(function: Callable[[list[RawRow]], EncodedRows]) -> None:
     global _function
     _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one answers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = (
         "false"  # processes run in parallel already, and threads do not survive forks
     )

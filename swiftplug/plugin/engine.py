@@ -1,6 +1,6 @@
 """The contract of engines, which turn prompts into candidates."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,6 +104,8 @@ class Engine:
     # Whether the candidates of a prompt may depend, if only by rounding, on the other prompts of the same call. If so,
     # `generate` always gets the same prompts together, even after an interruption or in a sharded run.
     together: bool = False
+    # The options that do not change the candidates: they may differ when a run is resumed.
+    may_change: Collection[str] = ()
 
     def prompts_at_once(self, sampling: Sampling) -> int:
         """The maximum number of prompts per call of `generate`. Candidates are on disk after each call.

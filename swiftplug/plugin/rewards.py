@@ -1,6 +1,6 @@
 """The contracts of reward models: outcome (ORM) and process (PRM)."""
 
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,8 @@ class ORM:
     needs_reference: bool = True
     # An answer counts as right from this score on; None if the scores only rank answers.
     right_from: float | None = 0.5
+    # The options that do not change the rewards: they may differ when a run is resumed.
+    may_change: Collection[str] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take nothing; reward classes of ms-swift pass on what theirs takes."""
@@ -111,6 +113,9 @@ class PRM:
 
     The parameters of `__init__` are the options of the plugin, except `weight`: that is the weight of the scorer.
     """
+
+    # The options that do not change the rewards: they may differ when a run is resumed.
+    may_change: Collection[str] = ()
 
     def __call__(
         self, infer_requests: list[InferRequest], **kwargs: Any

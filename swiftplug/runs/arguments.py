@@ -6,12 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swiftplug.config.resume import CONFIG
 from swiftplug.config.schema import ModelOptions, RunConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.registry import PluginChoice
 from swiftplug.plugin.tokenizer import set_chat_template
-from swiftplug.runs.folder import CONFIG, KEPT_BASE, MARKER, Marker, absolute_name, is_adapter_run, load_tuner
+from swiftplug.runs.folder import KEPT_BASE, MARKER, Marker, absolute_name, is_adapter_run, load_tuner
 from swiftplug.runs.plugins import RunPlugins
 
 if TYPE_CHECKING:

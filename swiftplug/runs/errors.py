@@ -1,12 +1,13 @@
-"""Errors that a run reports as one clear line: those of third-party plugins, and a full disk."""
+"""What a run reports as one clear line: errors of third-party plugins, a full disk, and an interruption."""
 
 import errno
+import signal
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from swiftplug.errors import UserError
+from swiftplug.errors import Interrupted, UserError
 from swiftplug.plugin.registry import LoadedPlugin
 
 # safetensors and torch's archive writer raise their own exceptions, recognisable only by their message.
@@ -47,6 +48,18 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
             raise
         hint = "free some space and continue with --resume (what was saved before is unharmed)"
         raise UserError(f"{folder}: the disk is full; {hint}") from error
+
+
+@contextmanager
+def explaining_interruption(explain: Callable[[], str]) -> Iterator[None]:
+    """Let Ctrl-C, or SIGTERM, end a run with a message that says what is saved and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if str(error):
+            raise  # it is explained
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        raise Interrupted(number, explain()) from None
 
 
 def is_disk_full(error: BaseException | None) -> bool:

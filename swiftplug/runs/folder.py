@@ -7,46 +7,125 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftplug import __version__
 from swiftplug.config.load import to_yaml
+from swiftplug.config.resume import CONFIG
 from swiftplug.config.schema import RunConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 
-CONFIG = "config.yaml"
 MANIFEST = "run.json"
 MARKER = "swiftplug.json"
 KEPT_BASE = "base_model"  # the folder of a base model that exists nowhere else
+STAGED_BASE = f".{KEPT_BASE}.partial"
 _RECORDED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 
 
-def check_output_folder(folder: Path, begun: str, *, resume: bool, overwrite: bool | None = None) -> None:
+def check_output_folder(folder: Path, *, is_own: bool, holds_results: bool, resume: bool, overwrite: bool) -> None:
     """Check that a run may write into a folder; nothing is created or changed.
 
     Args:
         folder: The run's folder.
-        begun: The file that shows that a run of the same command has begun there.
+        is_own: Whether a run of the same command has begun there.
+        holds_results: Whether that run left anything that is worth keeping.
         resume: Whether to continue the run in it.
-        overwrite: Whether to replace the run in it; None for a command without --overwrite.
+        overwrite: Whether to replace the run in it.
 
     Raises:
-        UserError: It is a file, or holds other files, or a run that is neither resumed nor overwritten.
+        UserError: It cannot be a folder, cannot be written, holds other files, or holds the results of a run that is
+            neither resumed nor overwritten.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir: {folder} is a file; expected a folder")
-    held = {path.name for path in folder.iterdir() if ".partial" not in path.name} if folder.is_dir() else set()
-    if held and begun not in held:
-        what = "a run of another command" if CONFIG in held else "other files"
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite cannot be combined: continue the run, or replace it")
+    try:
+        if folder.is_symlink() and not folder.exists():
+            raise UserError(f"output_dir: {folder} is a broken symlink to {folder.readlink()}; expected a folder")
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"output_dir: {folder} cannot be a folder: {there} is a file")
+        held = {path.name for path in folder.iterdir() if ".partial" not in path.name} if there == folder else set()
+    except OSError as error:
+        raise UserError(f"output_dir: cannot use {folder}: {error.strerror}") from None
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"output_dir: {there} cannot be written; name another folder, or change its permissions")
+    if held and not is_own:
+        what = "a run of another command" if {CONFIG, MANIFEST} <= held else "other files"
         raise UserError(f"output_dir: {folder} holds {what}; name another folder")
-    if held and not resume and not overwrite:
-        start_over = "" if overwrite is None else ", or start over with --overwrite"
+    if holds_results and not resume and not overwrite:
         raise UserError(
-            f"output_dir: {folder} holds another run; name another folder, continue that run with --resume{start_over}"
+            f"output_dir: {folder} holds another run; name another folder, continue that run with --resume, or start "
+            "over with --overwrite"
         )
+
+
+def check_inputs_are_kept(folder: Path, removed: Iterable[Path], inputs: Iterable[str]) -> None:
+    """Check that a run that overwrites another removes nothing that it reads.
+
+    Args:
+        folder: The run's folder.
+        removed: The files and folders in it that will be removed.
+        inputs: What the run reads, as its config names it.
+
+    Raises:
+        UserError: It reads one of them, or a model that they make up.
+    """
+    gone = {path.resolve() for path in removed}
+    for name in inputs:
+        path = Path(name.partition("#")[0]).expanduser()
+        place = path.resolve()
+        if place == folder.resolve() or not gone.isdisjoint({place, *place.parents}):
+            raise UserError(f"output_dir: --overwrite would remove {path}, which this run reads; name another folder")
+
+
+@contextmanager
+def run_folder(folder: Path) -> Iterator[None]:
+    """The folder of a run, made if it does not exist, and removed again if nothing was written into it.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    existed = folder.is_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot make the folder {folder}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        if not existed:
+            with suppress(OSError):  # not empty: this run or another process's has begun there
+                folder.rmdir()
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from running in a folder at the same time.
+
+    Raises:
+        UserError: One does.
+    """
+    if sys.platform == "win32":  # no folder can be opened there
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"output_dir: another process is running in {folder}") from None
+    except OSError:
+        pass  # the file system has no locks
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -66,13 +145,22 @@ def write_atomically(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_run_files(
-    folder: Path, config: RunConfig, plugins: Iterable[LoadedPlugin], results: dict[str, Any] | None = None
+def begin_record(
+    folder: Path, config: RunConfig, plugins: Iterable[LoadedPlugin], *, resumed: bool, **more: Any
 ) -> None:
-    """Write `config.yaml` and `run.json`: they record what is needed to reproduce the run."""
-    write_atomically(folder / CONFIG, to_yaml(config))
-    manifest = {
-        "command": sys.argv[1:],
+    """Write `run.json` and `config.yaml` at the start of a run: they record what is needed to reproduce it.
+
+    Args:
+        folder: The run's folder.
+        config: Its config.
+        plugins: Its plugins.
+        resumed: Whether the record of the run's earlier commands is continued.
+        more: Other entries of `run.json`.
+    """
+    before = read_record(folder) if resumed else {}
+    command = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv[1:]}
+    record = {
+        "commands": [*before.get("commands", []), command],
         "seed": config.seed,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
@@ -82,19 +170,28 @@ def write_run_files(
             **{name: importlib.metadata.version(name) for name in _RECORDED_LIBRARIES},
         },
         "plugins": [_plugin_record(plugin) for plugin in plugins],
-        **({} if results is None else {"results": results}),
+        **more,
     }
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    _write_record(folder, {**before, **record})
+    write_atomically(folder / CONFIG, to_yaml(config))
 
 
-def config_difference(before: Any, now: Any, key: str = "") -> str:
-    """The first key in which two configs differ, whatever the order of their keys; empty if there is none."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = {**before, **now}
-        found = (config_difference(before.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in names)
-        return next(filter(None, found), "")
-    shown = [json.dumps(value, ensure_ascii=False, default=str) for value in (before, now)]
-    return "" if before == now else f"{key}: {shown[0]} there, {shown[1]} here"
+def add_to_record(folder: Path, **entries: Any) -> None:
+    """Add entries to `run.json`, or replace them."""
+    _write_record(folder, {**read_record(folder), **entries})
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `run.json` in a folder holds; nothing if there is none that swiftplug wrote."""
+    try:
+        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return record if "swiftplug" in record["versions"] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    write_atomically(folder / MANIFEST, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 class Marker(NamedTuple):
@@ -176,6 +273,17 @@ def absolute_name(name: str) -> str:
 def is_adapter_run(name: str) -> bool:
     """Whether a name is the folder of a run that saved only an adapter."""
     return Marker.read(name) is not None and not (Path(name).expanduser() / "config.json").is_file()
+
+
+def base_models(name: str) -> list[str]:
+    """The base model of a run's adapter, its own base model, and so on."""
+    found: list[str] = []
+    while is_adapter_run(name) and (marker := Marker.read(name)):
+        name = str(marker.base_choice(name)["name"])
+        if name in found:
+            break
+        found.append(name)
+    return found
 
 
 def _plugin_record(plugin: LoadedPlugin) -> dict[str, Any]:

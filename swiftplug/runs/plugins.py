@@ -1,7 +1,7 @@
 """Finds, imports and checks all plugins of a run before anything slow happens."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +43,15 @@ class RunPlugins:
     def all(self) -> list[LoadedPlugin]:
         """Every plugin of the run."""
         return [plugin for plugins in self.by_kind.values() for plugin in plugins]
+
+
+def free_options(plugins: RunPlugins) -> dict[str, Collection[str]]:
+    """By plugin (`engine:openai`), the options that may change when a run is resumed."""
+    return {
+        f"{KINDS[kind].key}:{plugin.found.name}": getattr(plugin.bound, "may_change", ())
+        for kind in plugins.by_kind
+        for plugin in plugins.of(kind)
+    }
 
 
 def check_plugin_names(config: RunConfig) -> None:

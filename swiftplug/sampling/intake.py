@@ -3,18 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from swiftplug.config.load import to_yaml
+from swiftplug.config.resume import config_difference
 from swiftplug.config.schema import SampleConfig
-from swiftplug.config.yaml_file import read_value
 from swiftplug.data.read.messages import MESSAGE_KEYS
 from swiftplug.data.read.report import UnreadKeys
 from swiftplug.data.read.sources import Source, check_columns, open_source
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry import REFERENCE_NAMES, LoadedPlugin
-from swiftplug.runs.folder import CONFIG, config_difference
-from swiftplug.runs.plugins import RunPlugins
+from swiftplug.runs.plugins import RunPlugins, free_options
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.judging import check_judges
 from swiftplug.sampling.ledger import NO_REFERENCE, USABLE, Ledger
@@ -48,7 +45,7 @@ def read_inputs(
         for row in ledger.rows(everything):
             if row.reference is not None and not row.problem and all(each.sampled for each in row.candidates):
                 ledger.add_candidates(row.position, [reference_candidate(row, ledger.free_index(row.position))])
-    ledger.put("config", _sampled_by(config))
+    ledger.put("config", config.plain())
     ledger.put("inputs", _inputs(config, plugins, sources))
     ledger.put("unread", unread.lines())
     ledger.put("scorers", [_fingerprint(scorer.plugin) for scorer in scorers])
@@ -60,7 +57,7 @@ def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: RunPlugins, s
 
     Scorers may change, so that they can be corrected: then every candidate is scored again. Returns a note to print.
     """
-    if difference := config_difference(ledger.get("config"), _sampled_by(config)):
+    if difference := config_difference(ledger.get("config"), config, free_options=free_options(plugins)):
         raise UserError(f"--resume: the folder holds another run: {difference}")
     inputs = _inputs(config, plugins, _open_sources(config, plugins))
     for (name, fingerprint), (_, before) in zip(inputs, ledger.get("inputs"), strict=True):
@@ -136,13 +133,6 @@ def _inputs(config: SampleConfig, plugins: RunPlugins, sources: Sequence[Source]
     for kind in ("model", "engine", "tools"):
         inputs += [[str(plugin.found), _fingerprint(plugin)] for plugin in plugins.of(kind)]
     return inputs
-
-
-def _sampled_by(config: SampleConfig) -> dict[str, Any]:
-    """The config without the keys that may change on resuming: the run's folder and the scorers' time limit."""
-    text = to_yaml(config.model_copy(update={"output_dir": None, "score_timeout": SampleConfig().score_timeout}))
-    values: dict[str, Any] = read_value(text, CONFIG)
-    return values
 
 
 def _fingerprint(plugin: LoadedPlugin) -> str:

@@ -7,7 +7,7 @@ finished. Only the current batch is kept in memory.
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,14 @@ class Ledger:
         self.path = path
         try:
             self._file = sqlite3.connect(path, isolation_level=None, timeout=0)
-            self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
-            with self._file:
-                self._file.execute("BEGIN EXCLUSIVE")
-                for statement in statements.split(";"):
-                    self._file.execute(statement)
+            with ExitStack() as on_error:
+                on_error.callback(self._file.close)
+                self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
+                with self._file:
+                    self._file.execute("BEGIN EXCLUSIVE")
+                    for statement in statements.split(";"):
+                        self._file.execute(statement)
+                on_error.pop_all()
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):
                 raise LedgerInUseError(f"{path.parent}: another process is sampling into this folder") from None
@@ -230,6 +233,10 @@ class Ledger:
             "UPDATE candidates SET rewards = ?, unscored = ? WHERE position = ? AND number = ?",
             [(to_json(each.rewards), to_json(each.unscored), row.position, each.index) for each in row.candidates],
         )
+
+    def has_candidates(self) -> bool:
+        """Whether any row has a candidate."""
+        return self._file.execute("SELECT 1 FROM candidates LIMIT 1").fetchone() is not None
 
     def forget_failures(self) -> None:
         """Delete what engine and scorers failed at, so that they try it again."""

@@ -35,6 +35,7 @@ class SampleLoop:
         sampling: How candidates are sampled.
         to_generate: The number of rows without candidates.
         pending: The number of rows without candidates or with unscored ones.
+        rows: The number of all usable rows.
     """
 
     def __init__(self, config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer], ledger: Ledger) -> None:
@@ -49,7 +50,15 @@ class SampleLoop:
         self._proven: list[Scorer] = []
         self._own = config.shard_rows(ledger.count_rows())
         self.to_generate = ledger.count(f"{USABLE} AND {NO_CANDIDATES}", self._own)
-        self.pending = self.to_generate + ledger.count(f"{USABLE} AND {UNSCORED}", self._own)
+        self.pending = self._count_pending()
+        self.rows = ledger.count(USABLE, self._own)
+
+    def count_done(self) -> int:
+        """The number of usable rows that are sampled and scored by now."""
+        return self.rows - self._count_pending()
+
+    def _count_pending(self) -> int:
+        return self._ledger.count(f"{USABLE} AND ({NO_CANDIDATES} OR {UNSCORED})", self._own)
 
     def unread_lines(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         """What the tokenizer's chat template does not read of the prompts, besides the keys that nothing reads."""

@@ -14,18 +14,27 @@ Errors in config, plugins, data and model are raised in steps 1-3; nothing in th
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
+from swiftplug.config.resume import CONFIG
 from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
+from swiftplug.formatting import format_command, format_count
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress, print_line
-from swiftplug.runs.errors import naming_full_disk, naming_plugins
-from swiftplug.runs.folder import CONFIG, MANIFEST, check_output_folder, write_run_files
+from swiftplug.runs.errors import explaining_interruption, naming_full_disk, naming_plugins
+from swiftplug.runs.folder import (
+    MANIFEST,
+    add_to_record,
+    begin_record,
+    check_inputs_are_kept,
+    check_output_folder,
+    run_folder,
+)
 from swiftplug.runs.plugins import resolve_plugins
 from swiftplug.sampling.console import print_inputs, print_results, print_sample_plan, run_facts
 from swiftplug.sampling.intake import check_unchanged, read_inputs
@@ -55,16 +64,21 @@ def sample(
 
     Raises:
         UserError: The input is wrong. Files from before the run are unchanged.
+        Interrupted: Ctrl-C, or SIGTERM, has stopped it. What was sampled and scored before is in the ledger.
 
     Example:
         >>> sample(load_sample_config("configs/sample.yaml", {}, []).config)
     """
-    run = SampleRun(config, resume=resume, overwrite=overwrite)
+    run = SampleRun(config, resume=resume, overwrite=overwrite, dry_run=dry_run)
     with naming_plugins(run.plugins.all()), naming_full_disk(run.folder), run.progress:
         if dry_run:
             run.print_plan()
             return None
-        with run.open_ledger() as ledger:
+        with (
+            explaining_interruption(run.stopped_early),
+            run.open_ledger() as ledger,
+            explaining_interruption(run.stopped),
+        ):
             run.generate_and_score(ledger)
             return run.write_results(ledger)
 
@@ -80,39 +94,60 @@ class SampleRun:
         - It holds one batch in memory while candidates are generated and scored, one row while results are written.
     """
 
-    def __init__(self, config: SampleConfig, *, resume: bool, overwrite: bool) -> None:
+    def __init__(self, config: SampleConfig, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
         self.started = time.monotonic()
+        self.loop: SampleLoop | None = None
         self.config = config
         self.resume = resume
         self.overwrite = overwrite
         self.console = Console()
         self.progress = RunProgress(self.console)
         self.folder = Path(str(config.output_dir)).expanduser()
-        self.check_folder(resume=resume)
         with self.progress, self.progress.start("loading plugins", live=False):
             self.plugins = resolve_plugins(config)
             self.scorers = resolve_scorers(config, self.plugins)
+        if not dry_run:
+            self.check_folder(resume=resume)
         self.facts = run_facts(config, self.plugins, self.scorers)
         self.model_name = config.model.name if config.model else config.adapter or ""
 
     def check_folder(self, *, resume: bool) -> None:
         """Refuse a folder that the run must not write into, or where --overwrite would delete the run's own input."""
-        if resume and self.overwrite:
-            raise UserError("--resume and --overwrite cannot be combined: continue the run, or replace it")
-        check_output_folder(self.folder, LEDGER, resume=resume, overwrite=self.overwrite)
-        if not self.overwrite or not (self.folder / LEDGER).is_file():
-            return
+        is_own = (self.folder / LEDGER).is_file()
+        check_output_folder(
+            self.folder,
+            is_own=is_own,
+            holds_results=is_own and self._has_candidates(),
+            resume=resume,
+            overwrite=self.overwrite,
+        )
+        if is_own and not resume:
+            datasets = [choice.name for choice in self.config.dataset]
+            inputs = [*datasets, *filter(None, [self.config.candidates_file])]
+            check_inputs_are_kept(self.folder, [self.folder / name for name in _RESULTS], inputs)
+
+    def _has_candidates(self) -> bool:
+        """Whether the run in the folder has sampled anything; it must not be running."""
         try:
-            Ledger(self.folder / LEDGER).close()
+            with closing(Ledger(self.folder / LEDGER)) as ledger:
+                return ledger.has_candidates()
         except LedgerInUseError:
             raise
         except UserError:
-            pass  # a corrupt ledger may be overwritten
-        for name in [*filter(None, [self.config.candidates_file]), *(choice.name for choice in self.config.dataset)]:
-            path = Path(name.partition("#")[0]).expanduser()
-            if path.name in _RESULTS and path.parent.resolve() == self.folder.resolve():
-                reads = f"{path}, which this run reads; name another folder"
-                raise UserError(f"output_dir: --overwrite would remove {reads}")
+            return True  # a corrupt ledger may have had some
+
+    def stopped_early(self) -> str:
+        """What a run that is interrupted before its first batch has kept, and how to go on."""
+        if self.resume:
+            return f"stopped before sampling went on; go on: {format_command('sample', self.folder, '--resume')}"
+        return "stopped before the first candidate; the same command starts the run again"
+
+    def stopped(self) -> str:
+        """What a run that is interrupted has kept, and how to go on."""
+        if self.loop is None or not (self.folder / LEDGER).is_file():
+            return self.stopped_early()
+        kept = f"{self.loop.count_done():,} of {format_count(self.loop.rows, 'row')} are kept"
+        return f"stopped; {kept}; go on: {format_command('sample', self.folder, '--resume')}"
 
     def print_plan(self) -> None:
         """Read the inputs and print what the run would do, without writing into its folder."""
@@ -127,20 +162,11 @@ class SampleRun:
                 if note := check_unchanged(ledger, self.config, self.plugins, self.scorers):
                     print_line(self.console, note)
                 ledger.forget_failures()
+                begin_record(self.folder, self.config, self.plugins.all(), resumed=True)
                 yield ledger
             return
-        existed = self.folder.is_dir()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"output_dir: cannot make the folder {self.folder}: {error.strerror}") from None
-        try:
-            with self._new_ledger(self.folder) as ledger:
-                yield ledger
-        finally:
-            if not existed:
-                with suppress(OSError):  # not empty: this run or another process's has begun there
-                    self.folder.rmdir()
+        with run_folder(self.folder), self._new_ledger(self.folder) as ledger:
+            yield ledger
 
     @contextmanager
     def _new_ledger(self, folder: Path) -> Iterator[Ledger]:
@@ -162,7 +188,7 @@ class SampleRun:
 
     def generate_and_score(self, ledger: Ledger) -> None:
         """Generate the candidates that are missing, for which the engine loads its model, and score the unscored."""
-        loop = SampleLoop(self.config, self.plugins, self.scorers, ledger)
+        self.loop = loop = SampleLoop(self.config, self.plugins, self.scorers, ledger)
         with ExitStack() as stack:
             if loop.to_generate:
                 starting = f"starting engine {self.config.engine.name} ({self.model_name})".removesuffix(" ()")
@@ -185,14 +211,14 @@ class SampleRun:
         for name in reversed(_RESULTS):  # the ledger last: a half-removed run must still be recognised as one
             (self.folder / name).unlink(missing_ok=True)
         ledger.rename(self.folder / LEDGER)
-        write_run_files(self.folder, self.config, self.plugins.all())
+        begin_record(self.folder, self.config, self.plugins.all(), resumed=False)
 
     def write_results(self, ledger: Ledger) -> Summary:
         """Rank and select the candidates, write all result files, and print the summary."""
         title = self.model_name or str(self.config.candidates_file or self.config.output_dir)
         with self.progress.start("selecting candidates and writing the results"):
             summary = write_outputs(self.folder, ledger, self.config, self.scorers, title, self.facts)
-        write_run_files(self.folder, self.config, self.plugins.all(), asdict(summary))
+        add_to_record(self.folder, results=asdict(summary))
         failed = ledger.count("failure != ''", self.config.shard_rows(ledger.count_rows()))
         print_results(self.console, self.folder, summary, failed, time.monotonic() - self.started)
         return summary

@@ -1,6 +1,5 @@
 """Checkpoints: each takes its name only when it is complete, loses it before it is deleted, and resumes exactly."""
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -11,14 +10,18 @@ from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from swiftplug.config.load import to_yaml
-from swiftplug.config.yaml_file import read_config, read_value
+from swiftplug.config.resume import CONFIG, config_difference
+from swiftplug.config.yaml_file import read_config
+from swiftplug.data.read.report import DataReport
 from swiftplug.errors import UserError
+from swiftplug.formatting import format_command
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.folder import CONFIG, MANIFEST, config_difference
+from swiftplug.runs.folder import KEPT_BASE, MARKER, STAGED_BASE, add_to_record, read_record
 
 TRAINER_STATE = "trainer_state.json"
+LOG = "log.jsonl"
+CURVES = "loss.png"
 STAGING = ".saving-checkpoint"
 FINAL_STAGING = ".saving-final"
 DELETING = ".deleting-"
@@ -30,6 +33,12 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted((path for path in named if path.is_dir()), key=lambda path: int(path.name.split("-")[1]))
 
 
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint, to resume from; what a killed run left incomplete is removed."""
+    clear_leftovers(run_dir)
+    return next(reversed(checkpoints(run_dir)), None)
+
+
 def clear_leftovers(run_dir: Path) -> None:
     """Remove what a killed run was writing or deleting; several processes of a run may do so at once."""
     for pattern in (".saving-*", f"{DELETING}*"):
@@ -37,27 +46,50 @@ def clear_leftovers(run_dir: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def find_checkpoint(folder: Path, args: Arguments, allow_changed_plugins: bool) -> Path | None:
-    """The newest complete checkpoint of the run to resume; None to start from the beginning.
+def check_same_run(folder: Path, args: Arguments, allow_changed_plugins: bool) -> None:
+    """Check that what is to be resumed is this run, as far as can be told before the data is read.
 
     Raises:
-        UserError: What is to be resumed is another run than this one, or a plugin of it has changed.
+        UserError: It has another config or other processes than this one, or a plugin of it has changed.
     """
     if not (folder / CONFIG).exists():
-        return None
+        return
     before, _ = read_config(str(folder / CONFIG))
-    if difference := config_difference(before, read_value(to_yaml(args.config), CONFIG)):
-        raise UserError(f"--resume: {folder / CONFIG} is another run's: {difference}")
-    if not allow_changed_plugins and (folder / MANIFEST).exists():
-        _check_plugins_unchanged(folder, args.plugins.all())
-    clear_leftovers(folder)
-    found = checkpoints(folder)
-    return found[-1] if found else None
+    record = read_record(folder)
+    difference = config_difference(before, args.config, ignoring=("dataset", "eval_dataset"))
+    there, here = record.get("processes"), args.training_args.world_size
+    if not difference and there not in (None, here):
+        difference = f"processes: {there} there, {here} here (--nproc)"
+    if difference:
+        as_begun = format_command("train", folder, "--resume")
+        raise UserError(
+            f"--resume: {folder / CONFIG} is another run's: {difference}; `{as_begun}` continues it as it began"
+        )
+    if not allow_changed_plugins:
+        _check_plugins_unchanged(record, args.plugins.all())
 
 
-def _check_plugins_unchanged(folder: Path, plugins: list[LoadedPlugin]) -> None:
-    recorded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["plugins"]
-    before = {(record["kind"], record["name"]): record["source_sha256"] for record in recorded}
+def check_same_data(folder: Path, args: Arguments, data: DataReport) -> None:
+    """Check that the datasets give the rows that they gave when the run to resume began, wherever they are now.
+
+    Raises:
+        UserError: One gives others.
+    """
+    before = read_record(folder).get("data", {})
+    for key, now in data.fingerprints().items():
+        if before.get(key, now) == now:
+            continue
+        there, here = before[key]["rows"], now["rows"]
+        rows = f"{there:,} rows there, {here:,} here" if there != here else "other rows, or in another order"
+        names = ", ".join(choice.name for choice in getattr(args.config, key) or args.config.dataset)
+        raise UserError(
+            f"--resume: the {key} {names} has changed since this run began: {rows}; restore it, or start over with "
+            "--overwrite"
+        )
+
+
+def _check_plugins_unchanged(record: dict[str, Any], plugins: list[LoadedPlugin]) -> None:
+    before = {(each["kind"], each["name"]): each["source_sha256"] for each in record.get("plugins", ())}
     for plugin in plugins:
         kind, name = plugin.found.kind, plugin.found.qualified_name
         if before.get((kind, name), plugin.source_hash) != plugin.source_hash:
@@ -68,17 +100,41 @@ def _check_plugins_unchanged(folder: Path, plugins: list[LoadedPlugin]) -> None:
             )
 
 
-def remove_checkpoint(path: Path) -> None:
-    """Delete a checkpoint, renamed first, so that a partly deleted one is never taken for a complete one."""
+def remove_folder(path: Path) -> None:
+    """Delete a checkpoint, or a base model, renamed first: a partly deleted one must not be taken for a complete one."""
     renamed = path.with_name(f"{DELETING}{path.name}")
     path.rename(renamed)
     shutil.rmtree(renamed)
 
 
-def move_into(run_dir: Path, staging: Path, last: str) -> None:
-    """Move finished files into the run's folder; the file `last`, which shows that all are there, comes last."""
-    (run_dir / last).unlink(missing_ok=True)
-    for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
+def saved_files(run_dir: Path) -> list[Path]:
+    """What a run has left that another one must not mix with: its model, checkpoints and curves, the marker first."""
+    names = [MARKER, *read_record(run_dir).get("files", ()), LOG, CURVES, KEPT_BASE]
+    files = [run_dir / name for name in dict.fromkeys(names) if Path(name).name == name]
+    return [path for path in [*files, *checkpoints(run_dir)] if path.exists()]
+
+
+def remove_saved_files(run_dir: Path) -> None:
+    """Remove what an earlier run has left; the files that show that a run has begun there stay."""
+    clear_leftovers(run_dir)
+    for path in saved_files(run_dir):
+        if path.is_dir():
+            remove_folder(path)
+        else:
+            path.unlink()
+
+
+def put_base_in_place(run_dir: Path) -> None:
+    """Give a new copy of the base model, if there is one, the name of `KEPT_BASE`."""
+    if (run_dir / STAGED_BASE).is_dir():
+        (run_dir / STAGED_BASE).replace(run_dir / KEPT_BASE)
+
+
+def move_into(run_dir: Path, staging: Path) -> None:
+    """Move the saved model into the run's folder; `MARKER`, which shows that it is complete, comes last."""
+    (run_dir / MARKER).unlink(missing_ok=True)
+    add_to_record(run_dir, files=sorted(path.name for path in staging.iterdir()))
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == MARKER):
         target = run_dir / path.name
         if target.is_dir():
             shutil.rmtree(target)
@@ -116,7 +172,8 @@ class CheckpointKeeper(TrainerCallback):
         return saved
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Find the best checkpoint of a resumed run."""
+        """Find the best checkpoint of a resumed run, and log as often as is asked for now."""
+        state.compute_steps(args, state.max_steps)
         states: Any = state.stateful_callbacks
         for callback in self._with_state(control):  # Trainer expects an entry for each when it saves
             states.setdefault(type(callback).__name__, [])
@@ -138,7 +195,7 @@ class CheckpointKeeper(TrainerCallback):
             state.stateful_callbacks = states
             state.save_to_json(str(written / TRAINER_STATE))
             if final.exists():
-                remove_checkpoint(final)
+                remove_folder(final)
             written.rename(final)
             written.parent.rmdir()
             self._delete_old(args.save_total_limit, state.best_model_checkpoint)
@@ -149,7 +206,7 @@ class CheckpointKeeper(TrainerCallback):
         if args.should_save and args.save_total_limit == 1 and state.best_model_checkpoint:
             for path in checkpoints(self.run_dir):
                 if path != Path(state.best_model_checkpoint):
-                    remove_checkpoint(path)
+                    remove_folder(path)
 
     def _with_state(self, control: TrainerControl) -> list[ExportableState]:
         return [each for each in [*self.callbacks, control] if isinstance(each, ExportableState)]
@@ -162,7 +219,7 @@ class CheckpointKeeper(TrainerCallback):
         protected = {found[-1], Path(best)} if best else {found[-1]}
         excess = len(found) - max(limit, len(protected))
         for path in [path for path in found if path not in protected][: max(excess, 0)]:
-            remove_checkpoint(path)
+            remove_folder(path)
 
 
 class SaveAfterEpoch(TrainerCallback):

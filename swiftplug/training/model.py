@@ -1,6 +1,5 @@
 """The model that a run trains: loaded, wrapped by the tuner, in the right precision, and fit for packed rows."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, set_seed
 
 from swiftplug.errors import UserError
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.folder import KEPT_BASE
+from swiftplug.runs.folder import KEPT_BASE, STAGED_BASE
 from swiftplug.runs.model import autocast_dtype
 
 
@@ -45,15 +44,15 @@ def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Mo
 
 
 def _keep_base(args: Arguments, base: torch.nn.Module, *, is_new: bool) -> str | None:
-    """Keep a copy of the base model in the run's folder, if the tuner saves less and there is no other to load.
+    """Keep a copy of the base model for the run's folder, if the tuner saves less and there is no other to load.
+
+    A new one is written beside its place: what is there may be of a run that this one overwrites once it has begun.
 
     Returns:
         The folder or hub id of the base model; None if plain Transformers could load no copy of it.
     """
     kept = Path(args.training_args.output_dir).expanduser() / KEPT_BASE
     place, is_main = args.base_folder, args.training_args.should_save
-    if is_new and is_main:
-        shutil.rmtree(kept, ignore_errors=True)
     if place is not None or args.plugins.one("tuner").bound.saves_whole_model:
         return place
     if not isinstance(base, PreTrainedModel):
@@ -61,11 +60,10 @@ def _keep_base(args: Arguments, base: torch.nn.Module, *, is_new: bool) -> str |
     known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
     if known.get(type(base.config), None) is not type(base) and not hasattr(base.config, "auto_map"):
         return None
-    if is_main and not kept.is_dir():
-        staging = kept.with_name(f".saving-{KEPT_BASE}")
+    if is_main and (is_new or not kept.is_dir()):
+        staging = kept.with_name(STAGED_BASE)
         base.save_pretrained(staging)
         args.load_tokenizer().save_pretrained(staging)
-        staging.rename(kept)
     return str(kept.resolve())
 
 

@@ -16,8 +16,7 @@ from transformers import TrainerCallback, TrainerState
 from swiftplug.formatting import format_number
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.folder import atomic_path, write_atomically
-
-LOG = "log.jsonl"
+from swiftplug.training.checkpoint import LOG
 
 _PANELS_PER_ROW = 4
 

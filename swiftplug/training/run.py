@@ -8,11 +8,13 @@
 6. The model, the log and the loss plot are written into the folder.
 
 Errors in config, plugins and data are raised in steps 1-3; what needs the loaded model (packing, some plugins) is
-checked right after step 4. Nothing is written into the folder before; `--resume` first removes unfinished checkpoints.
+checked right after step 4. Nothing in the folder changes before; then `--overwrite` removes what the old run left.
 """
 
 import os
+import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,16 +24,37 @@ from transformers import PrinterCallback
 
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.batching import Collator
-from swiftplug.formatting import format_duration, format_number, format_percent
+from swiftplug.formatting import format_command, format_duration, format_number, format_percent
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice
 from swiftplug.runs.console import RunProgress, print_line, print_plan
-from swiftplug.runs.errors import naming_full_disk, naming_plugins
-from swiftplug.runs.folder import CONFIG, check_output_folder, write_run_files
-from swiftplug.training.checkpoint import find_checkpoint
+from swiftplug.runs.errors import explaining_interruption, naming_full_disk, naming_plugins
+from swiftplug.runs.folder import (
+    MARKER,
+    STAGED_BASE,
+    base_models,
+    begin_record,
+    check_inputs_are_kept,
+    check_output_folder,
+    locked_folder,
+    read_record,
+    run_folder,
+)
+from swiftplug.training.checkpoint import (
+    CURVES,
+    check_same_data,
+    check_same_run,
+    checkpoints,
+    newest_checkpoint,
+    put_base_in_place,
+    remove_saved_files,
+    saved_files,
+)
 from swiftplug.training.model import check_packing, load_model_to_train
 from swiftplug.training.progress import BOOKKEEPING, ProgressLine, RunLog, draw_curves
 from swiftplug.training.setup import plan_facts, read_data, set_up
 from swiftplug.training.trainer import PlugTrainer
+
+RUN = "train"
 
 
 class TrainResult(NamedTuple):
@@ -47,13 +70,19 @@ class TrainResult(NamedTuple):
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, allow_changed_plugins: bool = False, dry_run: bool = False
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_changed_plugins: bool = False,
+    dry_run: bool = False,
 ) -> TrainResult | None:
     """Run a training, or with `dry_run` everything up to the model.
 
     Args:
         config: The run's config, with its `output_dir`.
         resume: Whether to continue from the newest checkpoint in `output_dir`, or from the start if there is none yet.
+        overwrite: Whether to replace the run in `output_dir`.
         allow_changed_plugins: Whether to resume although a plugin's source has changed.
         dry_run: Whether to stop before the model and print the plan.
 
@@ -62,28 +91,42 @@ def train(
 
     Raises:
         UserError: Something is wrong with the input; what was on disk before is unharmed.
+        Interrupted: Ctrl-C, or SIGTERM, has stopped it; what was saved before is unharmed.
 
     Example:
         >>> train(load_train_config("configs/sft_lora.yaml", {}, []).config)
     """
-    console = Console(quiet=int(os.environ.get("RANK", "0")) != 0)
+    is_first = os.environ.get("RANK", "0") == "0"
+    console = Console(quiet=not is_first)
     run_dir = Path(str(config.output_dir)).expanduser()
-    check_output_folder(run_dir, CONFIG, resume=resume)
     progress = RunProgress(console)
-    with progress:
+    trainer: PlugTrainer | None = None
+    with ExitStack() as stack:
+        stack.enter_context(explaining_interruption(lambda: _stopped_at(run_dir, trainer, resume)))
+        stack.enter_context(progress)
         with progress.start("loading the tokenizer", live=False):
             args = set_up(config)
+        if not dry_run:
+            _check_folder(run_dir, config, resume=resume, overwrite=overwrite)
+        if resume:
+            check_same_run(run_dir, args, allow_changed_plugins)
         data = read_data(args, progress)
-    for line in [*args.plugins.registry.notes, *args.notes, *data.report.lines()]:
-        print_line(console, line)
-    if dry_run:
-        print_plan(console, plan_facts(args, data), "nothing was trained or written")
-        return None
+        if resume:
+            check_same_data(run_dir, args, data.report)
+        for line in [*args.plugins.registry.notes, *args.notes, *data.report.lines()]:
+            print_line(console, line)
+        if dry_run:
+            print_plan(console, plan_facts(args, data), "nothing was trained or written")
+            return None
 
-    checkpoint = find_checkpoint(run_dir, args, allow_changed_plugins) if resume else None
-    run_dir.mkdir(parents=True, exist_ok=True)
-    plugins = args.plugins.all()
-    with naming_plugins(plugins), naming_full_disk(run_dir), progress:
+        plugins = args.plugins.all()
+        stack.enter_context(run_folder(run_dir))
+        if is_first:
+            stack.enter_context(locked_folder(run_dir))
+            stack.callback(shutil.rmtree, run_dir / STAGED_BASE, ignore_errors=True)
+        stack.enter_context(naming_plugins(plugins))
+        stack.enter_context(naming_full_disk(run_dir))
+        checkpoint = newest_checkpoint(run_dir) if resume else None
         name = config.model.name if config.model else ""
         with progress.start(f"loading {name}", live=Path(name).expanduser().is_dir()):
             model = load_model_to_train(args, checkpoint)
@@ -100,8 +143,12 @@ def train(
         trainer.remove_callback(PrinterCallback)  # it prints every log a second time
         if config.data.packing:
             check_packing(model, trainer.accelerator)
-        if trainer.is_world_process_zero():
-            write_run_files(run_dir, config, plugins)
+        if is_first:
+            if checkpoint is None:
+                remove_saved_files(run_dir)
+            put_base_in_place(run_dir)
+            facts = {"data": data.report.fingerprints(), "processes": args.world_size}
+            begin_record(run_dir, config, plugins, resumed=resume, run=RUN, **facts)
         _print_start(console, plugins, model, checkpoint)
 
         started = time.monotonic()
@@ -110,10 +157,46 @@ def train(
             trainer.save_final()
         history = trainer.state.log_history
         metrics = {name: value for entry in history for name, value in entry.items()}
-        if trainer.is_world_process_zero():
-            draw_curves(history, run_dir / "loss.png")
+        if is_first:
+            draw_curves(history, run_dir / CURVES)
             _print_end(console, run_dir, metrics, time.monotonic() - started)
         return TrainResult(run_dir, metrics)
+
+
+def _check_folder(run_dir: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that the run must not write into, or where --overwrite would delete the run's own input."""
+    check_output_folder(
+        run_dir,
+        is_own=read_record(run_dir).get("run") == RUN,
+        holds_results=bool(checkpoints(run_dir)) or (run_dir / MARKER).is_file(),
+        resume=resume,
+        overwrite=overwrite,
+    )
+    if not resume and run_dir.is_dir():
+        model = str(config.model and config.model.name)
+        datasets = [choice.name for choice in (*config.dataset, *config.eval_dataset)]
+        inputs = [model, *base_models(model), *datasets, *config.plugins.files, *filter(None, [config.data.template])]
+        check_inputs_are_kept(run_dir, saved_files(run_dir), inputs)
+
+
+def _stopped_at(run_dir: Path, trainer: PlugTrainer | None, resume: bool) -> str:
+    """What a run that was interrupted has saved, and how to go on."""
+    begun = trainer is not None and trainer.state.max_steps > 0
+    if not begun and not resume:
+        return "stopped before the first step; the same command starts the run again"
+    if trainer is not None and trainer.saved_final:
+        return f"stopped at the end; the trained model is saved in {run_dir}"
+    state = trainer.state if trainer is not None and begun else None
+    stopped = f"stopped at step {state.global_step} of {state.max_steps}" if state else "stopped before the next step"
+    saved = checkpoints(run_dir)
+    kept = f"{saved[-1].name} is saved" if saved else "no checkpoint is saved yet"
+    return f"{stopped}; {kept}; go on: {format_command('train', run_dir, '--resume', *_processes())}"
+
+
+def _processes() -> list[str]:
+    """The option that starts as many processes as this run has on this machine."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return [] if count == "1" else ["--nproc", count]
 
 
 def _print_start(

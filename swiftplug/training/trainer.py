@@ -30,7 +30,7 @@ from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
-from swiftplug.runs.folder import KEPT_BASE, MARKER, Marker, absolute_name
+from swiftplug.runs.folder import KEPT_BASE, Marker, absolute_name
 from swiftplug.training.checkpoint import FINAL_STAGING, STAGING, CheckpointKeeper, SaveAfterEpoch, move_into
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer
@@ -55,6 +55,7 @@ class PlugTrainer(Trainer):
         self.metrics = Metrics(self.plugins.of("metric"))
         self.run_dir = Path(args.training_args.output_dir)
         self.first_step = 0
+        self.saved_final = False
         super().__init__(
             model=model,
             args=args.training_args,
@@ -275,7 +276,8 @@ class PlugTrainer(Trainer):
             shutil.rmtree(staging, ignore_errors=True)
             raise
         if self.args.should_save:
-            move_into(self.run_dir, staging, last=MARKER)
+            move_into(self.run_dir, staging)
+        self.saved_final = True
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where Trainer writes checkpoints; `CheckpointKeeper` moves them out of there when they are whole."""

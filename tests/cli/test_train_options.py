@@ -137,7 +137,12 @@ class TestOptions:
 
     def test_flags_reach_the_training_room(self, tmp_path: Path) -> None:
         plain = yaml.safe_load(train(*INPUT, cwd=tmp_path).stdout)
-        assert plain["options"] == {"resume": False, "allow_changed_plugins": False, "dry_run": False}
+        assert plain["options"] == {
+            "resume": False,
+            "overwrite": False,
+            "allow_changed_plugins": False,
+            "dry_run": False,
+        }
         assert plain["config"]["output_dir"] == "runs/sft"
         assert not plain["torch"]
         flags = ["--resume", "--dry-run", "--allow-changed-plugins"]

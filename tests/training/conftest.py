@@ -42,7 +42,13 @@ def run(tiny_model_dir: Path, chat_file: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("SWIFTPLUG_CACHE", str(tmp_path / "cache"))
 
     def start(
-        name: str = "run", sets: Sequence[str] = (), *, plugins: str | None = None, resume: bool = False, **options: Any
+        name: str = "run",
+        sets: Sequence[str] = (),
+        *,
+        plugins: str | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        **options: Any,
     ) -> TrainResult:
         if plugins is not None:
             file = tmp_path / "plugins_under_test.py"
@@ -51,7 +57,7 @@ def run(tiny_model_dir: Path, chat_file: Path, tmp_path: Path, monkeypatch: pyte
         given = {"model": str(tiny_model_dir), "dataset": [f"{chat_file}#16"], "output_dir": str(tmp_path / name)}
         few = ["training.num_train_epochs=1", "training.per_device_train_batch_size=8", "training.save_strategy=no"]
         config = load_train_config(None, {**given, **options}, [*few, *sets]).config
-        result = train(config, resume=resume)
+        result = train(config, resume=resume, overwrite=overwrite)
         assert result is not None
         return result
 

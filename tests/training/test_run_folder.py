@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from swiftplug.config.load import load_train_config
 from swiftplug.errors import UserError
+from swiftplug.runs.folder import locked_folder
 from swiftplug.training.run import train
 
 CALLBACK = """
@@ -85,6 +86,92 @@ def test_other_files_are_not_written_over(run: Any, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="holds other files"):
             run("r", resume=resume)
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["thesis.tex"]
+
+
+FEW = ["training.save_steps=1", "training.max_steps=2", "training.save_strategy=steps"]
+
+
+def test_overwrite_removes_what_the_old_run_left_and_nothing_else(run: Any, chat_file: Path) -> None:
+    first = run("r", FEW, tuner="lora")
+    (first.run_dir / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in first.run_dir.rglob("*") if path.is_file()}
+    for mistake in (
+        {"sets": ["training.max_steps=many"]},
+        {"dataset": ["no.jsonl"]},
+        {"sets": ["tuner.target_modules=[nowhere]"], "tuner": "lora"},
+        {"model": str(first.run_dir)},
+        {"model": str(first.run_dir / "checkpoint-2")},
+        {"dataset": [str(first.run_dir / "log.jsonl")]},
+    ):
+        with pytest.raises((UserError, ValueError)):
+            run("r", overwrite=True, **mistake)
+        assert {path: path.read_bytes() for path in first.run_dir.rglob("*") if path.is_file()} == before
+    run("r", overwrite=True)
+    left = {path.name for path in first.run_dir.iterdir()}
+    assert {"notes.txt", "model.safetensors"} <= left
+    assert not {"adapter_model.safetensors", "adapter_config.json", "checkpoint-1", "checkpoint-2"} & left
+    assert len(json.loads((first.run_dir / "run.json").read_text())["commands"]) == 1
+
+
+def test_overwrite_is_for_runs_alone(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.yaml").write_text("of another program: 1")
+    with pytest.raises(UserError, match="holds other files"):
+        run("r", overwrite=True)
+    with pytest.raises(UserError, match="cannot be combined"):
+        run("r", overwrite=True, resume=True)
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_begins_again(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is nan"):
+        run("r", plugins=NAN, loss="nan")
+    assert (tmp_path / "r" / "config.yaml").exists()
+    assert run("r").metrics["step"] == 2
+
+
+NAN = """
+from swiftplug.plugin import register_loss_func
+@register_loss_func("nan")
+def nan(outputs, labels):
+    return outputs.logits.sum() * float("nan")
+"""
+
+
+def test_a_folder_in_use_is_not_entered(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    with locked_folder(tmp_path / "r"), pytest.raises(UserError, match="another process is running in"):
+        run("r")
+    assert not list((tmp_path / "r").iterdir())
+
+
+def test_places_that_take_no_folder(run: Any, chat_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone").symlink_to("nowhere")
+    for name, words in (chat_file.name, "is a file"), (f"{chat_file.name}/r", "is a file"), ("gone", "broken symlink"):
+        with pytest.raises(UserError, match=words):
+            run(name)
+
+
+def test_a_dry_run_refuses_no_folder(run: Any, tmp_path: Path, chat_file: Path) -> None:
+    config = load_train_config(None, {"model": "tiny", "dataset": [f"{chat_file}#8"], "output_dir": str(tmp_path)}, [])
+    assert train(config.config, dry_run=True) is None
+
+
+def test_resume_refuses_rows_that_changed_wherever_they_are(run: Any, chat_file: Path, tmp_path: Path) -> None:
+    rows = chat_file.read_text().splitlines(keepends=True)
+    data, moved = tmp_path / "d.jsonl", tmp_path / "moved.jsonl"
+    data.write_text("".join(rows[:8]))
+    given = {"eval_dataset": [f"{chat_file}#2"]}
+    first = run("r", FEW, dataset=[str(data)], **given)
+    shutil.rmtree(tmp_path / "cache")
+    data.rename(moved)
+    run("r", [*FEW, "training.logging_steps=1", "data.num_proc=2"], resume=True, dataset=[str(moved)], **given)
+    for changed, words in (rows[:8][::-1], "other rows, or in another order"), (rows[:9], "8 rows there, 9 here"):
+        moved.write_text("".join(changed))
+        with pytest.raises(UserError, match=f"--resume: the dataset .*moved.jsonl has changed .*: {words}"):
+            run("r", FEW, resume=True, dataset=[str(moved)], **given)
+    with pytest.raises(UserError, match=r"--resume: the eval_dataset .* has changed"):
+        run("r", FEW, resume=True, dataset=[f"{chat_file}#8"], eval_dataset=[f"{chat_file}#3"])
+    assert len(json.loads((first.run_dir / "run.json").read_text())["commands"]) == 2
 
 
 def test_a_changed_plugin_is_named_at_resume(run: Any) -> None:

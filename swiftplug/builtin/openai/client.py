@@ -60,6 +60,10 @@ class ClientOptions(NamedTuple):
     extra_body: dict[str, Any] | None
 
 
+HOW_TO_ASK = ("base_url", "concurrency", "timeout", "max_retries", "time_limit", "requests_per_minute")
+"""The options that do not change what is asked."""
+
+
 class RequestFailed(NamedTuple):
     """Why a request got no answer: a reason in one line without the key, and what can be done.
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from swiftplug.builtin.openai.chat import read_answer, to_api_messages, to_api_tools
-from swiftplug.builtin.openai.client import ChatClient, ClientOptions, RequestFailed
+from swiftplug.builtin.openai.client import HOW_TO_ASK, ChatClient, ClientOptions, RequestFailed
 from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError
 
 _NUM_SEEDS = 2**31
@@ -37,6 +37,8 @@ class OpenAIEngine(Engine):
         requests_per_minute: Maximum number of tries per minute, evenly spaced; None for no limit.
         extra_body: Additional fields of every request, such as `{chat_template_kwargs: {enable_thinking: false}}`.
     """
+
+    may_change = HOW_TO_ASK
 
     def __init__(
         self,

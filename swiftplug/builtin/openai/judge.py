@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StrictFloat, TypeAdapter
 
 from swiftplug.builtin.openai.chat import CUT_OFF, MalformedAnswerError, plain_text, read_answer
-from swiftplug.builtin.openai.client import ChatClient, ClientOptions, RequestFailed
+from swiftplug.builtin.openai.client import HOW_TO_ASK, ChatClient, ClientOptions, RequestFailed
 from swiftplug.plugin import PRM, InferRequest, Unscored, UserError
 
 PROMPT = """\
@@ -63,6 +63,8 @@ class Judge(PRM):
         requests_per_minute: Maximum number of tries per minute, evenly spaced; None for no limit.
         extra_body: Additional fields of every request; a null removes one.
     """
+
+    may_change = HOW_TO_ASK
 
     def __init__(
         self,

@@ -92,6 +92,7 @@ class SplitReport:
         shortened: Rows of which the chat template left something out, such as earlier thinking.
         packed_rows: Rows of the packed dataset; None if it is not packed.
         unread: The keys of rows and messages that nothing reads.
+        sha256: The hash of the rows as they were read.
     """
 
     rows: int = 0
@@ -108,6 +109,7 @@ class SplitReport:
     shortened: int = 0
     packed_rows: int | None = None
     unread: UnreadKeys = field(default_factory=UnreadKeys)
+    sha256: str = ""
 
     def drop(self, origin: RowOrigin, error: RowError) -> None:
         """Count a row that is left out."""
@@ -167,6 +169,11 @@ class DataReport:
     eval: SplitReport | None
     store: Path = field(compare=False)
     notes: list[str] = field(default_factory=list)
+
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """By config key, the number and the hash of the rows that were read."""
+        splits = {"dataset": self.train, "eval_dataset": self.eval}
+        return {key: {"rows": split.rows, "sha256": split.sha256} for key, split in splits.items() if split}
 
     def lines(self) -> list[str]:
         """The counts as lines to print."""
