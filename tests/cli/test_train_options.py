@@ -145,7 +145,7 @@ class TestOptions:
         }
         assert plain["config"]["output_dir"] == "runs/sft"
         assert not plain["torch"]
-        flags = ["--resume", "--dry-run", "--allow-changed-plugins"]
+        flags = ["--resume", "--overwrite", "--dry-run", "--allow-changed-plugins"]
         assert set(yaml.safe_load(train(*INPUT, *flags, cwd=tmp_path).stdout)["options"].values()) == {True}
 
     def test_quickstart_says_that_it_is_one(self, tmp_path: Path) -> None:
