@@ -101,7 +101,7 @@ def _check_plugins_unchanged(record: dict[str, Any], plugins: list[LoadedPlugin]
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a checkpoint, or a base model, renamed first: a partly deleted one must not be taken for a complete one."""
+    """Delete a checkpoint or a model, renamed first, so that a partly deleted one is never taken for a complete one."""
     renamed = path.with_name(f"{DELETING}{path.name}")
     path.rename(renamed)
     shutil.rmtree(renamed)
