@@ -114,4 +114,4 @@ def _report(error: Exception) -> int:
 
 def _print_error(message: str) -> None:
     rank = "" if is_first() else f" (process {os.environ['LOCAL_RANK']})"
-    print(f"error{rank}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error{rank}: {' '.join(map(str.strip, message.splitlines()))}", file=sys.stderr)

@@ -39,6 +39,7 @@ from swiftplug.data.read.sources import Source, check_columns, concatenate, hold
 from swiftplug.data.store import EncodedStore, StoredRows
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
+from swiftplug.formatting import format_count
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 
 CHUNK = 256  # number of rows that a process encodes at a time
@@ -182,7 +183,8 @@ def _encode(
         )
     reason, dropped = max(report.dropped.items(), key=lambda item: item[1].count)
     raise UserError(
-        f"{source.name}: none of its {report.rows} rows can be used: {reason} ({dropped.count} rows): "
+        f"{source.name}: none of its {format_count(report.rows, 'row')} can be used: {reason} "
+        f"({format_count(dropped.count, 'row')}): "
         f"{dropped.examples[0]}"
     )
 

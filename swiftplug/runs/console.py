@@ -179,7 +179,9 @@ class RunProgress:
 
     def _refresh(self) -> None:
         if any(activity.live for activity in self._activities):
-            self._live.start()
+            if not self._live.is_started:
+                self._live.start()
+                self.console.show_cursor(True)  # a run that is killed cannot bring it back
             self._live.refresh()
         else:
             self._live.stop()

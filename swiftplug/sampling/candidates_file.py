@@ -10,6 +10,7 @@ from swiftplug.data.read.files import IncompleteLineError, read_json, reader_of
 from swiftplug.data.read.messages import check_media, parse_messages
 from swiftplug.data.read.report import UnreadKeys
 from swiftplug.errors import UserError
+from swiftplug.formatting import format_count
 from swiftplug.sampling.ledger import NO_CANDIDATES, NO_INDEX, Ledger
 from swiftplug.sampling.rows import Candidate, Row, check_encodable, is_reference, prompt_key
 
@@ -60,7 +61,7 @@ class CandidatesFile:
             self.taken += 1
         if not self.taken:
             found = (
-                f"{self.unmatched} candidates, of which none belongs to a row of the dataset"
+                f"{format_count(self.unmatched, 'candidate')}, of which none belongs to a row of the dataset"
                 if self.unmatched
                 else "it is empty"
             )

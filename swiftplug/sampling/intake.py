@@ -10,6 +10,7 @@ from swiftplug.data.read.messages import MESSAGE_KEYS
 from swiftplug.data.read.report import UnreadKeys
 from swiftplug.data.read.sources import Source, check_columns, open_source
 from swiftplug.errors import UserError, nearest
+from swiftplug.formatting import format_count
 from swiftplug.plugin.registry import REFERENCE_NAMES, LoadedPlugin
 from swiftplug.runs.plugins import RunPlugins, free_options
 from swiftplug.sampling.candidates_file import CandidatesFile
@@ -87,7 +88,8 @@ def _check_rows(ledger: Ledger, everything: range, config: SampleConfig) -> None
         raise UserError(f"{config.where('dataset')}: {names} has no rows")
     if not ledger.count(USABLE, everything):
         problem, dropped = next(iter(ledger.problems(everything).items()))
-        raise UserError(f"none of the {len(everything)} rows can be used: {problem} ({dropped.count} rows): {dropped}")
+        counted, total = format_count(dropped.count, "row"), format_count(len(everything), "row")
+        raise UserError(f"none of the {total} can be used: {problem} ({counted}): {dropped}")
 
 
 def _check_references(ledger: Ledger, everything: range, config: SampleConfig, scorers: Sequence[Scorer]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
+from swiftplug.formatting import format_count
 from swiftplug.plugin.registry import BoundScorer, LoadedPlugin
 from swiftplug.plugin.rewards import InferRequest, Unscored
 from swiftplug.runs.errors import naming_plugins
@@ -62,10 +63,11 @@ class Scorer:
         if hasattr(returned, "tolist"):  # an array or a tensor
             returned = returned.tolist()
         if not isinstance(returned, list | tuple):
-            expected = f"expected a list of {len(pairs)} rewards"
+            expected = f"expected a list of {format_count(len(pairs), 'reward')}"
             raise UserError(f"{self.plugin.found} returned a {type(returned).__name__}; {expected}")
         if len(returned) != len(pairs):
-            raise UserError(f"{self.plugin.found} returned {len(returned)} rewards for {len(pairs)} candidates")
+            counted = format_count(len(pairs), "candidate")
+            raise UserError(f"{self.plugin.found} returned {format_count(len(returned), 'reward')} for {counted}")
         return returned
 
     def _call(self, requests: list[InferRequest], references: list[str | None], timeout: float) -> Any:
@@ -75,8 +77,9 @@ class Scorer:
             result = self.bound(requests, references)
             return asyncio.run(_await(result)) if inspect.isawaitable(result) else result
 
+        counted = format_count(len(requests), "candidate")
         late = (
-            f"{self.plugin.found} did not score {len(requests)} candidates within {timeout:g} s (score_timeout); "
+            f"{self.plugin.found} did not score {counted} within {timeout:g} s (score_timeout); "
             "what was sampled is kept: continue with --resume"
         )
         with naming_plugins([self.plugin]):

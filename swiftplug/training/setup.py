@@ -11,6 +11,7 @@ from swiftplug.config.schema import TrainConfig
 from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.data.tokens import check_offsets
 from swiftplug.errors import UserError
+from swiftplug.formatting import format_count
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress, plugin_fact
 from swiftplug.runs.errors import naming_plugins
@@ -68,7 +69,9 @@ def read_data(args: Arguments, progress: RunProgress) -> PreparedData:
         )
     rows, batch = len(data.train), args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last and rows < batch:
-        raise UserError(f"training.dataloader_drop_last: drops all {rows} examples, as a batch takes {batch}")
+        raise UserError(
+            f"training.dataloader_drop_last: drops all {format_count(rows, 'example')}, as a batch takes {batch}"
+        )
     return data
 
 

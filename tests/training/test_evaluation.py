@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from swiftplug.runs.console import Activity
+
 # Metrics of every form, which write what they were given to a file.
 METRICS = """
 import json, os
@@ -52,6 +54,29 @@ def trained_token_losses(folder: Path, rows: list[dict[str, Any]]) -> tuple[floa
         losses = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="none")
         total, count = total + losses.sum().item(), count + int((labels[0, 1:] != -100).sum())
     return total, count
+
+
+def test_batches_are_counted_while_answers_are_generated(
+    run: Any, chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPY", str(tmp_path / "spied.json"))
+    seen: list[list[str]] = []
+    advance = Activity.advance
+
+    def watch(self: Activity, *args: Any, **more: float) -> None:
+        advance(self, *args, **more)
+        seen.append([self.doing, self.figures()[0]])
+
+    monkeypatch.setattr(Activity, "advance", watch)
+    sets = ["training.max_steps=1", "training.per_device_eval_batch_size=2"]
+    run("r", sets, plugins=METRICS, metrics=["spy"], eval_dataset=[f"{chat_file}#3"])
+    assert seen[-5:] == [
+        ["training", "1/1 step"],
+        ["evaluating", "1/2 batches"],
+        ["evaluating", "2/2 batches"],
+        ["generating answers", "1/2 batches"],
+        ["generating answers", "2/2 batches"],
+    ]
 
 
 @pytest.mark.parametrize("metrics", [[], ["acc", "perplexity"]], ids=["loss only", "with logits"])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from swiftplug.data.read.conversation import RawRow, RowOrigin
 from swiftplug.data.read.files import ARROW_BATCH, READERS, arrow_rows, read_json, reader_of
 from swiftplug.errors import UserError, nearest
+from swiftplug.formatting import format_count
 from swiftplug.plugin.registry import PluginChoice, Registry, describe_error
 
 if TYPE_CHECKING:
@@ -225,7 +226,9 @@ def hold_out(source: Source, val_size: float | int, seed: int) -> tuple[Source, 
         rows = sum(1 for _ in source.read())
         count = round(val_size * rows) if isinstance(val_size, float) else val_size
         if not 0 < count < rows:
-            raise UserError(f"data.val_size: {val_size} holds out {count} of {rows} rows; expected 1 to {rows - 1}")
+            raise UserError(
+                f"data.val_size: {val_size} holds out {count} of {format_count(rows, 'row')}; expected 1 to {rows - 1}"
+            )
         mask = np.zeros(rows, dtype=bool)
         mask[np.random.default_rng(seed).choice(rows, count, replace=False)] = True
         return mask

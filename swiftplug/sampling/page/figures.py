@@ -57,10 +57,11 @@ def figures_of(summary: Summary) -> list[tuple[str, str, str]]:
     unanswered = summary.rows - summary.answered
     references = f", and {format_count(summary.kept_references, 'reference')}" if summary.kept_references else ""
     per_row = f"{format_number(summary.candidates / summary.answered)} per row" if summary.answered else ""
+    of_rows = format_count(summary.rows - left_out, "row")
     figures = [
         ("Rows", f"{summary.rows:,}", f"{unanswered:,} without candidates" if unanswered else ""),
         ("Candidates", f"{summary.candidates:,}", per_row),
-        ("Kept", f"{summary.kept - summary.kept_references:,}", f"from {summary.rows - left_out:,} rows{references}"),
+        ("Kept", f"{summary.kept - summary.kept_references:,}", f"from {of_rows}{references}"),
     ]
     shares = [
         ("Right", summary.right_share, "of the candidates"),
