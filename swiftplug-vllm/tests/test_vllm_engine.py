@@ -19,6 +19,8 @@ SETTINGS = {"revision": "v1", "quantization": None, "attn_implementation": None,
 class Tokenizer:
     """A token is a character; a template that knows no tools but these."""
 
+    chat_template = ""
+
     def apply_chat_template(self, messages: list[dict[str, str]], tools: Any = None, **kwargs: Any) -> Any:
         assert kwargs == {"add_generation_prompt": True, "return_dict": True}
         if "?" not in messages[-1]["content"]:
