@@ -221,6 +221,15 @@ def test_variables_of_a_row_reach_every_rendering(tokenizer: PreTrainedTokenizer
     assert (renderer.prompt(loud) or "").endswith("assistant\n")
 
 
+def test_a_variable_that_only_the_generation_prompt_reads_is_read(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = CHATML.replace("assistant\n{%", "assistant\n{{ loud }}{%")
+    loud = replace(_conversation("q", "a"), chat_template_kwargs={"loud": "!"})
+    assert ChatRenderer(tokenizer).render(loud).unread == []
+    assert ChatRenderer(tokenizer).render(replace(loud, chat_template_kwargs={"lud": "!"})).unread == [
+        "chat_template_kwargs"
+    ]
+
+
 @pytest.mark.parametrize(
     ("extra", "unread"),
     [

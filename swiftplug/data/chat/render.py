@@ -161,19 +161,24 @@ class ChatRenderer:
 
     def _unread(self, turns: Turns, text: str) -> list[str]:
         """What the template does not read: the text is the same without it. See `Rendered.unread`."""
-        keys = {key for message in turns.messages for key in message if has_value(message[key])} - {"role", "content"}
-        unread = [key for key in sorted(keys) if self._writes(turns, _without_key(turns.messages, key), text)]
-        if turns.tools and self._writes(turns._replace(tools=None), turns.messages, text):
+        messages, variables = turns.messages, turns.chat_template_kwargs
+        keys = {key for message in messages for key in message if has_value(message[key])} - {"role", "content"}
+        unread = [key for key in sorted(keys) if self._try_apply(turns, _without_key(messages, key)) == text]
+        if turns.tools and self._try_apply(turns._replace(tools=None), messages) == text:
             unread.append("tools")
-        if turns.chat_template_kwargs and self._writes(turns._replace(chat_template_kwargs={}), turns.messages, text):
+        bare = turns._replace(chat_template_kwargs={})
+        if variables and all(
+            self._try_apply(bare, messages, prompt) == self._try_apply(turns, messages, prompt)
+            for prompt in (False, True)  # some variables only change the generation prompt
+        ):
             unread.append("chat_template_kwargs")
         return unread
 
-    def _writes(self, turns: Turns, messages: Messages, text: str) -> bool:
+    def _try_apply(self, turns: Turns, messages: Messages, generation_prompt: bool = False) -> str | None:
         try:
-            return self._apply(turns, messages) == text
+            return self._apply(turns, messages, generation_prompt)
         except RowError:
-            return False
+            return None
 
     def _turn_format(self, turns: Turns) -> TurnFormat:
         has_system = turns.roles[0] == "system"
