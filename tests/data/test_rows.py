@@ -125,6 +125,7 @@ def test_of_prompt_and_completion_only_the_completion_trains(column: str, comple
         ({"prompt": "q", "response": "a"}, "{response: completion}"),
         ({"instruction": "q", "context": "", "response": "a"}, "{response: output}"),
         ({"query": "q", "answer": "a"}, "{answer: response}"),
+        ({"prompt": "q", "completion": None, "answer": None, "response": "a", "label": 1}, "{response: completion}"),
     ],
 )
 def test_a_mapping_of_columns_is_suggested(row: dict[str, Any], suggestion: str) -> None:
@@ -451,6 +452,9 @@ def test_unread_keys_in_one_line() -> None:
     ]
     more.count_row({"rejected": "no"})
     assert more.lines()[0].endswith(": not read (of preferences, only the preferred answer is used)")
+    many = UnreadKeys()
+    many.count_row({f"key {number:02}": 1 for number in range(30)})
+    assert many.lines()[0].endswith("`key 19`, 10 other keys: not read")
     assert UnreadKeys().lines() == []
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
-from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
+from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin, has_value
 from swiftplug.data.read.messages import (
     Messages,
     check_media,
@@ -160,12 +160,11 @@ def _add_system(messages: Messages, rest: dict[str, Any]) -> Messages:
     """The messages with the row's `system` first; if they have a system message, the column is left in the row."""
     if not isinstance(rest["system"], str):
         raise RowError("`system` is not text", f"it is {describe(rest['system'])}")
-    if not messages or (messages[0]["role"] in ("system", "developer") and messages[0]["content"] != rest["system"]):
+    own = messages[0]["content"] if messages and messages[0]["role"] in ("system", "developer") else None
+    if own not in (None, rest["system"]):
         return messages
     system = check_text(rest.pop("system"), "`system`")
-    if not system or messages[0]["role"] in ("system", "developer"):
-        return messages
-    return [{"role": "system", "content": system}, *messages]
+    return [{"role": "system", "content": system}, *messages] if system and messages and own is None else messages
 
 
 def _add_answer(before: Messages, answer: Messages) -> Messages:
@@ -190,7 +189,7 @@ def _parse_turns(rest: dict[str, Any], column: str, role: str) -> Messages:
 def _split_text(text: str) -> Messages | None:
     """The messages of a transcript, or of the JSON text of a list of messages; None if it is any other text."""
     if text.lstrip()[:2] == "[{":  # how a CSV file has a list
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             turns = json.loads(text)
             return turns if all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in turns) else None
     if not TRANSCRIPT.match(text):
@@ -241,11 +240,10 @@ def parse_label(row: Mapping[str, Any]) -> bool | None:
 
 def _check_answer(last: dict[str, Any], rest: dict[str, Any], format: Format) -> None:
     """Refuse a row without an answer to train on."""
-    label = rest.get("label")
     if last["role"] != "assistant":
-        if label is not None:
+        found = _find_similar("completion", [name for name, value in rest.items() if has_value(value)])
+        if rest.get("label") is not None and not found:
             raise RowError(*LABELLED)
-        found = _find_similar("completion", rest)
         hint = f"; {_rename({found: format.answer})}" if found else ""
         raise RowError("no answer", f"the last message is {last['role']!r}, expected 'assistant'{hint}")
     if parse_label(rest) is not None:

@@ -156,7 +156,7 @@ def parse_json(value: Any, column: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RowError(f"`{column}` is text that is not JSON", str(error)) from None
 
 

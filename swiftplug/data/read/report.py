@@ -12,6 +12,7 @@ from swiftplug.data.read.formats import COLUMNS
 from swiftplug.formatting import format_count, format_percent
 
 EXAMPLES = 3
+NAMES = 20  # unread keys that are named for each number of rows
 REJECTED = {"rejected", "rejected_response", "rejected_messages"}
 TOOLS_HINT = "--tools hermes, or another tools format, writes tools and calls as text"
 SUMS = ("rows", "kept", "examples", "truncated", "split", "shortened", "tokens", "trained_tokens")
@@ -197,4 +198,6 @@ def _by_count(counts: Mapping[str, int], noun: str) -> Iterable[str]:
         similar = get_close_matches(key, COLUMNS - {key} if noun == "row" else (), n=1, cutoff=0.88)
         keys[count].append(f"`{key}` (did you mean `{similar[0]}`?)" if similar else f"`{key}`")
     for count, names in sorted(keys.items(), reverse=True):
+        if len(names) > NAMES:
+            names[NAMES:] = [f"{len(names) - NAMES:,} other keys"]
         yield f"{format_count(count, noun)} {'has' if count == 1 else 'have'} {', '.join(names)}"
