@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError, with_reasoning_key
+from swiftplug.plugin import Answered, Chat, Completion, Engine, Prompt, Sampling, UserError
 
 _CANDIDATES_AT_ONCE = 4096
 """Several times what vLLM generates in parallel, so that the wait for the last ones matters little."""
@@ -57,7 +57,7 @@ class VLLMEngine(Engine):
         if options.quantization == "8bit":
             raise UserError("model_options.quantization: engine 'vllm' quantizes to '4bit' only, not to '8bit'")
         self._sampling = sampling
-        self._tokenizer = args.load_tokenizer()
+        self._chat: Chat = args.load_chat()
         self._folder = TemporaryDirectory(prefix="swiftplug-vllm-")
         model = args.export_model(self._folder.name)
         settings = {
@@ -85,24 +85,18 @@ class VLLMEngine(Engine):
         # Greedy candidates are all the same.
         num_different = sampling.num_return_sequences if sampling.temperature > 0 else 1
         answerable, requests, params = [], [], []
+        stop = [self._chat.stop_text] if self._chat.stop_text else None
         for prompt in prompts:
             try:
-                ids = self._tokenizer.apply_chat_template(
-                    with_reasoning_key(prompt.messages, self._tokenizer),
-                    tools=prompt.tools,
-                    add_generation_prompt=True,
-                    return_dict=True,
-                    **prompt.chat_template_kwargs,
-                )["input_ids"]
-            except Exception as error:  # a template is a program and may raise anything
-                reason = " ".join(str(error).split())
-                yield Answered(prompt.id, failure=f"the chat template refuses the prompt: {reason}")
+                ids, opened = self._chat.encode(prompt)
+            except UserError as error:
+                yield Answered(prompt.id, failure=str(error))
                 continue
             if len(ids) >= self._longest:  # vLLM would reject all prompts because of one
                 reason = f"the prompt has {len(ids):,} tokens, too many for max_model_len {self._longest:,}"
                 yield Answered(prompt.id, failure=reason)
                 continue
-            answerable.append(prompt)
+            answerable.append((prompt.id, opened))
             for index in range(num_different):
                 requests.append({"prompt_token_ids": ids})
                 params.append(
@@ -112,15 +106,24 @@ class VLLMEngine(Engine):
                         top_p=sampling.top_p,
                         top_k=sampling.top_k,
                         seed=sampling.seed_of(prompt.id, index),
+                        stop_token_ids=self._chat.end_ids,
+                        stop=stop,
                     )
                 )
         if not answerable:
             return
         outputs = self._llm.generate(requests, params, use_tqdm=False)
-        drawn = [Completion(output.outputs[0].text, output.outputs[0].finish_reason or "unknown") for output in outputs]
-        for number, prompt in enumerate(answerable):
-            own = drawn[number * num_different : (number + 1) * num_different]
-            yield Answered(prompt.id, own * (sampling.num_return_sequences // num_different))
+        for number, (prompt_id, opened) in enumerate(answerable):
+            own = outputs[number * num_different : (number + 1) * num_different]
+            completions = [self._completion(output.outputs[0], opened) for output in own]
+            yield Answered(prompt_id, completions * (sampling.num_return_sequences // num_different))
+
+    def _completion(self, output: Any, opened: str) -> Completion:
+        """The candidate of one output, from its tokens: vLLM's own text lacks special tokens inside the answer."""
+        ids = list(output.token_ids)
+        if output.finish_reason == "stop" and not isinstance(output.stop_reason, str):
+            ids = ids[:-1]  # the token that ended it, which may be one that only vLLM knows of
+        return Completion(self._chat.answer(ids, opened), output.finish_reason or "unknown")
 
     def close(self) -> None:
         """Release the model, with which vLLM ends its processes, and remove its folder."""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,16 +17,20 @@ from swiftplug_vllm.engine import VLLMEngine
 SETTINGS = {"revision": "v1", "quantization": None, "attn_implementation": None, "trust_remote_code": False}
 
 
-class Tokenizer:
-    """A token is a character; a template that knows no tools but these."""
+class FakeChat:
+    """A token is a character; a template that opens each answer with `<`, and ends it with `>` or the text `##`."""
 
-    chat_template = ""
+    end_ids: list[int] = [ord(">")]  # noqa: RUF012 - as the protocol has it
+    stop_text = "##"
 
-    def apply_chat_template(self, messages: list[dict[str, str]], tools: Any = None, **kwargs: Any) -> Any:
-        assert kwargs == {"add_generation_prompt": True, "return_dict": True}
-        if "?" not in messages[-1]["content"]:
-            raise ValueError("not a\nquestion")
-        return {"input_ids": [ord(letter) for letter in f"{tools or ''}{messages[-1]['content']}>"]}
+    def encode(self, prompt: Prompt) -> tuple[list[int], str]:
+        text = f"{prompt.tools or ''}{prompt.messages[-1]['content']}<"
+        if "?" not in text:
+            raise UserError("the chat template refuses the prompt: not a question")
+        return [ord(letter) for letter in text], "<"
+
+    def answer(self, ids: Sequence[int], opened: str = "") -> str:
+        return opened + "".join(map(chr, ids)).partition("##")[0]
 
 
 class Arguments:
@@ -36,8 +41,8 @@ class Arguments:
         self.dtype, self.seed = "bfloat16", 42
         self.is_checkpoint = is_checkpoint
 
-    def load_tokenizer(self) -> Any:
-        return Tokenizer()
+    def load_chat(self) -> Any:
+        return FakeChat()
 
     def export_model(self, folder: str | Path) -> str:
         if self.is_checkpoint:
@@ -65,11 +70,14 @@ class FakeLLM:
         assert not use_tqdm
         self.prompts, self.params = prompts, sampling_params
         assert all(len(prompt["prompt_token_ids"]) < self.llm_engine.model_config.max_model_len for prompt in prompts)
-        texts = (
-            f"{''.join(map(chr, prompt['prompt_token_ids']))}{params.seed}"
-            for prompt, params in zip(prompts, sampling_params, strict=True)
-        )
-        return [SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason="stop")]) for text in texts]
+        assert {(tuple(params.stop_token_ids), tuple(params.stop)) for params in sampling_params} == {((62,), ("##",))}
+        ends = [(">", ord(">")), ("\0", None), ("##", "##")]  # the end token, one that vLLM adds, a text
+        drawn = []
+        for index, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
+            end, reason = ends[index % 3]
+            ids = [*prompt["prompt_token_ids"], *map(ord, f"{params.seed}{end}")]
+            drawn.append(SimpleNamespace(token_ids=ids, finish_reason="stop", stop_reason=reason, text="no specials"))
+        return [SimpleNamespace(outputs=[output]) for output in drawn]
 
 
 @pytest.fixture(autouse=True)
@@ -92,13 +100,14 @@ def test_each_candidate_is_drawn_with_its_own_seed() -> None:
     prompts = [asked("1 + 1?"), asked("2 + 2?", ["add"])]
     answered = list(engine.generate(prompts))
     assert [it.id for it in answered] == [prompt.id for prompt in prompts]
-    for prompt, shown, it in zip(prompts, ["1 + 1?>", "['add']2 + 2?>"], answered, strict=True):
+    for prompt, shown, it in zip(prompts, ["<1 + 1?<", "<['add']2 + 2?<"], answered, strict=True):
         seeds = [how.seed_of(prompt.id, index) for index in range(3)]
         assert [completion.text for completion in it.completions] == [f"{shown}{seed}" for seed in seeds]
         assert {completion.finish_reason for completion in it.completions} == {"stop"}
     (llm,) = FakeLLM.loaded
     fields = {"max_tokens": 16, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
-    assert all(vars(params) == {**fields, "seed": params.seed} for params in llm.params)
+    stops = {"stop_token_ids": FakeChat.end_ids, "stop": ["##"]}
+    assert all(vars(params) == {**fields, **stops, "seed": params.seed} for params in llm.params)
 
 
 def test_greedy_candidates_are_drawn_once() -> None:
@@ -180,10 +189,13 @@ class LLM:
         self.llm_engine = SamplingParams(model_config=SamplingParams(max_model_len=512))
 
     def generate(self, prompts, params, use_tqdm):
+        outputs = []
         for prompt in prompts:
             question = self.tokenizer.decode(prompt["prompt_token_ids"], skip_special_tokens=True)
-            output = SamplingParams(text=f"{self.num_weights} weights read: {question}", finish_reason="stop")
-            yield SamplingParams(outputs=[output])
+            ids = self.tokenizer.encode(f"{self.num_weights} weights read: {question}<|end|>")
+            output = SamplingParams(token_ids=ids, finish_reason="stop", stop_reason=None)
+            outputs.append(SamplingParams(outputs=[output]))
+        return outputs
 """
 
 

@@ -35,7 +35,8 @@ INTEGERS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     {"input_ids": INTEGERS, "labels": INTEGERS, "loss_scale": pa.list_(pa.float32()), "length": pa.int32()}
 )
-GENERATION_COLUMNS = {"prompt_ids": INTEGERS, "reference": pa.string()}
+GENERATION_COLUMNS = {"prompt_ids": INTEGERS, "opened": pa.string(), "reference": pa.string()}
+_NO_GENERATION = {"prompt_ids": [], "opened": "", "reference": ""}
 
 Example = dict[str, Any]
 EncodedRows = tuple[pa.RecordBatch, SplitReport]  # the examples made from some rows, and the counts
@@ -69,7 +70,7 @@ class RowEncoder:
         loss_scale: Assigns weights to text.
         task: `sft` trains answers, `pt` trains everything: the whole text is one response.
         options: How rows are read and cut to `max_length`.
-        generation: Whether to add `prompt_ids` and `reference`, for metrics that generate.
+        generation: Whether to add `prompt_ids`, `opened` and `reference`, for metrics that generate.
 
     Raises:
         UserError: The tokenizer has no offsets.
@@ -179,8 +180,8 @@ class RowEncoder:
         if self.generation:
             # The prompt and the reference are the whole row's, so a row that was split is generated from only once.
             for example in examples[1:]:
-                example |= {"prompt_ids": [], "reference": ""}
-            examples[0] |= self._for_generation(conversation)
+                example |= _NO_GENERATION
+            examples[0] |= self._for_generation(conversation, row.rendered)
         report.kept += 1
         report.shortened += bool(row.rendered.shortened)
         report.unread.count_rendered(row.rendered.unread, conversation.messages)
@@ -188,13 +189,18 @@ class RowEncoder:
         report.split += self.too_long == "split" and length > max_length
         return examples
 
-    def _for_generation(self, conversation: Conversation) -> Example:
-        """What a metric that generates needs; empty if the row does not end in an answer."""
-        prompt = self.renderer.prompt(conversation) if conversation.messages else None
-        if prompt is None:
-            return {"prompt_ids": [], "reference": ""}
-        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return {"prompt_ids": ids, "reference": conversation.messages[-1].get("content") or ""}
+    def _for_generation(self, conversation: Conversation, rendered: Rendered) -> Example:
+        """What a metric that generates needs; nothing if the row does not end in an answer.
+
+        The reference is what training writes: calls, reasoning and special tokens too, without the end of the turn.
+        """
+        prompt = self.renderer.prompt_of_last(conversation) if conversation.messages else None
+        last = len(conversation.messages) - 1
+        for segment in reversed(rendered.segments):
+            if prompt is not None and segment.type is ContextType.RESPONSE and segment.message_index == last:
+                ids = self.tokenizer(prompt[0], add_special_tokens=False)["input_ids"]
+                return {"prompt_ids": ids, "opened": prompt[1], "reference": rendered.text[segment.start : segment.end]}
+        return _NO_GENERATION
 
 
 def _render_text(text: str) -> Rendered:

@@ -55,7 +55,7 @@ class PreparedData(NamedTuple):
     Attributes:
         train: Examples with `input_ids`, `labels` (-100 where the weight is 0) and `length`; `loss_scale` if either
             split has weights other than 0 and 1; and `position_ids` if they are packed. All are NumPy arrays.
-        eval: Examples to evaluate on, never packed; with `prompt_ids` and `reference` for metrics that generate.
+        eval: Examples to evaluate on, never packed; with `prompt_ids`, `opened` and `reference` if a metric generates.
         report: What became of the rows.
     """
 

@@ -2,7 +2,7 @@
 
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.arguments import RunArguments
-from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
+from swiftplug.plugin.engine import Answered, Chat, Completion, Engine, Prompt, Sampling
 from swiftplug.plugin.loss import (
     IGNORED_LABEL,
     ContextType,
@@ -42,7 +42,7 @@ from swiftplug.plugin.register import (
     tuners_map,
 )
 from swiftplug.plugin.rewards import ORM, PRM, AsyncORM, InferRequest, Unscored
-from swiftplug.plugin.tokenizer import set_chat_template, with_reasoning_key
+from swiftplug.plugin.tokenizer import set_chat_template
 from swiftplug.plugin.tools_format import AgentKeyword, ToolsFormat, ToolTurns, as_text
 from swiftplug.plugin.tuner import Tuner
 
@@ -56,6 +56,7 @@ __all__ = [
     "AgentKeyword",
     "Answered",
     "AsyncORM",
+    "Chat",
     "Completion",
     "ContextType",
     "Engine",
@@ -100,7 +101,6 @@ __all__ = [
     "split_str_parts_by",
     "tools_prompt",
     "tuners_map",
-    "with_reasoning_key",
 ]
 
 

@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+    from swiftplug.plugin.engine import Chat
+
 
 class RunArguments:
     """The arguments of a run, as callbacks, optimizers, tuners, models and engines get them.
@@ -45,6 +47,14 @@ class RunArguments:
 
         Raises:
             UserError: The run names no model, or the model has no usable tokenizer.
+        """
+        raise NotImplementedError
+
+    def load_chat(self, model: "torch.nn.Module | None" = None) -> "Chat":
+        """How the run's tokenizer and chat template write prompts and answers; see `swiftplug.plugin.Chat`.
+
+        Args:
+            model: The run's model, if its generation config may name further tokens that end an answer.
         """
         raise NotImplementedError
 

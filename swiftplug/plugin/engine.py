@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from swiftplug.plugin.arguments import RunArguments
@@ -25,11 +25,51 @@ class Prompt(NamedTuple):
     chat_template_kwargs: Mapping[str, Any] = MappingProxyType({})
 
 
+class Chat(Protocol):
+    """How the run's tokenizer and chat template write prompts and answers; `args.load_chat()` returns it.
+
+    An engine that uses it generates the text that training writes: special tokens inside an answer stay, its end of
+    turn goes, and what the prompt opens (`<think>`) belongs to the answer.
+
+    Attributes:
+        end_ids: The tokens that end an answer: the chat template's end-of-turn token first, then the tokenizer's end
+            token and those of the model's generation config.
+        stop_text: The text that ends an answer, if the chat template's end of turn is no single token; else empty.
+
+    Example:
+        >>> ids, opened = chat.encode(prompt)
+        >>> output = model.generate(torch.tensor([ids]), eos_token_id=chat.end_ids)
+        >>> chat.answer(output[0, len(ids):].tolist(), opened)
+    """
+
+    end_ids: list[int]
+    stop_text: str
+
+    def encode(self, prompt: Prompt) -> tuple[list[int], str]:
+        """The tokens of a prompt with its generation prompt, and the end of its text that belongs to the answer.
+
+        Raises:
+            UserError: The chat template refuses the prompt.
+        """
+
+    def answer(self, ids: Sequence[int], opened: str = "") -> str:
+        """The text of an answer.
+
+        Args:
+            ids: The generated tokens; what follows the end of the turn is ignored.
+            opened: The end of the prompt that belongs to the answer.
+        """
+
+    def has_stopped(self, ids: Sequence[int]) -> bool:
+        """Whether the last tokens complete `stop_text`; an answer without one is ended by `end_ids` alone."""
+
+
 class Completion(NamedTuple):
     """The text of one candidate.
 
     Attributes:
-        text: The answer. Reasoning that a server returns separately is put in front of it, in a `<think>` block.
+        text: The answer, as training would write it: with special tokens, and with what the prompt opens (`<think>`);
+            without its end of turn. Reasoning that a server returns separately becomes a `<think>` block before it.
         finish_reason: Why generation ended: `stop` (end of turn), `length` (`max_new_tokens` was reached), or what a
             server reports.
     """

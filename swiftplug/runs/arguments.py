@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+    from swiftplug.plugin.engine import Chat
+
 
 class Arguments(RunArguments):
     """The arguments of a run; see `swiftplug.plugin.RunArguments` for what plugins use of them.
@@ -52,6 +54,20 @@ class Arguments(RunArguments):
             self.notes = set_chat_template(tokenizer, self.config.data.template)
             self.tokenizer = tokenizer
         return self.tokenizer
+
+    def load_chat(self, model: "torch.nn.Module | None" = None) -> "Chat":
+        from swiftplug.data.chat.generation import GenerationChat
+
+        configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        end_ids = configured if isinstance(configured, list) else [] if configured is None else [configured]
+        chat = GenerationChat(self.load_tokenizer(), end_ids)
+        note = (
+            f"the chat template ends an answer with the text {chat.stop_text!r}, which is no single token: generation "
+            "stops where it appears; other programs need it as a stop string"
+        )
+        if chat.stop_text and note not in self.notes:
+            self.notes.append(note)
+        return chat
 
     def load_model(self, dtype: "torch.dtype | None" = None) -> "torch.nn.Module":
         import torch

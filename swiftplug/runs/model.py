@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -26,6 +27,8 @@ from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.model_arch import attach_model_meta
 from swiftplug.plugin.registry import Registry
 from swiftplug.runs.folder import MARKER, Marker, is_adapter_run, load_tuner
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 def autocast_dtype(training_args: TrainingArguments) -> torch.dtype:
@@ -112,6 +115,9 @@ def load_adapter(model: torch.nn.Module, folder: str, registry: Registry, dtype:
             raise UserError(
                 f"--adapter: {folder!r} holds neither {MARKER} (of a run) nor adapter_config.json (of PEFT)"
             )
+        if (path / GENERATION_CONFIG).is_file():
+            inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+            inner.generation_config = GenerationConfig.from_pretrained(path)
         # Learned prompts cannot be merged into weights, and quantized weights would lose precision.
         is_quantized = getattr(model, "is_quantized", False)
         if isinstance(model, PeftModel) and not model.active_peft_config.is_prompt_learning and not is_quantized:

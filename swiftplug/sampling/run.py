@@ -197,6 +197,8 @@ class SampleRun:
                 args = Arguments(self.config, self.plugins)
                 with self.progress.start(starting, live=is_folder):
                     loop.engine.open(args, loop.sampling)
+                for note in args.notes:
+                    print_line(self.console, note)
                 if args.tokenizer is not None:
                     for line in loop.unread_lines(args.tokenizer):
                         print_line(self.console, line)

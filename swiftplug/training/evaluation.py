@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from transformers import EvalPrediction, GenerationConfig, TrainingArguments
 
 from swiftplug.errors import UserError
+from swiftplug.plugin import Chat
 from swiftplug.plugin.registry import BoundMetric, LoadedPlugin
 from swiftplug.runs.console import RunProgress
 
@@ -59,21 +60,26 @@ def generate_answers(
     accelerator: Accelerator,
     model: Any,
     tokenizer: Any,
+    chat: Chat,
     prompts: Sequence[Sequence[int]],
+    opened: Sequence[str],
     max_new_tokens: int,
     args: TrainingArguments,
     progress: RunProgress,
 ) -> list[str]:
-    """The greedy answer to each prompt, by left-padded batches of `per_device_eval_batch_size`, over all processes."""
+    """The greedy answer to each prompt, by left-padded batches of `per_device_eval_batch_size`, over all processes.
+
+    `opened` has of each prompt the end of its text that belongs to the answer.
+    """
     model = accelerator.unwrap_model(model)
     prompts = [list(map(int, ids)) for ids in prompts]
-    end_ids = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
     greedy = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(end_ids) or None,
+        eos_token_id=chat.end_ids or None,
+        stop_strings=[chat.stop_text] if chat.stop_text else None,
     )
     # Longest first: prompts of about one length share a batch, and what does not fit into memory fails at once.
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
@@ -85,9 +91,9 @@ def generate_answers(
             batch = {"input_ids": [prompts[row] for row in rows]}
             padded = tokenizer.pad(batch, padding_side="left", return_attention_mask=True, return_tensors="pt")
             with torch.no_grad(), accelerator.autocast():
-                output = model.generate(**padded.to(accelerator.device), generation_config=greedy)
-            texts = tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
-            answered += zip(rows, texts, strict=True)
+                output = model.generate(**padded.to(accelerator.device), generation_config=greedy, tokenizer=tokenizer)
+            drawn = output[:, padded["input_ids"].shape[1] :].tolist()
+            answered += [(row, chat.answer(ids, opened[row])) for row, ids in zip(rows, drawn, strict=True)]
             activity.advance(answer=len(rows))
     by_row = dict(gather_object(answered))
     return [by_row[row] for row in range(len(prompts))]
@@ -95,10 +101,6 @@ def generate_answers(
 
 def _argmax(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return logits.argmax(dim=-1)
-
-
-def _as_list(ids: int | list[int] | None) -> list[int | None]:
-    return list(ids) if isinstance(ids, list) else [ids]
 
 
 def _merged(metrics: list[BoundMetric], compute: Callable[[BoundMetric], Any]) -> dict[str, float]:

@@ -24,6 +24,8 @@ def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Mo
     compute_dtype = autocast_dtype(args.training_args)
     # In mixed precision the checkpoint's own type is kept until the tuner has decided what trains.
     base = args.base.load_model(torch.float32 if compute_dtype == torch.float32 else None)
+    if args.config.task != "pt":
+        _end_where_trained(args, base)
     tuner = args.plugins.one("tuner")
     if isinstance(base, PeftModel):
         raise UserError("model: has an adapter that PEFT cannot merge; to train it further, use its tuner and options")
@@ -41,6 +43,13 @@ def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Mo
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"{tuner.found} leaves no parameter to train")
     return model
+
+
+def _end_where_trained(args: Arguments, model: Any) -> None:
+    """Let generation end where training ends an answer, also by the generation config that is saved with the model."""
+    ends, config = args.load_chat(model).end_ids, getattr(model, "generation_config", None)
+    if config is not None and ends and config.eos_token_id not in (ends, ends[0] if len(ends) == 1 else None):
+        config.eos_token_id = ends
 
 
 def _keep_base(args: Arguments, base: torch.nn.Module, *, is_new: bool) -> str | None:

@@ -33,6 +33,8 @@ def set_up(config: TrainConfig) -> Arguments:
     args = Arguments(config, plugins, training_arguments(config, str(config.output_dir), has_eval))
     with naming_plugins(plugins.all()):
         check_offsets(args.load_tokenizer())
+        if config.task != "pt":
+            args.load_chat()  # notes a chat template without an end-of-turn token
     return args
 
 

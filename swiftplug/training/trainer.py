@@ -31,6 +31,7 @@ from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.folder import KEPT_BASE, Marker, absolute_name
+from swiftplug.runs.model import GENERATION_CONFIG
 from swiftplug.training.checkpoint import FINAL_STAGING, STAGING, CheckpointKeeper, SaveAfterEpoch, move_into
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer
@@ -229,7 +230,9 @@ class PlugTrainer(Trainer):
                 self.accelerator,
                 self.model,
                 self.tokenizer,
+                self.run_args.load_chat(self.accelerator.unwrap_model(self.model)),
                 rows["prompt_ids"],
+                [str(text) for text in rows["opened"]],
                 self.metrics.max_new_tokens,
                 self.args,
                 self.progress,
@@ -263,6 +266,8 @@ class PlugTrainer(Trainer):
         card = folder / "README.md"
         if card.is_file() and "[More Information Needed]" in card.read_text(encoding="utf-8"):
             card.unlink()  # PEFT's form, which nobody has filled in
+        if not (folder / GENERATION_CONFIG).exists() and hasattr(model, "generation_config"):  # an adapter has no own
+            model.generation_config.to_json_file(folder / GENERATION_CONFIG)
         self.tokenizer.save_pretrained(folder)
         place = self.run_dir / folder.name if folder.name.startswith("checkpoint-") else self.run_dir
         _marker(self.run_args, self.run_dir, place).write(folder)

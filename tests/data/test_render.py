@@ -217,8 +217,9 @@ def test_variables_of_a_row_reach_every_rendering(tokenizer: PreTrainedTokenizer
             assert rendered.text == tokenizer.apply_chat_template(conversation.messages, tokenize=False, **kwargs)
             assert _texts(rendered, ContextType.RESPONSE) == [answer]
             assert not rendered.unread
-    assert (renderer.prompt(quiet) or "").endswith("assistant\n<think></think>")
-    assert (renderer.prompt(loud) or "").endswith("assistant\n")
+    for conversation, opened in (quiet, "<think></think>"), (loud, ""):
+        prompt = renderer.prompt_of_last(conversation)
+        assert prompt and prompt[0].endswith(f"assistant\n{opened}") and prompt[1] == opened
 
 
 def test_a_variable_that_only_the_generation_prompt_reads_is_read(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -18,12 +18,14 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from swiftplug.config.schema import DataOptions
+from swiftplug.data.chat.generation import GenerationChat
 from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.read.report import SplitReport
 from swiftplug.data.weights import lay_weights
 from swiftplug.plugin import ContextType, LossScale
+from swiftplug.plugin.tokenizer import CHATML
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 TEMPLATES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
@@ -381,3 +383,50 @@ def test_random_conversations_of_agents(template: str, tokenizers: dict[str, Pre
         for segment in rendered.segments:
             text = rendered.text[segment.start : segment.end]
             assert not (NOT_ANSWER if segment.type is ContextType.RESPONSE else ANSWER).search(text)
+
+
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if not name.endswith("_training")])
+def test_prompt_and_reference_are_what_training_writes(
+    template: str, tokenizers: dict[str, PreTrainedTokenizerFast]
+) -> None:
+    tokenizer = tokenizers["byte level"]
+    tokenizer.chat_template = TEMPLATES[template]
+    for case in ("thinking", "reasoning", "tool call with text"):
+        # Some templates write the turn's header, or earlier reasoning, otherwise once there is an answer.
+        if _expected_refusal(template, case) or (template.startswith("gptoss") and "tool" in case):
+            continue
+        conversation = _conversation(template, case)
+        encoder = RowEncoder(tokenizer, None, LossScale(), "sft", DataOptions(max_length=10**6), generation=True)
+        [example] = encoder.encode([conversation], SplitReport())
+        text = encoder.renderer.render(conversation).text
+        prompt = tokenizer.decode(example["prompt_ids"], clean_up_tokenization_spaces=False)
+        assert prompt.endswith(example["opened"])
+        assert text.startswith(prompt.removesuffix(example["opened"]) + example["reference"]), case
+    if "{{- '<think>\\n' }}" in TEMPLATES[template]:
+        assert example["opened"].startswith("<think>\n")
+
+
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if not name.endswith("_training")])
+def test_the_end_of_turn_is_what_ends_the_last_answer(
+    template: str, tokenizers: dict[str, PreTrainedTokenizerFast]
+) -> None:
+    tokenizer = tokenizers["byte level"]
+    tokenizer.chat_template = TEMPLATES[template]
+    expected = END_OF_TURN[max((name for name in END_OF_TURN if template.startswith(name)), key=len)]
+    expected = "<|return|>" if template.startswith("gptoss") else expected
+    assert ChatRenderer(tokenizer).end_of_turn() == expected
+
+
+def test_an_end_of_turn_other_than_the_end_token_ends_an_answer(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    llama = tokenizers["sentence piece"]  # its end token is `</s>`
+    llama.chat_template = CHATML
+    chat = GenerationChat(llama, [7])
+    end = llama.convert_tokens_to_ids("<|im_end|>")
+    assert (chat.end_ids, chat.stop_text) == ([end, llama.eos_token_id, 7], "")
+    words = llama("ответ", add_special_tokens=False)["input_ids"]
+    for stop in chat.end_ids:
+        assert (
+            chat.answer([*words, stop, *words]).strip() == "ответ"
+        )  # of a piece, the decoder keeps the space before it

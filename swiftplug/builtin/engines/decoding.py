@@ -4,6 +4,7 @@ Random numbers depend on the candidate alone, so that it is the same whatever el
 """
 
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,7 +33,10 @@ class GenerationRequest(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A candidate: its tokens without the one that ended it; `stop`, `length`, or `broken` if logits are not finite."""
+    """A candidate: its tokens without the end token, and why it ended.
+
+    The reason is `stop`, `length`, or `broken` if logits are not finite. What ended it as text is still in the tokens.
+    """
 
     ids: list[int]
     finish_reason: str
@@ -72,9 +76,13 @@ class Decoder:
     Args:
         model: The model.
         end_ids: The tokens that end an answer.
+        has_stopped: Whether the tokens of an answer end it as text does; None if only `end_ids` do.
     """
 
-    def __init__(self, model: Any, end_ids: list[int]) -> None:
+    def __init__(
+        self, model: Any, end_ids: list[int], has_stopped: Callable[[Sequence[int]], bool] | None = None
+    ) -> None:
+        self._has_stopped = has_stopped
         learned = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
         self.num_virtual_tokens: int = model.active_peft_config.num_virtual_tokens if learned else 0
         # PEFT puts learned prompts before every input: right for the prompt, wrong for a later step.
@@ -99,6 +107,7 @@ class Decoder:
         longest = torch.tensor([request.longest for request in requests], device=self._device)[owners]
         tokens = torch.zeros(numbers.shape, dtype=torch.long, device=self._device)
         lengths, broken = longest.clone(), torch.zeros(len(numbers), dtype=torch.bool, device=self._device)
+        stopped = torch.zeros_like(broken)
 
         rows, logits = self._read_prompts(requests)
         rows.take(owners)
@@ -112,6 +121,12 @@ class Decoder:
             broken[rows.candidates] |= not_finite
             at_end = torch.isin(drawn, self._end_ids) & ~rows.ended
             lengths[rows.candidates[at_end]] = step
+            if self._has_stopped is not None:
+                written = map(self._has_stopped, tokens[rows.candidates, : step + 1].tolist())
+                at_text = torch.tensor(list(written), device=self._device) & ~rows.ended & ~at_end
+                lengths[rows.candidates[at_text]] = step + 1
+                at_end = at_end | at_text
+            stopped[rows.candidates[at_end]] = True
             rows.ended = rows.ended | not_finite | at_end | (longest[rows.candidates] <= step + 1)
             num_living = len(drawn) - int(rows.ended.sum())
             if not num_living:
@@ -128,9 +143,9 @@ class Decoder:
             rows.positions = rows.positions + 1
 
         candidates = [
-            Drawn(ids[:length], "broken" if is_broken else "stop" if length < most else "length")
-            for ids, length, most, is_broken in zip(
-                tokens.tolist(), lengths.tolist(), longest.tolist(), broken.tolist(), strict=True
+            Drawn(ids[:length], "broken" if is_broken else "stop" if has_ended else "length")
+            for ids, length, has_ended, is_broken in zip(
+                tokens.tolist(), lengths.tolist(), stopped.tolist(), broken.tolist(), strict=True
             )
         ]
         return [

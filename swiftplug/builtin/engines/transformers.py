@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from swiftplug.builtin.engines.decoding import Decoder, Drawn, GenerationRequest, uniform_numbers
 from swiftplug.builtin.engines.fast_parts import pack_linears
 from swiftplug.builtin.hardware import pick_device, pick_dtype
-from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling, UserError, with_reasoning_key
+from swiftplug.plugin import Answered, Chat, Completion, Engine, Prompt, Sampling, UserError
 
 
 class TransformersEngine(Engine):
@@ -18,7 +18,7 @@ class TransformersEngine(Engine):
 
     A prompt is processed once for all of its candidates. Tokens are drawn from the model's distribution, changed only
     by `temperature`, `top_k` and `top_p`: other settings in `generation_config.json` do not apply. A candidate ends at
-    the tokenizer's end token or at one that the model's generation config names.
+    the chat template's end of turn, at the tokenizer's end token, or at one that the model's generation config names.
 
     Args:
         batch_size: Maximum number of candidates generated at once; lower it if memory runs out.
@@ -43,15 +43,13 @@ class TransformersEngine(Engine):
         self._sampling = sampling
         device = pick_device()
         dtype = pick_dtype(args.dtype, device)
-        self._tokenizer = args.load_tokenizer()
         model: Any = args.load_model(dtype)
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         if not getattr(inner, "is_quantized", False):
             model.to(device)  # quantized weights stay where they are
         pack_linears(model, self.batch_size)
-        configured = inner.generation_config.eos_token_id
-        end_ids = {self._tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-        self._decoder = Decoder(model, sorted(end_ids - {None}))
+        self._chat: Chat = args.load_chat(inner)
+        self._decoder = Decoder(model, self._chat.end_ids, self._chat.has_stopped if self._chat.stop_text else None)
         context = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
         self._context = None if context is None else context - self._decoder.num_virtual_tokens
 
@@ -63,41 +61,38 @@ class TransformersEngine(Engine):
         """
         assert self._decoder is not None, "not opened"
         requests: dict[str, GenerationRequest] = {}
+        opened: dict[str, str] = {}
         for prompt in prompts:
-            request = self._request(prompt)
-            if isinstance(request, GenerationRequest):
-                requests[prompt.id] = request
-            else:
-                yield Answered(prompt.id, failure=request)
+            try:
+                ids, opened[prompt.id] = self._chat.encode(prompt)
+                requests[prompt.id] = self._request(prompt.id, ids)
+            except UserError as error:
+                yield Answered(prompt.id, failure=str(error))
         most = 1 if self._decoder.num_virtual_tokens else self.prompts_at_once(self._sampling)
-        ids = list(requests)
-        for start in range(0, len(ids), most):
-            batch = ids[start : start + most]
-            yield from map(self._answer, batch, self._decode([requests[prompt_id] for prompt_id in batch]))
+        answerable = list(requests)
+        for start in range(0, len(answerable), most):
+            batch = answerable[start : start + most]
+            drawn = self._decode([requests[prompt_id] for prompt_id in batch])
+            for prompt_id, candidates in zip(batch, drawn, strict=True):
+                yield self._answer(prompt_id, candidates, opened[prompt_id])
 
     def close(self) -> None:
         """Release the model."""
         self._decoder = None
 
-    def _request(self, prompt: Prompt) -> GenerationRequest | str:
-        """What to generate for a prompt, or why that is impossible."""
+    def _request(self, prompt_id: str, ids: list[int]) -> GenerationRequest:
+        """What to generate for a prompt.
+
+        Raises:
+            UserError: The prompt is too long.
+        """
         sampling = self._sampling
-        try:
-            ids = self._tokenizer.apply_chat_template(
-                with_reasoning_key(prompt.messages, self._tokenizer),
-                tools=prompt.tools,
-                add_generation_prompt=True,
-                return_dict=True,
-                **prompt.chat_template_kwargs,
-            )["input_ids"]
-        except Exception as error:  # a template is a program and may raise anything
-            return f"the chat template refuses the prompt: {' '.join(str(error).split())}"
         longest = sampling.max_new_tokens
         if self._context is not None:
             if len(ids) > self._context:
-                return f"the prompt has {len(ids):,} tokens, the model reads at most {self._context:,}"
+                raise UserError(f"the prompt has {len(ids):,} tokens, the model reads at most {self._context:,}")
             longest = min(longest, self._context - len(ids) + 1)  # the last token is not fed back
-        seeds = [sampling.seed_of(prompt.id, index) for index in range(_num_different(sampling))]
+        seeds = [sampling.seed_of(prompt_id, index) for index in range(_num_different(sampling))]
         return GenerationRequest(ids, uniform_numbers(seeds, sampling.max_new_tokens), longest)
 
     def _decode(self, requests: list[GenerationRequest]) -> list[list[Drawn]]:
@@ -113,12 +108,11 @@ class TransformersEngine(Engine):
                 f"engine.batch_size: {self.batch_size} candidates at once do not fit into the GPU's memory; lower it"
             ) from error
 
-    def _answer(self, prompt_id: str, drawn: list[Drawn]) -> Answered:
+    def _answer(self, prompt_id: str, drawn: list[Drawn], opened: str) -> Answered:
         if any(candidate.finish_reason == "broken" for candidate in drawn):
             return Answered(prompt_id, failure="the model's output is not a number; try another dtype")
         completions = [
-            Completion(self._tokenizer.decode(candidate.ids, skip_special_tokens=True), candidate.finish_reason)
-            for candidate in drawn
+            Completion(self._chat.answer(candidate.ids, opened), candidate.finish_reason) for candidate in drawn
         ]
         return Answered(prompt_id, completions * (self._sampling.num_return_sequences // len(completions)))
 

@@ -49,12 +49,14 @@ class TurnFormat(NamedTuple):
         prompt: The text between the user's text and the answer, as far as a generation prompt gives it.
         header: The part of `prompt` that opens the answer's turn; empty if the template has no generation prompt.
         generation_prompt: The text that `add_generation_prompt` adds, including any thinking tag.
+        opened: The end of `generation_prompt` that belongs to the answer, such as `<think>`: training has it there too.
         closing: The text that closes the turn when another follows, without trailing white space.
     """
 
     prompt: str = ""
     header: str = ""
     generation_prompt: str = ""
+    opened: str = ""
     closing: str = ""
 
 
@@ -80,15 +82,24 @@ def learn_turn_format(apply: Apply, has_system: bool, in_parts: bool) -> TurnFor
     between = after_answer[0].rpartition(_QUESTION)
     if not (after_question[1] and prompted[1] and after_answer[1] and reprompted[1] and between[1]):
         return TurnFormat()
-    closes_question = _common_start(after_question[2], prompted[2])
+    closes_question = common_start(after_question[2], prompted[2])
     generation_prompt = prompted[2][len(closes_question) :]
-    prompt = _without_thinking(_common_start(prompted[2], between[2]))
+    prompt = _without_thinking(common_start(prompted[2], between[2]))
     closing = reprompted[2]
     if generation_prompt and closing.endswith(generation_prompt):
         closing = closing[: -len(generation_prompt)]
     else:
-        closing = _common_start(after_answer[2], closing)
-    return TurnFormat(prompt, prompt[len(closes_question) :], generation_prompt, closing.rstrip())
+        closing = common_start(after_answer[2], closing)
+    header = prompt[len(closes_question) :]
+    opened = generation_prompt.removeprefix(header) if header else ""
+    if opened and not opens_thinking(opened):
+        # What is no thinking tag belongs to the answer if the template writes it there for an answer that has it.
+        try:
+            written = apply(asked + message("assistant", opened + _ANSWER))
+        except RowError:
+            written = ""
+        opened = opened if written.startswith("".join(prompted) + _ANSWER) else ""
+    return TurnFormat(prompt, header, generation_prompt, opened, closing.rstrip())
 
 
 class AnswerFinder:
@@ -163,7 +174,7 @@ class AnswerFinder:
             last: The last text before the answer.
             own: The answer's own texts; none if it is empty.
         """
-        prompt, header, _, closing = self._turn
+        prompt, header, _, _, closing = self._turn
         if own and header and gap.startswith(prompt) and index and self._messages[index - 1]["role"] == "user":
             return len(prompt)
         starts_whole = not own or own[0].is_whole
@@ -254,7 +265,7 @@ class AnswerFinder:
         return kept
 
 
-def _common_start(one: str, other: str) -> str:
+def common_start(one: str, other: str) -> str:
     """The common start of two texts; it does not end inside a special token (`<|im_end|>`) of either."""
     length = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
     for text in (one, other):
@@ -262,6 +273,11 @@ def _common_start(one: str, other: str) -> str:
             if token.start() < length < token.end():
                 length = token.start()
     return one[:length]
+
+
+def opens_thinking(text: str) -> bool:
+    """Whether a text begins with a thinking tag."""
+    return _THINKING_TAG.match(text) is not None
 
 
 def _without_thinking(prompt: str) -> str:

@@ -15,16 +15,25 @@ shows where the contents are (`markers`), and a few small conversations show wha
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from swiftplug.data.chat.answers import Answer, AnswerFinder, TurnFormat, learn_turn_format
+from swiftplug.data.chat.answers import (
+    Answer,
+    AnswerFinder,
+    TurnFormat,
+    common_start,
+    learn_turn_format,
+    opens_thinking,
+)
 from swiftplug.data.chat.markers import Messages, Occurrence, locate, text_fields
 from swiftplug.data.chat.segments import TEMPLATE_TEXT, Layout, Rendered, Segment
 from swiftplug.data.chat.tools import Turns, message_text, with_text_arguments, write_turns
-from swiftplug.data.read.conversation import Conversation, RowError, has_value
-from swiftplug.plugin import ContextType, with_reasoning_key
+from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin, has_value
+from swiftplug.plugin import ContextType
+from swiftplug.plugin.tokenizer import with_reasoning_key
 from swiftplug.plugin.tools_format import ToolsFormat
 
 
@@ -80,12 +89,40 @@ class ChatRenderer:
         except RowError:
             return []
 
-    def prompt(self, conversation: Conversation) -> str | None:
-        """The prompt of the last answer, with the generation prompt; None if the last message is not an answer."""
+    def prompt_of_last(self, conversation: Conversation) -> tuple[str, str] | None:
+        """The `prompt` of the last answer; None if the last message is not an answer."""
         turns, _ = self._write(conversation)
         if len(turns.messages) < 2 or turns.roles[-1] != "assistant":
             return None
-        return self._apply(turns, turns.messages[:-1], generation_prompt=True)
+        return self.prompt(turns._replace(messages=turns.messages[:-1], roles=turns.roles[:-1]))
+
+    def prompt(self, turns: Turns) -> tuple[str, str]:
+        """The text of a prompt with its generation prompt, and the end of it that belongs to the answer.
+
+        Raises:
+            RowError: The template refuses it.
+        """
+        turns = turns._replace(messages=with_reasoning_key(turns.messages, self._tokenizer))
+        text = self._apply(turns, turns.messages, generation_prompt=True)
+        turn = self._turn_format(turns)
+        if turn.generation_prompt and text.endswith(turn.generation_prompt):
+            return text, turn.opened
+        # This conversation has another generation prompt; some templates look for `/no_think` in it.
+        unprompted = self._apply(turns, turns.messages)
+        opened = text[len(common_start(unprompted, text)) :].removeprefix(turn.header)
+        return text, opened if turn.header and opens_thinking(opened) else ""
+
+    def end_of_turn(self) -> str:
+        """The text with which the template ends the last answer of a conversation; empty if there is none."""
+        texts = [("system", "system"), ("user", "question"), ("assistant", "answer")]
+        plain: Messages = [{"role": role, "content": text} for role, text in texts]
+        in_parts: Messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in texts]
+        for messages in (plain[1:], in_parts[1:], plain, in_parts):
+            with suppress(RowError):
+                rendered = self.render(Conversation(messages, RowOrigin("", 0)))
+                ends = [each for each in rendered.segments if each.type is ContextType.SUFFIX]
+                return rendered.text[ends[-1].start : ends[-1].end] if ends else ""
+        return ""
 
     def _write_all(self, conversations: Sequence[Conversation]) -> list[tuple[Turns, str]] | list[None]:
         """The turns of conversations and their texts; None for all if they must be rendered one by one."""
