@@ -114,6 +114,15 @@ def test_a_request_says_how_to_sample(openai_server, opened, monkeypatch):
     }
 
 
+def test_variables_of_a_row_go_with_those_of_all_rows(openai_server, opened):
+    server = openai_server(lambda request: "4")
+    asked = Prompt("id", [{"role": "user", "content": "2 + 2?"}], None, {"effort": "low"})
+    for extra in None, {"chat_template_kwargs": {"effort": "high", "quiet": True}}, {"chat_template_kwargs": None}:
+        list(opened(server, extra_body=extra).generate([asked]))
+    sent = [request.body.get("chat_template_kwargs") for request in server.requests]
+    assert sent == [{"effort": "low"}, {"effort": "low", "quiet": True}, None]
+
+
 def test_tools_and_their_calls_are_sent_as_the_api_wants_them(openai_server, opened):
     server = openai_server(lambda request: "12 degrees")
     function = {"name": "weather", "parameters": {"type": "object", "properties": {}}}

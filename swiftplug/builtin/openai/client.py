@@ -158,6 +158,9 @@ class ChatClient:
     ) -> Result | RequestFailed:
         """Try until a response can be read. Waits are random, so that requests that failed together are spread out."""
         body = {name: value for name, value in {**request, **self._extra}.items() if value is not None}
+        key = "chat_template_kwargs"
+        if request.get(key) and key in body:
+            body[key] = {**body[key], **request[key]}  # a row's own variables win
         deadline, tries = 0.0, 0
         while self._wait_for_turn(stop):
             tries += 1
