@@ -247,6 +247,15 @@ def test_a_call_whose_arguments_cannot_be_found_is_left_out(arguments: dict[str,
         converted({"messages": [USER, {**ANSWER, "tool_calls": [{"name": "add", **arguments}]}]})
 
 
+def test_a_refusal_is_the_answer_and_no_calls_are_none() -> None:
+    for answer in (
+        {"role": "assistant", "content": None, "refusal": "Hello."},
+        {**ANSWER, "tool_calls": "[]"},
+        {**ANSWER, "tool_calls": "null", "function_call": None},
+    ):
+        assert converted({"messages": [USER, answer]}).messages[1] == ANSWER
+
+
 def test_text_that_looks_like_a_call_is_text() -> None:
     text = json.dumps(CALL)
     assert converted({"messages": [USER, {"role": "assistant", "content": text}]}).messages[1]["content"] == text
@@ -396,6 +405,14 @@ def test_pt_needs_no_answer() -> None:
         ({"messages": [USER, {**ANSWER, "content": [{"type": "redacted_thinking"}]}]}, "'redacted_thinking'", "2"),
         ({"messages": [USER, {**ANSWER, "content": [PART, "so"]}]}, "text behind a call", "message 2"),
         ({"messages": [USER, {**ANSWER, "train_detail": [{"train": False}]}]}, "`train_detail` is not read", "2"),
+        ({"messages": [USER, ANSWER, {"role": "tool_call", "content": ""}, ANSWER]}, "a turn for a call has none", "3"),
+        ({"messages": [USER, {"role": "tool_call", "content": "[]"}, ANSWER]}, "a turn for a call has none", "2"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": "[" * 99999}]}, "`tool_calls` is text that is not JSON", ""),
+        (
+            {"messages": [USER, {"role": "assistant", "content": None, "refusal": {}}]},
+            "a content is not text",
+            "object",
+        ),
         ({"messages": [USER, {**ANSWER, "weight": 0.5}]}, "`weight` is not 0 or 1", "message 2 has 0.5"),
         ({"messages": [{**USER, "weight": 1}, ANSWER]}, "`weight` is not for a message of this role", "'user'"),
         ({"messages": [USER, {**ANSWER, "loss": True, "weight": 0}]}, "said in two ways", "'weight': 0"),

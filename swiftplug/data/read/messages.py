@@ -36,9 +36,7 @@ PART_ORDER = {
     **dict.fromkeys(("text", "input_text", "output_text"), 1),
     **dict.fromkeys(("tool_use", "tool_call", "function_call", "functionCall", "toolUse"), 2),
 }
-MESSAGE_KEYS = {
-    *("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "loss", "loss_scale"),
-}
+MESSAGE_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "loss", "loss_scale"}
 """The keys of messages that are read, as `parse_messages` returns them."""
 RESULT_PARTS = ("tool_result", "toolResult", "functionResponse")
 
@@ -81,6 +79,8 @@ def parse_messages(value: Any, column: str) -> Messages:
         for part in _split_results(_with_role(turn)):
             message = _parse_message(part, f"message {number}")
             before = messages[-1] if messages else {}
+            if _is_call(turn) and "tool_calls" not in message:
+                raise RowError("a turn for a call has none", f"message {number}")
             if _is_call(turn) and not message["content"] and _without_calls(before) == _without_calls(message):
                 # A call that follows a text or another call, with a turn of its own, is of the same message.
                 before["tool_calls"] = [*before.get("tool_calls", []), *message["tool_calls"]]
@@ -107,7 +107,7 @@ def parse_tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
     Raises:
         RowError: A call has no name, or its arguments cannot be found or read.
     """
-    value = parse_json(value, "tool_calls")
+    value = parse_json(value, "tool_calls") or []
     calls = []
     for call in value if isinstance(value, list) else [value]:
         call = parse_json(call, "tool_calls")
@@ -222,8 +222,10 @@ def _parse_message(message: Any, where: str) -> dict[str, Any]:
         raise RowError("a message has an unknown role", f"{where} has {role!r}{nearest(str(role), ROLES)}")
     check_media(message, where)
     parsed = {key: value for key, value in message.items() if value is not None}
-    text, reasoning, calls = _parse_content(message.get("content"), where)
-    parsed["content"] = text or check_text(parsed.pop("refusal", None) or "", where)
+    content = message.get("content")
+    if content in (None, ""):
+        content = parsed.pop("refusal", None)  # as OpenAI gives it
+    parsed["content"], reasoning, calls = _parse_content(content, where)
     for key in ("tool_calls", "function_call"):
         if value := parsed.pop(key, None):
             found = parse_tool_calls(value, where)
@@ -313,7 +315,7 @@ def _parse_arguments(function: dict[str, Any], where: str) -> dict[str, Any] | s
     if isinstance(value, str) and (not value.strip() or value.strip()[0] in '{["'):
         try:
             value = json.loads(value.strip() or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RowError("a tool call's arguments are text that is not JSON", f"{where}: {error}") from None
         if isinstance(value, str):  # JSON text within JSON text
             return _parse_arguments({key: value}, where)
