@@ -1,8 +1,9 @@
-"""The exceptions for mistakes of the user and for Ctrl-C, and the hint at the end of a message."""
+"""The exceptions for mistakes of the user and for Ctrl-C, and the hints at the end of a message."""
 
 import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -28,14 +29,27 @@ class Interrupted(KeyboardInterrupt):
 def nearest(word: str, words: Iterable[str]) -> str:
     """The end of an error message: what the user probably meant, or all there is to choose from.
 
+    Case, hyphens and underscores do not matter, and the word itself is never the answer.
+
     Example:
         >>> nearest("foccal", ["focal", "dft"])
         "; did you mean 'focal'?"
         >>> nearest("zzz", ["focal", "dft"])
         '; choose from: dft, focal'
     """
-    known = sorted(set(words))
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    known = sorted({*words} - {word})
+    spellings = {_spelling(each): each for each in known}
+    close = get_close_matches(_spelling(word), spellings, n=1, cutoff=0.6)
     if close:
-        return f"; did you mean {close[0]!r}?"
+        return f"; did you mean {spellings[close[0]]!r}?"
     return f"; choose from: {', '.join(known)}" if known else ""
+
+
+def _spelling(word: str) -> str:
+    return word.lower().replace("-", "_")
+
+
+def broken_link(path: str | Path) -> str:
+    """The end of an error message about a path that is not there: the target, if it is a symbolic link; else empty."""
+    path = Path(path).expanduser()
+    return f": a link to {path.readlink()}, which does not exist" if path.is_symlink() and not path.exists() else ""

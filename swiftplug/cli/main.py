@@ -3,15 +3,19 @@
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from swiftplug import __version__
 from swiftplug.cli.process import is_first, stop_on_signals
-from swiftplug.errors import Interrupted, UserError
+from swiftplug.errors import Interrupted, UserError, nearest
+
+if TYPE_CHECKING:
+    from swiftplug.config.keys import Key
 
 _COMMANDS = {
     "train": "Train a model.",
@@ -21,11 +25,58 @@ _COMMANDS = {
 }
 
 
+class _Command(TyperCommand):
+    """A command that explains what people get wrong in its options.
+
+    Attributes:
+        keys: The keys of the config that its options set, by their names; empty if it has no config.
+    """
+
+    keys: Mapping[str, "Key"] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Check the arguments, then parse them as any command does."""
+        for option, setting, value in zip(args, args[1:], args[2:], strict=False):
+            if option == "--set" and "=" not in setting and not value.startswith("-"):
+                raise UserError(f"--set {setting} {value}: expected KEY=VALUE; did you mean '--set {setting}={value}'?")
+        try:
+            _, _, given = self.make_parser(ctx).parse_args(args=[*args])
+        except typer.TyperException as error:
+            if (name := getattr(error, "option_name", None)) and "no such option" in str(error).lower():
+                raise UserError(f"no such option: {name}{self._meant(name, args)}") from None
+            raise
+        for parameter in given:
+            if given.count(parameter) > 1 and parameter.param_type_name == "option" and not parameter.multiple:
+                raise UserError(f"{parameter.opts[0]} is given {given.count(parameter)} times; it takes one value")
+        return super().parse_args(ctx, args)
+
+    def _meant(self, name: str, args: list[str]) -> str:
+        """The end of the error about an unknown option."""
+        from swiftplug.config.counterparts import counterpart
+
+        options = [option[2:] for parameter in self.params for option in parameter.opts if option.startswith("--")]
+        here = counterpart(name.lstrip("-"), self.keys) if self.keys else None
+        if here is None:
+            close = nearest(name.lstrip("-"), options).replace("mean '", "mean '--")
+            return close if "did you mean" in close else f"; see swiftplug {self.name} --help"
+        key = self.keys.get(here)
+        if key and key.panel:
+            return f"; did you mean {key.flag!r}?"
+        typed = next(index for index, argument in enumerate(args) if argument.partition("=")[0] == name)
+        value = args[typed].partition("=")[2] or next(
+            (each for each in args[typed + 1 :][:1] if each[:1] != "-"), "VALUE"
+        )
+        return f"; did you mean '--set {here}={value}'?"
+
+
 class _Commands(TyperGroup):
     """Imports a command only to run it: `swiftplug --help` should not wait for pydantic."""
 
-    def resolve_command(self, context: Any, arguments: list[str]) -> Any:
-        name, command, rest = super().resolve_command(context, arguments)
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import the command that is named."""
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise UserError(f"no such command {args[0]!r}{nearest(args[0], _COMMANDS)}")
+        name, command, rest = super().resolve_command(ctx, args)
         return name, _load(name) if name in _COMMANDS else command, rest
 
     def invoke(self, context: Any) -> Any:
@@ -40,15 +91,24 @@ class _Commands(TyperGroup):
 
 
 def _typer(**options: Any) -> typer.Typer:
-    return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False, **options)
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+        **options,
+    )
 
 
 def _load(name: str) -> Any:
     """The command that `swiftplug/cli/NAME.py` defines."""
     function = name.replace("-", "_")
+    run = getattr(import_module(f"swiftplug.cli.{function}"), function)
     alone = _typer()
-    alone.command(name)(getattr(import_module(f"swiftplug.cli.{function}"), function))
-    return typer.main.get_command(alone)
+    alone.command(name, cls=_Command)(run)
+    command: Any = typer.main.get_command(alone)
+    command.keys = getattr(run, "keys", {})
+    return command
 
 
 app = _typer(name="swiftplug", cls=_Commands)

@@ -85,7 +85,7 @@ def takes_run_options(
             options = {key.name: values.pop(name) for name, key in names.items()}
             command(RunRequest(path, options, sets or [], debug, keys), **values)
 
-        vars(parsed)["__signature__"] = Signature(parameters)
+        vars(parsed).update(__signature__=Signature(parameters), keys=keys)
         parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return parsed
 

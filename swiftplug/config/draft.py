@@ -115,14 +115,26 @@ class Draft(Generic[C]):
         if key is None or not key.is_plugin:
             self._put(path, value, source)
             return
-        before = {_name(item): item for item in _as_list(self.values.get(key.name)) if isinstance(item, dict)}
+        named = value if isinstance(value, list) else [value]
+        now: list[Any] = []
+        kept: dict[Path, KeySource] = {}
+        for item in named:
+            known, place = self._configured(key, item)
+            new = (key.name, len(now)) if isinstance(value, list) else (key.name,)
+            now.append({**known, "name": item} if known else item)
+            if known:
+                options = [path for path in self.sources if path[: len(place)] == place and len(path) > len(place)]
+                kept |= {(*new, *path[len(place) :]): self.sources[path] for path in options}
+        self._put((key.name,), now if isinstance(value, list) else now[0], source)
+        self.sources.update({path: origin for path, origin in kept.items() if path[-1] != "name"})
 
-        def with_options(item: Any) -> Any:
-            known = before.get(_name(item)) if isinstance(item, str) else None
-            return {**known, "name": item} if known else item
-
-        named = [with_options(item) for item in value] if isinstance(value, list) else with_options(value)
-        self._put((key.name,), named, source)
+    def _configured(self, key: Key, name: Any) -> tuple[dict[str, Any], Path]:
+        """The plugin of this name that a key has so far with options, and its path; nothing if there is none."""
+        held = self.values.get(key.name)
+        for index, item in enumerate(_as_list(held)):
+            if isinstance(name, str) and isinstance(item, dict) and _name(item) == _name(name):
+                return item, (key.name, index) if isinstance(held, list) else (key.name,)
+        return {}, ()
 
     def _set_plugin_option(self, setting: Setting) -> None:
         """Set one option of the plugin that a key names: `loss.gamma`, `metrics.nlg.max_new_tokens`."""

@@ -9,7 +9,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from swiftplug.config.keys import KeySource, KeySources, Path
-from swiftplug.errors import UserError, nearest
+from swiftplug.errors import UserError, broken_link, nearest
 
 _TAG = "tag:yaml.org,2002:"
 _INT, _FLOAT, _MERGE = f"{_TAG}int", f"{_TAG}float", f"{_TAG}merge"
@@ -106,7 +106,7 @@ def _read_text(path: str) -> str:
     except FileNotFoundError:
         folder = FilePath(path).parent
         configs = [str(file) for ending in ("yaml", "yml") for file in folder.glob(f"*.{ending}")]
-        raise UserError(f"{path}: no such config{nearest(path, configs)}") from None
+        raise UserError(f"{path}: no such config{broken_link(path) or nearest(path, configs)}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, expected a YAML file") from None
     except UnicodeDecodeError as error:

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swiftplug.errors import UserError
+from swiftplug.errors import UserError, broken_link
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ def _read_template(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--template {path}: {error}") from None
+        raise UserError(f"--template {path}: {error}{broken_link(path)}") from None
     try:
         render_jinja_template(conversations=[], chat_template=text)  # compiles it
     except TemplateSyntaxError as error:

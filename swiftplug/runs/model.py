@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from swiftplug.config.schema import ModelOptions
-from swiftplug.errors import UserError, nearest
+from swiftplug.errors import UserError, broken_link, nearest
 from swiftplug.plugin.model_arch import attach_model_meta
 from swiftplug.plugin.registry import Registry
 from swiftplug.runs.folder import MARKER, Marker, is_adapter_run, load_tuner
@@ -175,6 +175,8 @@ def _quantization(bits: str | None, compute_dtype: torch.dtype) -> Any:
 def _check_name(name: str) -> None:
     """Report a mistyped folder before the hub is asked for it."""
     path = Path(name).expanduser()
+    if link := broken_link(path):
+        raise UserError(f"model: {name!r}{link}")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent.is_dir() and "/" in name)
     if path.exists():
         if not path.is_dir():

@@ -1,8 +1,9 @@
 """Finds, imports and checks all plugins of a run before anything slow happens."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from swiftplug.config.schema import RunConfig
@@ -61,9 +62,9 @@ def check_plugin_names(config: RunConfig) -> None:
         UserError: A name that the config gives is that of no plugin or of several, or that of one that is not allowed.
     """
     registry = _discover(config)
-    for kind, choices, where in _named(config, registry):
+    for kind, choices, path in _named(config, registry):
         for choice in choices:
-            registry.check_name(kind, choice.name, where)
+            registry.check_name(kind, choice.name, config.where(*path))
 
 
 def resolve_plugins(config: RunConfig) -> RunPlugins:
@@ -78,11 +79,12 @@ def resolve_plugins(config: RunConfig) -> RunPlugins:
     }
     if "callback" in by_kind:  # `extra_callbacks` of a plugin file run without being named in the config
         by_kind["callback"] += registry.always_on_callbacks
-    for kind, choices, where in _named(config, registry):
+    for kind, choices, path in _named(config, registry):
+        where, where_option = config.where(*path), partial(config.where, *path)
         if len(choices) == 1:
-            by_kind[kind].append(registry.resolve(kind, choices[0], where))
+            by_kind[kind].append(registry.resolve(kind, choices[0], where, where_option))
         else:
-            by_kind[kind] += _resolve_combined(registry, choices, where)
+            by_kind[kind] += _resolve_combined(registry, choices, where, where_option)
     return RunPlugins(registry, by_kind)
 
 
@@ -90,20 +92,20 @@ def _discover(config: RunConfig) -> Registry:
     return Registry.discover(files=config.plugins.files, allow=config.plugins.allow)
 
 
-def _named(config: RunConfig, registry: Registry) -> Iterator[tuple[str, list[PluginChoice], str]]:
-    """Each place where a config names plugins: their kind, the plugins (several for `a+b`), and the place."""
+def _named(config: RunConfig, registry: Registry) -> Iterator[tuple[str, list[PluginChoice], tuple[str | int, ...]]]:
+    """Each place where a config names plugins: their kind, the plugins (several for `a+b`), and the path of the key."""
     for key in type(config).model_fields:
         kind, value = _KIND_OF_KEY.get(key), getattr(config, key)
         if kind is None or value is None:
             continue
         if isinstance(value, list):
             for index, choice in enumerate(value):
-                yield kind, [_scorer(kind, choice, registry)], config.where(key, index)
+                yield kind, [_scorer(kind, choice, registry)], (key, index)
         elif kind == "loss_scale":
             choices = [PluginChoice(name=name, options=value.options) for name in value.name.split("+")]
-            yield kind, choices, config.where(key)
+            yield kind, choices, (key,)
         elif kind != "model" or registry.has("model", value.name):
-            yield kind, [value], config.where(key)
+            yield kind, [value], (key,)
         elif value.options:
             raise UserError(f"{config.where('model')}: {value.name!r} is not a plugin; only a plugin takes options")
 
@@ -117,7 +119,9 @@ def _scorer(kind: str, choice: PluginChoice, registry: Registry) -> PluginChoice
     return PluginChoice(name=name, options=choice.options)
 
 
-def _resolve_combined(registry: Registry, choices: Sequence[PluginChoice], where: str) -> list[LoadedPlugin]:
+def _resolve_combined(
+    registry: Registry, choices: Sequence[PluginChoice], where: str, where_option: Callable[[str], str]
+) -> list[LoadedPlugin]:
     """The loss scales that a name such as `last_round+keywords` combines; options go to the one that accepts them.
 
     Raises:
@@ -128,7 +132,7 @@ def _resolve_combined(registry: Registry, choices: Sequence[PluginChoice], where
     takers, refusals = {}, []
     for index, choice in enumerate(choices):
         try:
-            takers[index] = registry.resolve("loss_scale", choice, where)
+            takers[index] = registry.resolve("loss_scale", choice, where, where_option)
         except UserError as refusal:
             refusals.append(refusal)
     if not takers:

@@ -9,7 +9,7 @@ from swiftplug.config.schema import SampleConfig
 from swiftplug.data.read.messages import MESSAGE_KEYS
 from swiftplug.data.read.report import UnreadKeys
 from swiftplug.data.read.sources import Source, check_columns, open_source
-from swiftplug.errors import UserError, nearest
+from swiftplug.errors import UserError, broken_link, nearest
 from swiftplug.formatting import format_count
 from swiftplug.plugin.registry import REFERENCE_NAMES, LoadedPlugin
 from swiftplug.runs.plugins import RunPlugins, free_options
@@ -131,7 +131,7 @@ def _inputs(config: SampleConfig, plugins: RunPlugins, sources: Sequence[Source]
             with Path(name).expanduser().open("rb") as file:
                 inputs.append([f"the file {name}", hashlib.file_digest(file, "sha256").hexdigest()])
         except OSError as error:
-            raise UserError(f"--candidates-file {name}: {error.strerror}") from None
+            raise UserError(f"--candidates-file {name}: {error.strerror}{broken_link(name)}") from None
     for kind in ("model", "engine", "tools"):
         inputs += [[str(plugin.found), _fingerprint(plugin)] for plugin in plugins.of(kind)]
     return inputs

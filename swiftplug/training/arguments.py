@@ -9,8 +9,10 @@ from transformers import TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.utils.import_utils import is_liger_kernel_available
 
+from swiftplug.config.counterparts import counterpart
 from swiftplug.config.schema import TrainConfig
 from swiftplug.errors import UserError, nearest
+from swiftplug.plugin.registry.options import expected_instead
 
 # Fields of TrainingArguments that cannot be set, and what to do instead.
 NOT_SETTABLE = {
@@ -65,7 +67,7 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> 
     Raises:
         UserError: A field is unknown, of the wrong type, not settable, or contradicts another key.
     """
-    given = check_training_section(config.training)
+    given = check_training_section(config)
     _check_agreement(config, given, has_eval)
     defaults = {
         "logging_steps": 10,
@@ -121,7 +123,7 @@ def _check_early(arguments: TrainingArguments) -> None:
         raise ImportError("use_liger_kernel needs liger-kernel; pip install liger-kernel")
 
 
-def check_training_section(section: dict[str, Any]) -> dict[str, Any]:
+def check_training_section(config: TrainConfig) -> dict[str, Any]:
     """The `training:` section with its values in the types that `TrainingArguments` declares.
 
     Raises:
@@ -130,13 +132,15 @@ def check_training_section(section: dict[str, Any]) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(TrainingArguments)]
     hints = get_type_hints(TrainingArguments)
     checked = {}
-    for name, value in section.items():
+    for name, value in config.training.items():
+        where = config.where("training", name)
         if name in NOT_SETTABLE:
-            raise UserError(f"training.{name}: cannot be set; {NOT_SETTABLE[name]}")
+            raise UserError(f"{where}: cannot be set; {NOT_SETTABLE[name]}")
         if name not in names:
-            close = nearest(name, set(names) - set(NOT_SETTABLE))
+            here = counterpart(name, {"training"})
+            close = f"; did you mean {here!r}?" if here else nearest(name, set(names) - set(NOT_SETTABLE))
             known = close if "did you mean" in close else "; expected one of transformers.TrainingArguments"
-            raise UserError(f"training.{name}: unknown field{known}")
+            raise UserError(f"{where}: unknown field{known}")
         if name.endswith("_strategy") and value is False:
             value = "no"  # what YAML makes of a bare `no`
         adapter: TypeAdapter[Any] = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
@@ -144,7 +148,9 @@ def check_training_section(section: dict[str, Any]) -> dict[str, Any]:
             checked[name] = adapter.validate_python(value)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise UserError(f"training.{name}: found {value!r}; {reason[0].lower()}{reason[1:]}") from error
+            raise UserError(f"{where}: found {value!r}; {reason[0].lower()}{reason[1:]}") from error
+        if expected := expected_instead(value, checked[name]):
+            raise UserError(f"{where}: found {value!r}; input should be {expected}")
     return checked
 
 

@@ -166,6 +166,14 @@ def test_lora_is_that_of_peft(base: Callable[[], Any]) -> None:
     assert trained == {f"base_model.model.{key}.lora_{ab}.default.weight" for key in linears for ab in "AB"}
 
 
+@pytest.mark.parametrize("text", ["q_proj", "q_proj, v_proj", "self_attn.q_proj"])
+def test_names_given_as_text_are_a_list(base: Callable[[], Any], text: str) -> None:
+    as_list = text.replace(" ", "").split(",")
+    tuned = [tuner("lora", target_modules=given).prepare_model(None, base()) for given in (text, as_list)]
+    assert tuned[0].targeted_module_names == tuned[1].targeted_module_names != []
+    assert tuner("lora", modules_to_save="norm").options == {"modules_to_save": ["norm"]}
+
+
 def test_adapter_folder_holds_the_adapter_alone(base: Callable[[], Any], tmp_path: Path) -> None:
     model = tuner("lora").prepare_model(None, base())
     tuner("lora").save_pretrained(model, str(tmp_path))

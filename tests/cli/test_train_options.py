@@ -160,7 +160,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "line"),
         [
-            (["--modle", "m"], "error: no such option: --modle (Possible options: --model"),
+            (["--modle", "m"], "error: no such option: --modle; did you mean '--model'?"),
             (["a.yaml", "b.yaml"], "error: got unexpected extra argument"),
             (["--nproc", "0"], "error: invalid value for '--nproc': "),
             (["--model"], "error: option '--model' requires an argument."),
@@ -178,7 +178,7 @@ class TestErrors:
 
     def test_nearest_command(self, tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-m", "swiftplug", "trian"], capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (2, "error: no such command 'trian'. Did you mean 'train'?\n")
+        assert (done.returncode, done.stderr) == (2, "error: no such command 'trian'; did you mean 'train'?\n")
 
     @pytest.mark.parametrize(
         ("failure", "code", "line"),

@@ -61,6 +61,7 @@ def it(outputs, labels, loss_scale=None, *, number: float = 1, whole: int = 1, p
         ("whole", "7", 7),
         ("whole", 7.0, 7),
         ("pair", [0.9, "0.95"], (0.9, 0.95)),
+        ("pair", "0.9, 0.95", (0.9, 0.95)),
         ("mode", "b", "b"),
         ("flag", "true", True),
         ("table", {"x": ["1", 2]}, {"x": [1, 2]}),
@@ -88,6 +89,11 @@ def test_options_become_the_annotated_types(resolve: Any, option: str, given: An
         ({"bounded": 0}, "option 'bounded': input should be greater than 0, found 0"),
         ({"table": {"x": [1, "y"]}}, r"option 'table'\['x'\]\[1\]: .*\(found 'y'\)"),
         ({"number": None}, "option 'number': .*found None"),
+        ({"number": True}, "option 'number': input should be a number, found True"),
+        ({"whole": False}, "option 'whole': input should be a number, found False"),
+        ({"pair": [True, 0.5]}, "option 'pair': input should be a number"),
+        ({"table": {"x": [1, True]}}, "option 'table': input should be a number"),
+        ({"flag": 1}, "option 'flag': input should be true or false, found 1"),
     ],
 )
 def test_wrong_options(refusal: Any, options: dict[str, Any], message: str) -> None:

@@ -17,6 +17,9 @@ from swiftplug.plugin import Tuner, UserError, nearest
 # Fields that record where an adapter came from; PEFT fills them in itself.
 _NOT_OPTIONS = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
 
+# Fields that name modules of the model.
+_MODULES = ("target_modules", "feedforward_modules", "modules_to_save")
+
 
 class Adapter(Tuner):
     """A tuner whose trained weights are a PEFT adapter."""
@@ -203,14 +206,21 @@ def _make_config(tuner: str, config_class: type[PeftConfig], fields: dict[str, A
 
 def _wrap(tuner: str, model: torch.nn.Module, config_class: type[PeftConfig], **fields: Any) -> PeftModel:
     """Put a new adapter on a base model, after checking that the model has the modules that the config names."""
-    config = _make_config(tuner, config_class, fields)
-    for option in ("target_modules", "feedforward_modules", "modules_to_save"):
+    named = {option: _as_names(fields[option]) for option in _MODULES if option in fields}
+    config = _make_config(tuner, config_class, {**fields, **named})
+    for option in _MODULES:
         _check_modules(model, getattr(config, option, None), f"tuner {tuner}: {option}")
     _prepare_quantized(model)
     try:
         return peft.get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise UserError(f"tuner {tuner}: {_one_line(error)}") from error
+
+
+def _as_names(value: Any) -> Any:
+    """`q_proj` or `q_proj,v_proj` as a list: as a regular expression for whole names it would match nothing."""
+    is_names = isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)*(\s*,\s*\w+(\.\w+)*)*", value)
+    return re.split(r"\s*,\s*", value) if is_names else value
 
 
 def _one_line(error: Exception) -> str:

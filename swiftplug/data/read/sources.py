@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiftplug.data.read.conversation import RawRow, RowOrigin
 from swiftplug.data.read.files import ARROW_BATCH, READERS, arrow_rows, read_json, reader_of
-from swiftplug.errors import UserError, nearest
+from swiftplug.errors import UserError, broken_link, nearest
 from swiftplug.formatting import format_count
 from swiftplug.plugin.registry import PluginChoice, Registry, describe_error
 
@@ -73,6 +73,8 @@ def _open(choice: PluginChoice, registry: Registry, where: str) -> Source:
         option = next(iter(choice.options))
         raise UserError(f"{where}: {name!r} is no dataset plugin and takes no options, found {option!r}")
     path = Path(name).expanduser()
+    if link := broken_link(path):
+        raise UserError(f"{where}: {name!r}{link}")
     if path.is_file():
         return _open_file(path, where)
     location, _, part = name.rpartition(":") if ":" in name else (name, "", "")

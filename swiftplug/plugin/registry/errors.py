@@ -11,6 +11,18 @@ class ContractError(Exception):
     """A plugin does not fit its contract, or an option does not fit it. The message continues "this plugin ..."."""
 
 
+class OptionError(ContractError):
+    """An option that a user gave does not fit a plugin.
+
+    Attributes:
+        option: Its name.
+    """
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
 class MissingExtraError(Exception):
     """The extra of a plugin is not installed. The message continues "this plugin ..."."""
 

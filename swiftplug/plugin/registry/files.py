@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from swiftplug.errors import UserError
+from swiftplug.errors import UserError, broken_link
 from swiftplug.plugin import register
 from swiftplug.plugin.register import Registered
 from swiftplug.plugin.registry.contracts import compares_texts, is_function
@@ -40,7 +40,7 @@ def load_file(path: str | Path) -> tuple[FoundPlugin, ...]:
     """
     shown, path = str(path), Path(path).resolve()
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"--plugin {shown}: there is no such Python file")
+        raise UserError(f"--plugin {shown}: there is no such Python file{broken_link(shown)}")
     return _load(path, shown, path.read_bytes())
 
 

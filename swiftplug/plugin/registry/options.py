@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -10,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PydanticUser
 
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry.contracts import CONTRACTS, Call, check_metric_pair, compares_texts, is_function
-from swiftplug.plugin.registry.errors import ContractError
+from swiftplug.plugin.registry.errors import ContractError, OptionError
 from swiftplug.plugin.registry.scorers import BoundScorer
 from swiftplug.plugin.rewards import ORM
 
@@ -159,10 +160,10 @@ def check_options(given: Mapping[str, Any], declared: DeclaredOptions) -> dict[s
         if name in named or declared.any_other:
             continue
         if name in declared.misplaced:
-            raise ContractError(f"takes no option {name!r}: the parameter is not keyword-only; declare it after `*`")
-        raise ContractError(
-            f"takes no option {name!r}{nearest(name, named)}" if named else f"takes no options, found {name!r}"
-        )
+            why = f"takes no option {name!r}: the parameter is not keyword-only; declare it after `*`"
+        else:
+            why = f"takes no option {name!r}{nearest(name, named)}" if named else f"takes no options, found {name!r}"
+        raise OptionError(name, why)
     for name, parameter in named.items():
         if parameter.default is inspect.Parameter.empty and name not in given:
             raise ContractError(f"needs the option {name!r}")
@@ -177,15 +178,32 @@ def _convert(name: str, value: Any, parameter: inspect.Parameter) -> Any:
     except PydanticUserError:  # models and dataclasses have a config of their own
         adapter = TypeAdapter(parameter.annotation)
     try:
-        return adapter.validate_python(value)
+        converted = adapter.validate_python(value)
     except PydanticUserError:  # something inside the annotation cannot be resolved
         return value
     except ValidationError as error:
+        if isinstance(value, str):  # on a command line, a list is often written like this
+            with suppress(ValidationError):
+                return adapter.validate_python([part.strip() for part in value.split(",")])
         first = error.errors(include_url=False)[0]
         place = "".join(f"[{part!r}]" for part in first["loc"] if part in _keys(value))
         found = f" (found {first['input']!r})" if place else f", found {value!r}"
         message = f"{first['msg'][:1].lower()}{first['msg'][1:]}{found}"
-        raise ContractError(f"cannot take option {name!r}{place}: {message}") from error
+        raise OptionError(name, f"cannot take option {name!r}{place}: {message}") from error
+    if expected := expected_instead(value, converted):
+        raise OptionError(name, f"cannot take option {name!r}: input should be {expected}, found {value!r}")
+    return converted
+
+
+def expected_instead(value: Any, converted: Any) -> str:
+    """What was expected, if pydantic took true for 1 or 1 for true, anywhere inside a value; else empty."""
+    if isinstance(value, dict) and isinstance(converted, dict):
+        value, converted = [*value.values()], [*converted.values()]
+    if isinstance(value, list | tuple) and isinstance(converted, list | tuple):
+        return next(filter(None, map(expected_instead, value, converted)), "")
+    if not isinstance(value, int | float) or isinstance(value, bool) is isinstance(converted, bool):
+        return ""
+    return "a number" if isinstance(value, bool) else "true or false"
 
 
 def _keys(value: Any) -> list[Any]:

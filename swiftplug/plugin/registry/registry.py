@@ -1,13 +1,13 @@
 """The registry: all plugins, installed or from files. It chooses one by name, loads it and applies its options."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry.contracts import check_contract
-from swiftplug.plugin.registry.errors import ContractError, MissingExtraError, describe_error
+from swiftplug.plugin.registry.errors import ContractError, MissingExtraError, OptionError, describe_error
 from swiftplug.plugin.registry.files import load_file
 from swiftplug.plugin.registry.finder import (
     BUILT_IN,
@@ -124,18 +124,21 @@ class Registry:
         """
         self._choose(kind, name, where)
 
-    def resolve(self, kind: str, choice: PluginChoice, where: str) -> LoadedPlugin:
+    def resolve(
+        self, kind: str, choice: PluginChoice, where: str, where_option: Callable[[str], str] | None = None
+    ) -> LoadedPlugin:
         """Import a plugin, check its contract and its options, and make it ready for use.
 
         Args:
             kind: A key of `KINDS`.
             choice: Its name or qualified name, and its options.
             where: The option or config key that names it, for messages: `--loss`, `train.yaml: loss`.
+            where_option: The place of one of its options; by default, that of its name.
 
         Raises:
             UserError: If it is unknown, ambiguous, not allowed, broken, or does not take the options.
         """
-        return self._load(self._choose(kind, choice.name, where), choice.options, where)
+        return self._load(self._choose(kind, choice.name, where), choice.options, where, where_option)
 
     @property
     def always_on_callbacks(self) -> list[LoadedPlugin]:
@@ -158,7 +161,13 @@ class Registry:
             return Check("broken", describe_error(error))
         return Check("fits")
 
-    def _load(self, found: FoundPlugin, given: dict[str, Any], where: str) -> LoadedPlugin:
+    def _load(
+        self,
+        found: FoundPlugin,
+        given: dict[str, Any],
+        where: str,
+        where_option: Callable[[str], str] | None = None,
+    ) -> LoadedPlugin:
         try:
             plugin = found.load()
             check_contract(found.kind, plugin)
@@ -170,6 +179,8 @@ class Registry:
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         except (MissingExtraError, ContractError) as error:
+            if isinstance(error, OptionError) and where_option:
+                where = where_option(error.option)
             raise UserError(f"{where}: {found} {error}") from error
         except (Exception, SystemExit) as error:
             raise UserError(f"{where}: {found} is broken: {describe_error(error)}") from error
@@ -190,7 +201,10 @@ class Registry:
         if not named:
             known = [plugin.qualified_name if ":" in name else plugin.name for plugin in self.found(kind)]
             misplaced = next((f"; {problem}" for problem in self.problems if f"has {name!r}" in problem), "")
-            hint = misplaced or install_hint(name) or nearest(name, known)
+            other = next(
+                (f"; did you mean '{KINDS[it.kind].option} {name}'?" for it in self.found() if it.name == name), ""
+            )
+            hint = misplaced or install_hint(name) or other or nearest(name, known)
             raise UserError(f"{where}: there is no {label} {name!r}{hint}")
         if not allowed:
             raise UserError(f"{where}: {named[0]} is not allowed by {' and '.join(self._forbidden_by(named[0]))}")

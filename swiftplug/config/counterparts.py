@@ -1,0 +1,74 @@
+"""The keys that people know from other tools, and what they are called here."""
+
+import re
+from collections.abc import Collection
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+_TRAINING = "training"
+# Keys of LLaMA-Factory, TRL, ms-swift and axolotl, by the key that they are here.
+_OTHER_NAMES = {
+    "model": "model_name_or_path model_name model_id model_path base_model pretrained_model_name_or_path",
+    "dataset": "dataset_name datasets dataset_path data_path train_file train_data train_dataset data_files",
+    "eval_dataset": "val_dataset eval_file eval_data validation_file test_datasets eval_datasets",
+    "adapter": "adapters adapter_name_or_path lora_model_dir lora_path ckpt_dir",
+    "output_dir": "output output_path save_dir",
+    "task": "stage rlhf_type",
+    "tuner": "finetuning_type train_type tuner_type use_peft adapter",
+    "tuner.r": "r rank lora_rank lora_r",
+    "tuner.lora_alpha": "alpha lora_alpha",
+    "tuner.lora_dropout": "lora_dropout",
+    "tuner.target_modules": "target_modules lora_target lora_target_modules",
+    "loss": "loss_type loss_func",
+    "tools": "agent_template tools_prompt tool_format",
+    "plugins.files": "external_plugins custom_register_path plugin_files",
+    "data.max_length": "cutoff_len max_seq_length max_seq_len sequence_len model_max_length max_len",
+    "data.packing": "sample_packing",
+    "data.val_size": "val_set_size split_dataset_ratio test_size",
+    "data.num_proc": "preprocessing_num_workers dataset_num_proc",
+    "data.template": "chat_template",
+    "model_options.quantization": "load_in_4bit load_in_8bit quantization_bit quant_bits quant_method",
+    "model_options.attn_implementation": "attn_impl flash_attn flash_attention",
+    "dtype": "torch_dtype precision",
+    "training.learning_rate": "lr",
+    "training.num_train_epochs": "num_epochs epochs n_epochs",
+    "training.per_device_train_batch_size": "batch_size micro_batch_size train_batch_size",
+    "training.per_device_eval_batch_size": "eval_batch_size",
+    "training.lr_scheduler_type": "lr_scheduler scheduler",
+    "engine": "infer_backend sampler_engine",
+    "engine.base_url": "base_url api_base",
+    "orm": "orm_model reward_funcs reward_func reward_function",
+    "prm": "prm_model",
+    "num_return_sequences": "num_generations num_samples n",
+    "max_new_tokens": "max_tokens max_completion_length max_gen_toks",
+    "system": "system_prompt system_message",
+}
+
+
+def counterpart(name: str, keys: Collection[str]) -> str | None:
+    """The key of a config that a key or option of another tool, or a field of `TrainingArguments`, is here.
+
+    Args:
+        name: The key as typed; hyphens and underscores are alike.
+        keys: The keys of the config, with their sections.
+
+    Returns:
+        The key with its section; None if the config has none for it.
+    """
+    name = name.replace("-", "_").lower()
+    if name in keys:
+        return name
+    if _TRAINING in keys and name in training_fields():
+        return f"{_TRAINING}.{name}"
+    fitting = (key for key, names in _OTHER_NAMES.items() if name in names.split() and key.partition(".")[0] in keys)
+    return next(fitting, next((key for key in keys if key.endswith(f".{name}")), None))
+
+
+@cache
+def training_fields() -> frozenset[str]:
+    """The fields of `transformers.TrainingArguments`, read from its source: importing it takes seconds."""
+    spec = find_spec("transformers")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    texts = [file.read_text(encoding="utf-8") for folder in folders for file in Path(folder).glob("training_args.py")]
+    return frozenset(field for text in texts for field in re.findall(r"^    ([a-z]\w*): ", text, re.MULTILINE))
