@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,23 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     Gemma2Config,
+    GenerationConfig,
     GPT2Config,
     Lfm2Config,
     LlamaConfig,
     Qwen2Config,
 )
 
-from swiftplug.builtin.engines.decoding import Decoder
+from swiftplug.builtin.engines.decoding import Decoder, GenerationRequest, uniform_numbers
 from swiftplug.builtin.hardware import pick_dtype
+from swiftplug.config.load import load_train_config
 from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Prompt, Sampling
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.plugins import RunPlugins
+from swiftplug.training.run import train
 
 REGISTRY = Registry.discover()
 END = 2  # of the tiny models
@@ -304,3 +308,39 @@ def test_greedy_decoding_of_a_real_model_equals_generate(smollm2_dir: Path) -> N
     answers = answer(sampling(temperature=0.0, max_new_tokens=48), PROMPTS, model=str(smollm2_dir))
     for prompt in PROMPTS:
         assert texts(answers)[prompt.id][0] == greedy_reference(model, tokenizer, prompt, 48)
+
+
+def test_an_end_of_turn_other_than_the_end_token_ends_a_candidate(lay: Callable[[Any], Path], tmp_path: Path) -> None:
+    """As it does where an adapter is trained: its folder names both tokens, for plain Transformers and PEFT too."""
+    folder = lay(LlamaConfig(**{**SMALL, "eos_token_id": 0}))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = "<pad>"
+    tokenizer.save_pretrained(folder)
+    how = sampling(temperature=0.7, max_new_tokens=150)
+    drawn = answer(how, PROMPTS, model=str(folder))
+    finished = [completion for answered in drawn.values() for completion in answered.completions]
+    assert {"stop"} <= {completion.finish_reason for completion in finished}
+    assert not any("<|im_end|>" in completion.text for completion in finished)
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "Hi", "completion": "Hello"}\n')
+    given = {"model": str(folder), "dataset": [str(data)], "output_dir": str(tmp_path / "run"), "tuner": "lora"}
+    train(load_train_config(None, given, ["training.max_steps=1"]).config)
+    assert GenerationConfig.from_pretrained(tmp_path / "run").eos_token_id == [END, 0]
+    arguments = Arguments(SampleConfig.model_validate({"model": str(tmp_path / "run")}), RunPlugins(REGISTRY))
+    assert arguments.load_model().generation_config.eos_token_id == [END, 0]
+
+
+def test_a_text_ends_a_candidate_as_a_token_does(tiny_model_dir: Path) -> None:
+    model, tokenizer = load(tiny_model_dir)
+    ends = list(range(40, 60))
+    requests = [
+        GenerationRequest(tokenizer(text)["input_ids"], uniform_numbers([1, 2, 3], 30), longest)
+        for text, longest in (("Hi", 30), ("What is it?", 7))
+    ]
+    by_token = Decoder(model, ends).decode(requests, sampling())
+    by_text = Decoder(model, [], lambda ids: ids[-1] in ends).decode(requests, sampling())
+    reasons = {drawn.finish_reason for candidates in by_token for drawn in candidates}
+    assert reasons == {"stop", "length"}
+    for one, other in zip(chain(*by_token), chain(*by_text), strict=True):
+        assert other.finish_reason == one.finish_reason
+        assert other.ids[: len(one.ids)] == one.ids and len(other.ids) == len(one.ids) + (one.finish_reason == "stop")
