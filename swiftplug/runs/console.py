@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -48,6 +49,11 @@ def plugin_fact(plugin: LoadedPlugin, **more: object) -> tuple[str, str]:
     options = ", ".join(f"{name}={value!r}" for name, value in {**plugin.options, **more}.items())
     distribution = f"{found.distribution} {found.version}".rstrip()
     return found.kind.replace("_", " "), f"{found.name}  ({distribution})  {options}".rstrip()
+
+
+def on_disk(names: Iterable[str]) -> bool:
+    """Whether models and datasets are files or folders, so that no library shows the bar of a download."""
+    return all(Path(name.partition("#")[0]).expanduser().exists() for name in names)
 
 
 class Activity:

@@ -25,7 +25,7 @@ from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_command, format_count
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.console import RunProgress, print_line
+from swiftplug.runs.console import RunProgress, on_disk, print_line
 from swiftplug.runs.errors import explaining_interruption, naming_full_disk, naming_plugins
 from swiftplug.runs.folder import (
     MANIFEST,
@@ -103,7 +103,7 @@ class SampleRun:
         self.console = Console()
         self.progress = RunProgress(self.console)
         self.folder = Path(str(config.output_dir)).expanduser()
-        with self.progress, self.progress.start("loading plugins", live=False):
+        with self.progress, self.progress.start("loading plugins"):
             self.plugins = resolve_plugins(config)
             self.scorers = resolve_scorers(config, self.plugins)
         if not dry_run:
@@ -174,7 +174,8 @@ class SampleRun:
         partial = folder / f".{LEDGER}.partial"
         ledger = Ledger(partial, is_new=True)
         try:
-            with ledger.transaction(), self.progress.start("reading the data", live=False):
+            live = on_disk(choice.name for choice in self.config.dataset)
+            with ledger.transaction(), self.progress.start("reading the data", live=live):
                 candidates_file = read_inputs(ledger, self.config, self.plugins, self.scorers)
             for note in self.plugins.registry.notes:
                 print_line(self.console, note)
@@ -192,10 +193,9 @@ class SampleRun:
         with ExitStack() as stack:
             if loop.to_generate:
                 starting = f"starting engine {self.config.engine.name} ({self.model_name})".removesuffix(" ()")
-                is_folder = Path(self.model_name or ".").expanduser().is_dir()
                 stack.callback(loop.engine.close)
                 args = Arguments(self.config, self.plugins)
-                with self.progress.start(starting, live=is_folder):
+                with self.progress.start(starting, live=on_disk([self.model_name])):
                     loop.engine.open(args, loop.sampling)
                 for note in args.notes:
                     print_line(self.console, note)

@@ -26,7 +26,7 @@ from swiftplug.config.schema import TrainConfig
 from swiftplug.data.batching import Collator
 from swiftplug.formatting import format_command, format_duration, format_number, format_percent
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice
-from swiftplug.runs.console import RunProgress, print_line, print_plan
+from swiftplug.runs.console import RunProgress, on_disk, print_line, print_plan
 from swiftplug.runs.errors import explaining_interruption, naming_full_disk, naming_plugins
 from swiftplug.runs.folder import (
     MARKER,
@@ -104,7 +104,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(explaining_interruption(lambda: _stopped_at(run_dir, trainer, resume)))
         stack.enter_context(progress)
-        with progress.start("loading the tokenizer", live=False):
+        with progress.start("loading plugins and tokenizer"):
             args = set_up(config)
         if not dry_run:
             _check_folder(run_dir, config, resume=resume, overwrite=overwrite)
@@ -128,7 +128,7 @@ def train(
         stack.enter_context(naming_full_disk(run_dir))
         checkpoint = newest_checkpoint(run_dir) if resume else None
         name = config.model.name if config.model else ""
-        with progress.start(f"loading {name}", live=Path(name).expanduser().is_dir()):
+        with progress.start(f"loading {name}", live=on_disk([name])):
             model = load_model_to_train(args, checkpoint)
         callbacks = [plugin.bound(args) for plugin in args.plugins.of("callback")]
         trainer = PlugTrainer(
@@ -216,8 +216,10 @@ def _print_start(
 
 
 def _print_end(console: Console, run_dir: Path, metrics: dict[str, Any], seconds: float) -> None:
-    measured = sorted(name for name in metrics if name.startswith("eval_") and name not in {*BOOKKEEPING, "eval_loss"})
-    shown = [*(name for name in ("train_loss", "eval_loss") if name in metrics), *measured]
-    values = ", ".join(f"{name} {format_number(metrics[name])}" for name in shown)
-    print_line(console, f"finished in {format_duration(seconds)}: {values}".rstrip(": "), "bold")
+    losses = [name for name in ("train_loss", "eval_loss") if name in metrics]
+    measured = sorted(name for name in metrics if name.startswith("eval_") and name not in {*BOOKKEEPING, *losses})
+    shown = [", ".join(f"{name} {format_number(metrics[name])}" for name in names) for names in (losses, measured)]
+    print_line(console, f"finished in {format_duration(seconds)}: {shown[0]}".rstrip(": "), "bold")
+    if measured:
+        print_line(console, f"  {shown[1]}")
     print_line(console, f"model, log (log.jsonl) and curves (loss.png): {run_dir}")

@@ -13,7 +13,7 @@ from swiftplug.data.tokens import check_offsets
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.console import RunProgress, plugin_fact
+from swiftplug.runs.console import RunProgress, on_disk, plugin_fact
 from swiftplug.runs.errors import naming_plugins
 from swiftplug.runs.plugins import resolve_plugins
 from swiftplug.training.arguments import training_arguments
@@ -48,7 +48,8 @@ def read_data(args: Arguments, progress: RunProgress) -> PreparedData:
     config, plugins = args.config, args.plugins
     tokenizer: Any = args.load_tokenizer()
     args.notes += args.explain_model()
-    with naming_plugins(plugins.all()), progress.start("reading the data", live=False):
+    names = [choice.name for choice in [*config.dataset, *config.eval_dataset]]
+    with naming_plugins(plugins.all()), progress.start("reading the data", live=on_disk(names)):
         data = prepare_data(
             dataset=config.dataset,
             eval_dataset=config.eval_dataset,
