@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _WIDE = 100  # from this terminal width on, the distribution has its own column
+_SECONDS = 10.0  # for one call of a plugin
 _STYLES = {"fits": "green", "broken": "bold red", "needs an extra": "yellow"}
 
 Listed = tuple[FoundPlugin, Check | None]
@@ -29,7 +30,8 @@ def list_plugins(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a list of JSON objects.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", metavar="", help="Import each plugin and check that it fits its kind.")
+        bool,
+        typer.Option("--check", metavar="", help="Import each plugin, and try it on tiny input where that is safe."),
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", metavar="", help="Also show where each plugin is defined.")
@@ -48,7 +50,7 @@ def list_plugins(
         silence_libraries()
     with redirect_stdout(sys.stderr):  # what plugins print on import is not part of the list
         registry = Registry.discover(files=files or [])
-        listed = [(found, registry.check(found) if check else None) for found in registry.found(kind)]
+        listed = [(found, _check(registry, found) if check else None) for found in registry.found(kind)]
     if as_json:
         print(json.dumps([_as_object(plugin) for plugin in listed], indent=2, ensure_ascii=False))
     elif sys.stdout.isatty() or "COLUMNS" in os.environ:
@@ -62,6 +64,19 @@ def list_plugins(
         print(problem, file=sys.stderr)
     if any(result and result.status == "broken" for _, result in listed) or (check and registry.problems):
         raise typer.Exit(1)
+
+
+def _check(registry: Registry, found: FoundPlugin) -> Check:
+    """Whether a plugin fits its contract and, called on tiny input, does what the contract says."""
+    from swiftplug.runs.time_limit import call_within
+
+    result = registry.check(found)
+    if result.status != "fits":
+        return result
+    try:
+        return call_within(_SECONDS, lambda: registry.try_out(found), f"not tried to the end in {_SECONDS:g} s")
+    except UserError as late:
+        return Check("fits", str(late))
 
 
 def _as_object(listed: Listed) -> dict[str, str | None]:

@@ -48,7 +48,7 @@ class Check(NamedTuple):
 
     Attributes:
         status: Whether it can be used.
-        cause: Why it cannot, in one line; empty if it can.
+        cause: Why it cannot, in one line; if it can, what could not be tried, or empty.
     """
 
     status: Literal["fits", "broken", "needs an extra"]
@@ -159,6 +159,20 @@ class Registry:
             return Check("broken", str(error))
         except (Exception, SystemExit) as error:
             return Check("broken", describe_error(error))
+        return Check("fits")
+
+    def try_out(self, found: FoundPlugin) -> Check:
+        """Call a plugin that fits its contract on tiny input, where that is safe."""
+        from swiftplug.plugin.registry.trials import try_out  # only here: a run does not need it
+
+        try:
+            try_out(found.kind, found.name, found.load())
+        except ContractError as error:
+            return Check("broken", str(error))
+        except UserError as error:
+            return Check("fits", f"not tried: {error}")
+        except (Exception, SystemExit) as error:
+            return Check("fits", f"not tried, as it raised {describe_error(error)}")
         return Check("fits")
 
     def _load(

@@ -1,0 +1,151 @@
+"""What `list-plugins --check` finds by calling plugins on tiny input."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from swiftplug.cli.main import app
+from swiftplug.plugin import ORM, PRM, LossScale, Unscored
+from swiftplug.plugin.registry.errors import ContractError
+from swiftplug.plugin.registry.trials import try_out
+
+
+class Parts(LossScale):
+    def get_loss_scale(self, context: Any, context_type: Any, is_last_round: Any, **kwargs: Any) -> Any:
+        return [context[:3], context[3:]], [1.0, 2]
+
+
+class Lost(LossScale):
+    def get_loss_scale(self, context: Any, context_type: Any, is_last_round: Any, **kwargs: Any) -> Any:
+        return [context.strip(), ""], [1.0, 1.0]
+
+
+class Unweighed(LossScale):
+    def get_loss_scale(self, context: Any, context_type: Any, is_last_round: Any, **kwargs: Any) -> Any:
+        return [context], []
+
+
+class Negative(LossScale):
+    def get_loss_scale(self, context: Any, context_type: Any, is_last_round: Any, **kwargs: Any) -> Any:
+        return [context], [-1.0]
+
+
+class Async(ORM):
+    async def __call__(self, completions: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return [1.0, None]
+
+
+class NeedsOptions(ORM):
+    def __init__(self, server: str) -> None:
+        raise AssertionError("made")
+
+    def __call__(self, infer_requests: Any, ground_truths: Any, **kwargs: Any) -> Any: ...
+
+
+class Steps(PRM):
+    def __call__(self, infer_requests: Any, **kwargs: Any) -> Any:
+        return [[1.0, 0.5], Unscored("none")]
+
+
+class Texts(PRM):
+    def __call__(self, infer_requests: Any, **kwargs: Any) -> Any:
+        return [[1.0, "good"], 1.0]
+
+
+def never(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("called")
+
+
+def mean(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return outputs.logits.float().pow(2).sum() / num_items_in_batch
+
+
+def needs_column(completions: Any, tests: Any, **kwargs: Any) -> Any:
+    raise AssertionError("called")
+
+
+@pytest.mark.parametrize(
+    ("kind", "plugin"),
+    [
+        ("loss", mean),
+        ("loss_scale", Parts),
+        ("metric", (lambda prediction: {"n": float(prediction.predictions.size)}, None)),
+        ("metric", (lambda prediction: {"n": prediction.predictions.mean()}, lambda logits, labels: logits.amax(-1))),
+        ("optimizer", lambda args, model, dataset: (torch.optim.SGD(model.parameters(), args.learning_rate), None)),
+        ("optimizer", lambda args, model, dataset: (None, None)),
+        ("tools", lambda tool_names, tool_descs: tool_descs[0]["function"]["name"]),
+        ("orm", Async),
+        ("orm", NeedsOptions),
+        ("orm", needs_column),
+        ("orm", lambda infer_requests, ground_truths: torch.ones(2)),
+        ("prm", Steps),
+        *((kind, never) for kind in ("engine", "model", "dataset", "tuner", "callback")),
+    ],
+)
+def test_what_does_as_its_contract_says(kind: str, plugin: Any) -> None:
+    try_out(kind, "mine", plugin)
+
+
+@pytest.mark.parametrize(
+    ("kind", "plugin", "cause"),
+    [
+        ("loss", lambda outputs, labels: outputs.logits, r"a Tensor of shape \(2, 4, 8\), expected a tensor with one"),
+        ("loss", lambda outputs, labels: outputs.logits.sum() * float("nan"), "returned nan, expected a finite number"),
+        ("loss", lambda outputs, labels: 0.5, "returned a float, expected a tensor"),
+        ("loss_scale", Lost, "expected parts that join to"),
+        ("loss_scale", Unweighed, "1 parts .* and 0 weights"),
+        ("loss_scale", Negative, "returned the weight -1.0"),
+        ("metric", (lambda prediction: 0.5, None), "returned a float, expected a dict of numbers"),
+        ("metric", (lambda prediction: {"acc": "high"}, None), "returned 'acc': 'high', expected a name and a number"),
+        ("metric", (lambda prediction: {}, lambda logits, labels: None), "a preprocess that returned a NoneType"),
+        (
+            "optimizer",
+            lambda args, model, dataset: torch.optim.SGD(model.parameters(), 1.0),
+            "returned a SGD, expected",
+        ),
+        ("optimizer", lambda args, model, dataset: ("adamw", None), "returned a str first"),
+        ("tools", lambda tool_names, tool_descs: tool_descs, "returned a list, expected text"),
+        ("orm", lambda completions: ["good", "bad"], "returned the reward 'good', expected a finite number"),
+        ("orm", lambda completions: [1.0], "returned 1 rewards for 2 answers"),
+        ("orm", lambda completions: 1.0, "returned a float for 2 answers"),
+        ("orm", lambda infer_requests, ground_truths: [float("nan")] * 2, "returned the reward nan"),
+        ("orm", lambda infer_requests, ground_truths: [[1.0], [1.0]], r"returned the reward \[1.0\]"),
+        ("prm", Texts, "returned the reward 'good'"),
+    ],
+)
+def test_what_does_not(kind: str, plugin: Any, cause: str) -> None:
+    with pytest.raises(ContractError, match=cause) as error:
+        try_out(kind, "mine", plugin)
+    assert "\n" not in str(error.value)
+
+
+def test_a_plugin_is_called_without_a_network() -> None:
+    def remote(infer_requests: Any, ground_truths: Any) -> Any:
+        socket.create_connection(("127.0.0.1", 9))
+
+    with pytest.raises(ConnectionError, match="no network in a check"):
+        try_out("orm", "remote", remote)
+    assert socket.socket.connect.__name__ == "connect"
+
+
+def test_the_list_says_what_is_broken_and_what_was_not_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from swiftplug.plugin import orms\n"
+        "orms['texts'] = lambda completions: ['good'] * len(completions)\n"
+        "orms['raises'] = lambda completions: 1 / 0\n"
+        "orms['right'] = lambda completions: [1.0] * len(completions)\n"
+    )
+    options = ["--check", "--json", "--kind", "orm", "--plugin", str(file)]
+    assert app(["list-plugins", *options], standalone_mode=False) == 1
+    listed = {it["name"]: it for it in json.loads(capsys.readouterr().out) if it["distribution"] == "file"}
+    texts, raises, right = ((it["status"], it["cause"]) for it in (listed[it] for it in ("texts", "raises", "right")))
+    assert texts == ("broken", "returned the reward 'good', expected a finite number")
+    assert raises[0] == "fits" and raises[1].startswith("not tried, as it raised ZeroDivisionError: division by zero (")
+    assert right == ("fits", "")
