@@ -21,6 +21,7 @@ from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
 from swiftplug.preview.rows import PreviewRow, preview_rows
+from swiftplug.runs.errors import naming_plugins
 from swiftplug.training.setup import set_up
 
 _PLAIN_LEGEND = "⟦text⟧ trains with weight 1, ⟦0.5× text⟧ with another; all else does not train"
@@ -50,11 +51,12 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
     encoder = RowEncoder(opened.load_tokenizer(), plugins.one("tools").bound, loss_scale, config.task, options)
     shown: list[PreviewRow] = []
     unread = UnreadKeys()
-    for row in islice(source.read(), rows):
-        try:
-            shown += preview_rows(encoder.read(row, unread), encoder)
-        except RowError as error:
-            shown.append(PreviewRow(str(row.origin), dropped=str(error)))
+    with naming_plugins(plugins.all()):
+        for row in islice(source.read(), rows):
+            try:
+                shown += preview_rows(encoder.read(row, unread), encoder)
+            except RowError as error:
+                shown.append(PreviewRow(str(row.origin), dropped=str(error)))
     if not shown:
         raise UserError(f"{source.name}: the dataset is empty")
     if format == "json":

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import Rendered
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
+from swiftplug.errors import UserError
 from swiftplug.plugin import ContextType
 
 LAST_TURN = "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"
@@ -423,6 +424,12 @@ def test_a_plain_function_is_a_tools_format(tokenizer: PreTrainedTokenizerFast) 
         'let me see\n{"name": "look", "arguments": {"at": "x"}}\n{"name": "look", "arguments": {"at": 2}}'
     )
     assert _texts(rendered, ContextType.OTHER, QUERY) == ["q", "r1\nr2"]
+
+
+def test_a_tools_format_that_returns_no_text_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    as_list: Any = lambda tool_names, tool_descs: tool_names  # noqa: E731
+    with pytest.raises(UserError, match=r"tools: the format returned \['look', 'leap'\], expected text"):
+        ChatRenderer(tokenizer, as_list).render(_with_tools(None))
 
 
 def test_no_text_leaves_tools_and_calls_to_the_template(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -135,6 +135,7 @@ def test_the_documented_use_of_both_makes_an_ia3_model(arch: str) -> None:
     attach_model_meta(model)
     mlp = MODEL_ARCH_MAPPING[model.model_meta.model_arch].mlp
     assert mlp is not None
+    assert model.model_meta.model_arch.mlp == mlp  # as later versions of SWIFT 3 write it
     config = IA3Config(target_modules=find_all_linears(model), feedforward_modules=f".*{mlp.split('{}.')[1]}.*")
     tuned = get_peft_model(model, config)
     flags = {module.is_feedforward for _, module in tuned.named_modules() if hasattr(module, "is_feedforward")}

@@ -12,6 +12,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from swiftplug.data.read.conversation import Conversation, RowError
+from swiftplug.errors import UserError
 from swiftplug.plugin.tools_format import ToolsFormat, ToolTurns
 
 _EXAMPLE_TOOL = {"name": "tool", "description": "", "parameters": {"type": "object", "properties": {}}}
@@ -50,6 +51,10 @@ def write_turns(conversation: Conversation, tools_format: ToolsFormat | None) ->
     prompt = tools_format([description["name"] for description in descriptions], descriptions)
     if prompt is None:
         return unchanged
+    if not isinstance(prompt, str):
+        raise UserError(
+            f"tools: the format returned {prompt!r:.60}, expected text, or None for the chat template's own"
+        )
     plugin = tools_format.func if isinstance(tools_format, partial) else tools_format
     writer = plugin if isinstance(plugin, ToolTurns) else _PlainToolTurns()
     turns = Turns([], None, [], [], conversation.chat_template_kwargs)
