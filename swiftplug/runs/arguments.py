@@ -99,8 +99,8 @@ class Arguments(RunArguments):
         model: Any = self.load_model()
         if isinstance(model, PeftModel):
             raise UserError(
-                "model: its adapter cannot be merged into the weights (they are quantized, or it is a learned prompt), "
-                "so it cannot be exported; use --engine transformers"
+                "model: its adapter cannot be merged into the weights (they are quantized, or PEFT cannot merge "
+                "adapters of its kind, such as learned prompts), so it cannot be exported; use --engine transformers"
             )
         model.save_pretrained(folder)
         self.load_tokenizer().save_pretrained(folder)

@@ -316,6 +316,7 @@ def test_a_batch_keeps_the_connections_busy(opened):
     [
         {"status": 429, "body": {"error": {"message": "slow down"}}},
         {"status": 429, "headers": {"Retry-After": "0.2"}, "body": ""},
+        {"status": 429, "headers": {"Retry-After-Ms": "200", "Retry-After": "1"}, "body": ""},
         {"status": 500, "body": "oops"},
         {"status": 503, "body": "<html><head><title>503 Busy</title></head></html>"},
         {"drop": True, "text": "a long answer, half of which comes"},

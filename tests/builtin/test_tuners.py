@@ -131,7 +131,9 @@ def test_an_opened_run_computes_what_was_trained(
 ) -> None:
     """Merged or not, and saved as a whole model, also where the adapter is on one of two tied layers."""
     chosen = REGISTRY.resolve("tuner", PluginChoice(name=name, options=copy.deepcopy(options)), "--tuner")
-    model = chosen.bound.prepare_model(None, base())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*tie_word_embeddings")
+        model = chosen.bound.prepare_model(None, base())
     learn(model)
     expected = logits(model)
     assert (expected[:, -IDS.shape[1] :] - logits(base())).abs().max() > 1e-5

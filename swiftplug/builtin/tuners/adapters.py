@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import peft
@@ -59,7 +61,8 @@ class Adapter(Tuner):
                     f"{model_id}: PEFT cannot continue training an adapter of type {config.peft_type.value}"
                 )
             _prepare_quantized(model)
-        return PeftModel.from_pretrained(model, model_id, is_trainable=is_trainable)
+        with _tied_weights_allowed():
+            return PeftModel.from_pretrained(model, model_id, is_trainable=is_trainable)
 
 
 class LoRA(Adapter):
@@ -212,7 +215,8 @@ def _wrap(tuner: str, model: torch.nn.Module, config_class: type[PeftConfig], **
         _check_modules(model, getattr(config, option, None), f"tuner {tuner}: {option}")
     _prepare_quantized(model)
     try:
-        return peft.get_peft_model(model, config)
+        with _tied_weights_allowed():
+            return peft.get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise UserError(f"tuner {tuner}: {_one_line(error)}") from error
 
@@ -221,6 +225,14 @@ def _as_names(value: Any) -> Any:
     """`q_proj` or `q_proj,v_proj` as a list: as a regular expression for whole names it would match nothing."""
     is_names = isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)*(\s*,\s*\w+(\.\w+)*)*", value)
     return re.split(r"\s*,\s*", value) if is_names else value
+
+
+@contextmanager
+def _tied_weights_allowed() -> Iterator[None]:
+    """Without PEFT's warning of an adapter on tied weights, which are untied when it is merged."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")
+        yield
 
 
 def _one_line(error: Exception) -> str:
