@@ -140,7 +140,7 @@ def run_in_processes(nproc: int, arguments: Sequence[str]) -> int:
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # the processes report by themselves
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

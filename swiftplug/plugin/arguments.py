@@ -19,6 +19,8 @@ class RunArguments:
     Attributes:
         config: The whole config, as `config.yaml` in the run's folder has it.
         training_args: The `TrainingArguments` of a training run; None in a sampling run.
+        eval_names: What an evaluation gives, without `eval_`: `loss`, and what the metrics return; None if that is not
+            known before the first one.
         num_training_steps: The optimizer steps of the whole run; known when the optimizer is made, 0 before.
 
     Example:
@@ -30,6 +32,7 @@ class RunArguments:
 
     config: Any
     training_args: Any = None
+    eval_names: frozenset[str] | None = None
     num_training_steps: int = 0
 
     def __getattr__(self, name: str) -> Any:

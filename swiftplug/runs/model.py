@@ -19,8 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
-from transformers.utils.import_utils import is_bitsandbytes_available
+from transformers.utils.import_utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from swiftplug.config.schema import ModelOptions
 from swiftplug.errors import UserError, broken_link, nearest
@@ -60,6 +61,24 @@ def with_padding_token(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrai
             raise UserError(f"model: the tokenizer of {name!r} has neither a padding token nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_loadable(options: ModelOptions) -> None:
+    """Check, before a model is loaded, that the libraries that its options need are installed.
+
+    Raises:
+        UserError: One is missing, or there is no such attention implementation.
+    """
+    if options.quantization is not None and not is_bitsandbytes_available():
+        raise UserError("model_options.quantization: needs bitsandbytes; pip install 'swiftplug[quant]'")
+    attention = options.attn_implementation
+    if attention is None or "/" in attention:  # a kernel on the hub
+        return
+    known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+    if attention not in known:
+        raise UserError(f"model_options.attn_implementation: unknown {attention!r}{nearest(attention, known)}")
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise UserError("model_options.attn_implementation: flash_attention_2 needs flash-attn; pip install flash-attn")
 
 
 def load_weights(
@@ -160,8 +179,6 @@ def _quantization(bits: str | None, compute_dtype: torch.dtype) -> Any:
     """QLoRA's settings (Dettmers et al., arXiv 2305.14314) for `model_options.quantization`."""
     if bits is None:
         return None
-    if not is_bitsandbytes_available():
-        raise UserError("model_options.quantization: needs bitsandbytes; pip install 'swiftplug[quant]'")
     if bits == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -5,8 +5,9 @@ from typing import Any, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from transformers import TrainingArguments, get_scheduler
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.training_args import OptimizerNames
 from transformers.utils.import_utils import is_liger_kernel_available
 
 from swiftplug.config.counterparts import counterpart
@@ -52,6 +53,9 @@ NOT_SETTABLE = {
         "swiftplug sets it itself",
     ),
 }
+
+# Fields that say something about evaluations.
+EVALUATION = ("eval_steps", "eval_delay", "eval_on_start", "metric_for_best_model", "greater_is_better")
 
 AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
@@ -119,6 +123,15 @@ def _check_early(arguments: TrainingArguments) -> None:
         num_training_steps=1_000_000,
         scheduler_specific_kwargs=schedule,
     )
+    try:
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        if optimizer_class.__module__.startswith("torch.optim"):
+            optimizer_class([torch.zeros(1)], **{"weight_decay": arguments.weight_decay, **options})
+    except ValueError as error:
+        if "pass a" not in str(error):  # a few need the model, which is not loaded yet
+            raise ValueError(f"optim {OptimizerNames(arguments.optim).value}: {error}") from error
+    except ImportError as error:
+        raise ImportError(f"optim {OptimizerNames(arguments.optim).value}: {error}") from error
     if arguments.use_liger_kernel and not is_liger_kernel_available():
         raise ImportError("use_liger_kernel needs liger-kernel; pip install liger-kernel")
 
@@ -172,8 +185,19 @@ def _check_agreement(config: TrainConfig, given: dict[str, Any], has_eval: bool)
         raise UserError(f"training.eval_strategy: {strategy!r} needs eval_dataset or data.val_size")
     if (given.get("load_best_model_at_end") or given.get("save_strategy") == "best") and not has_eval:
         raise UserError("training.load_best_model_at_end: needs eval_dataset or data.val_size")
-    if given.get("eval_on_start") and not has_eval:
-        raise UserError("training.eval_on_start: needs eval_dataset or data.val_size")
+    for name in EVALUATION:
+        if given.get(name) not in (None, False) and not has_eval:
+            raise UserError(f"training.{name}: needs eval_dataset or data.val_size")
+    steps = given.get("max_steps", -1)
+    if steps == 0 or steps < -1:
+        raise UserError(
+            f"training.max_steps: found {steps}, expected 1 or more; -1 leaves the length to num_train_epochs"
+        )
+    if given.get("dataloader_num_workers", 0) < 0:
+        raise UserError(f"training.dataloader_num_workers: found {given['dataloader_num_workers']}, expected 0 or more")
+    for name in ("num_train_epochs", "save_steps", "eval_steps", "logging_steps"):
+        if given.get(name) is not None and given[name] <= 0:
+            raise UserError(f"training.{name}: found {given[name]}, expected more than 0")
     best = given.get("metric_for_best_model")
     if given.get("save_strategy") == "best" and best is None:
         raise UserError("training.save_strategy: best needs training.metric_for_best_model, eval_loss for instance")

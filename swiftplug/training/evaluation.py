@@ -7,9 +7,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import EvalPrediction, GenerationConfig, TrainingArguments
+from transformers.trainer_pt_utils import nested_numpify
 
 from swiftplug.errors import UserError
 from swiftplug.plugin import Chat
+from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.registry import BoundMetric, LoadedPlugin
 from swiftplug.runs.console import RunProgress
 
@@ -54,6 +56,23 @@ class Metrics:
     def compute_on_texts(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         """The metrics that read generated answers."""
         return _merged(self.of_texts, lambda metric: metric.compute(predictions, references))
+
+
+def measured_names(plugins: Sequence[LoadedPlugin]) -> frozenset[str] | None:
+    """What an evaluation gives, without `eval_`: found by computing the metrics of a made-up row; None if one fails."""
+    metrics = Metrics(plugins)
+    labels = torch.tensor([[IGNORED_LABEL, 1, 2, 3]])
+    names = {"loss"}
+    try:
+        if metrics.of_tokens:
+            kept = metrics.preprocess(torch.eye(4)[None], labels)
+            predictions = tuple(nested_numpify(each) for each in kept)
+            names |= metrics.compute(EvalPrediction(predictions=predictions, label_ids=labels.numpy())).keys()
+        if metrics.of_texts:
+            names |= metrics.compute_on_texts(["1"], ["1"]).keys()
+    except Exception:  # a plugin may raise anything, and a made-up row proves nothing
+        return None
+    return frozenset(names)
 
 
 def generate_answers(

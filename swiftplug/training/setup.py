@@ -10,13 +10,15 @@ from transformers import TrainingArguments
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.data.tokens import check_offsets
-from swiftplug.errors import UserError
+from swiftplug.errors import UserError, nearest
 from swiftplug.formatting import format_count
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress, on_disk, plugin_fact
 from swiftplug.runs.errors import naming_plugins
+from swiftplug.runs.model import check_loadable
 from swiftplug.runs.plugins import resolve_plugins
 from swiftplug.training.arguments import training_arguments
+from swiftplug.training.evaluation import measured_names
 from swiftplug.training.loss import optional_arguments
 
 
@@ -31,11 +33,31 @@ def set_up(config: TrainConfig) -> Arguments:
     if plugins.of("metric") and not has_eval:
         raise UserError("metrics: need eval_dataset or data.val_size")
     args = Arguments(config, plugins, training_arguments(config, str(config.output_dir), has_eval))
+    _check_metrics(args)
     with naming_plugins(plugins.all()):
+        for plugin in plugins.all():
+            if check := getattr(plugin.bound, "check_run", None):
+                check(args)
+        check_loadable(config.model_options)
         check_offsets(args.load_tokenizer())
         if config.task != "pt":
             args.load_chat()  # notes a chat template without an end-of-turn token
     return args
+
+
+def _check_metrics(args: Arguments) -> None:
+    """Refuse metrics that cannot be computed, and a best model by one that no evaluation gives."""
+    metrics, wanted = args.plugins.of("metric"), args.training_args.metric_for_best_model
+    texts = [metric for metric in metrics if metric.bound.generate]
+    if texts and args.config.task == "pt":
+        raise UserError(
+            f"metrics: {texts[0].found.name} compares generated answers, and rows of task pt have none; use task sft"
+        )
+    if wanted or args.plugins.of("callback"):
+        args.eval_names = measured_names(metrics)
+    if wanted and args.eval_names is not None and wanted.removeprefix("eval_") not in args.eval_names:
+        given = [f"eval_{name}" for name in args.eval_names]
+        raise UserError(f"training.metric_for_best_model: no evaluation gives {wanted!r}{nearest(wanted, given)}")
 
 
 def read_data(args: Arguments, progress: RunProgress) -> PreparedData:

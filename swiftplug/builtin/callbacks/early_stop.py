@@ -7,7 +7,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from swiftplug.plugin import UserError, nearest
+from swiftplug.plugin import RunArguments, UserError, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +33,20 @@ class EarlyStop(TrainerCallback, ExportableState):
         self.best: float | None = None
         self.waited = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Reject a run without evaluations."""
+    def check_run(self, args: RunArguments) -> None:
+        """Reject a run without evaluations, or without the metric.
+
+        Raises:
+            UserError: It is one.
+        """
         if args.eval_strategy == "no":
             raise UserError(
                 "callback early_stop: there are no evaluations; give eval_dataset and training.eval_strategy"
             )
+        chosen = self.metric or args.metric_for_best_model or "loss"
+        if args.eval_names is not None and chosen.removeprefix("eval_") not in args.eval_names:
+            known = [f"eval_{name}" for name in args.eval_names]
+            raise UserError(f"callback early_stop: no evaluation gives {chosen!r}{nearest(chosen, known)}")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Compare the metric with the best so far; stop the run when patience runs out.

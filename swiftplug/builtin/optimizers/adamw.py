@@ -8,7 +8,7 @@ from peft.optimizers import create_loraplus_optimizer
 from pydantic import PositiveFloat
 
 from swiftplug.builtin.optimizers.groups import OptimizerPair, trainable_parameters
-from swiftplug.plugin import UserError
+from swiftplug.plugin import RunArguments, UserError
 
 
 def default(args: Any, model: torch.nn.Module, dataset: Any) -> OptimizerPair:
@@ -51,3 +51,12 @@ def lorap(
         eps=args.adam_epsilon,
     )
     return optimizer, None
+
+
+def check_run(args: RunArguments) -> None:
+    """Reject, before a model is loaded, a tuner that makes no LoRA matrices."""
+    if args.tuner.name.removeprefix("swiftplug:") in ("full", "freeze", "ia3"):
+        raise UserError(f"optimizer lorap: the tuner {args.tuner.name} makes no LoRA matrices; use the tuner lora")
+
+
+vars(lorap)["check_run"] = check_run

@@ -247,7 +247,9 @@ def bind(kind: str, name: str, plugin: Any, options: dict[str, Any]) -> Any:
         bound = partial(plugin, **options)
         vars(bound).update(vars(plugin))  # a contract may have attributes, such as `generate`
     if kind == "callback":
-        return partial(_make_callback, name, bound) if is_function(plugin) else lambda args: bound
+        make: Any = partial(_make_callback, name, bound) if is_function(plugin) else lambda args: bound
+        make.check_run = getattr(bound, "check_run", None)
+        return make
     if kind in ("orm", "prm"):
         return BoundScorer(bound, kind)
     if kind == "metric" and compares_texts(plugin):

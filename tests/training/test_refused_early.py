@@ -1,0 +1,77 @@
+"""What cannot work is refused before a model is loaded, by a dry run too."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swiftplug.config.load import load_train_config
+from swiftplug.errors import UserError
+from swiftplug.training.run import train
+
+EVALUATED = {"eval_dataset": ["{data}#2"], "metrics": ["acc"]}
+
+
+@pytest.fixture
+def dry_run(tiny_model_dir: Path, chat_file: Path) -> Any:
+    def start(options: dict[str, Any], sets: list[str]) -> None:
+        given = {"model": str(tiny_model_dir), "dataset": [f"{chat_file}#8"], **options}
+        filled = json.loads(json.dumps(given).replace("{data}", str(chat_file)))
+        train(load_train_config(None, filled, sets).config, dry_run=True)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("options", "sets", "words"),
+    [
+        ({"callbacks": ["early_stop"]}, [], "early_stop: there are no evaluations"),
+        (
+            {"callbacks": ["early_stop"], **EVALUATED},
+            ["callbacks.early_stop.metric=token_ac"],
+            "early_stop: no evaluation gives 'token_ac'; did you mean 'eval_token_acc'",
+        ),
+        (EVALUATED, ["training.metric_for_best_model=blue"], "gives 'blue'; choose from: eval_loss, eval_seq_acc"),
+        ({"callbacks": ["lisa"], "tuner": "lora"}, [], "lisa: the tuner lora freezes the layers"),
+        ({"callbacks": ["lisa"]}, ["callbacks.lisa.n_layers=3"], "lisa: n_layers is 3, but the model has 2 layers"),
+        ({"optimizer": "lorap"}, [], "lorap: the tuner swiftplug:full makes no LoRA matrices"),
+        (
+            {"task": "pt", "metrics": ["exact_match"], "eval_dataset": ["{data}"]},
+            [],
+            "exact_match compares generated answers, and rows of task pt have none",
+        ),
+        ({}, ["training.optim=adalomo"], "optim adalomo: You need to install `lomo_optim`"),
+        ({}, ["training.optim_args=foo=1", "training.adam_beta1=2"], "Invalid beta parameter"),
+        ({}, ["training.weight_decay=-1"], "Invalid weight_decay value"),
+        ({}, ["training.learning_rate=.nan"], "Invalid learning rate: nan"),
+        ({}, ["training.max_steps=0"], "max_steps: found 0, expected 1 or more"),
+        ({}, ["training.num_train_epochs=0"], "num_train_epochs: found 0.0, expected more than 0"),
+        ({}, ["training.save_steps=0"], "save_steps: found 0.0, expected more than 0"),
+        ({}, ["training.dataloader_num_workers=-1"], "dataloader_num_workers: found -1, expected 0 or more"),
+        *(
+            ({}, [f"training.{field}"], f"training.{field.partition('=')[0]}: needs eval_dataset or data.val_size")
+            for field in ("eval_steps=2", "eval_delay=1", "metric_for_best_model=loss", "greater_is_better=true")
+        ),
+        ({}, ["model_options.attn_implementation=spda"], "unknown 'spda'; did you mean 'sdpa'"),
+    ],
+)
+def test_what_cannot_work(dry_run: Any, options: dict[str, Any], sets: list[str], words: str) -> None:
+    with pytest.raises(UserError) as raised:
+        dry_run(options, sets)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_works_is_let_through(dry_run: Any) -> None:
+    callbacks = {"callbacks": ["early_stop", "lisa"], **EVALUATED}
+    dry_run(callbacks, ["callbacks.early_stop.metric=eval_token_acc", "training.metric_for_best_model=seq_acc"])
+
+
+def test_quantization_without_its_library(dry_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swiftplug.runs.model.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(UserError, match="quantization: needs bitsandbytes"):
+        dry_run({}, ["model_options.quantization=4bit"])
+    with pytest.raises(UserError, match=r"optim adamw_8bit: .*bitsandbytes"):
+        dry_run({}, ["training.optim=adamw_8bit"])
