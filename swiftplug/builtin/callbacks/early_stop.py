@@ -39,14 +39,17 @@ class EarlyStop(TrainerCallback, ExportableState):
         Raises:
             UserError: It is one.
         """
-        if args.eval_strategy == "no":
-            raise UserError(
-                "callback early_stop: there are no evaluations; give eval_dataset and training.eval_strategy"
-            )
+        _check_evaluates(args)
         chosen = self.metric or args.metric_for_best_model or "loss"
         if args.eval_names is not None and chosen.removeprefix("eval_") not in args.eval_names:
             known = [f"eval_{name}" for name in args.eval_names]
             raise UserError(f"callback early_stop: no evaluation gives {chosen!r}{nearest(chosen, known)}")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reject a run without evaluations."""
+        _check_evaluates(args)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Compare the metric with the best so far; stop the run when patience runs out.
@@ -84,6 +87,11 @@ class EarlyStop(TrainerCallback, ExportableState):
             "args": {"patience": self.patience, "threshold": self.threshold, "metric": self.metric},
             "attributes": {"best": self.best, "waited": self.waited},
         }
+
+
+def _check_evaluates(args: Any) -> None:
+    if args.eval_strategy == "no":
+        raise UserError("callback early_stop: there are no evaluations; give eval_dataset and training.eval_strategy")
 
 
 def _greater_is_better(args: TrainingArguments, name: str) -> bool:
