@@ -25,6 +25,7 @@ class VLLMEngine(Engine):
     """
 
     together = True
+    uses_chat = True
 
     def __init__(
         self,

@@ -144,6 +144,9 @@ class Engine:
     # Whether the candidates of a prompt may depend, if only by rounding, on the other prompts of the same call. If so,
     # `generate` always gets the same prompts together, even after an interruption or in a sharded run.
     together: bool = False
+
+    # Whether it generates with `args.load_chat()`; then references too are written with the run's chat template.
+    uses_chat: bool = False
     # The options that do not change the candidates: they may differ when a run is resumed.
     may_change: Collection[str] = ()
 

@@ -2,21 +2,27 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from swiftplug.config.resume import config_difference
 from swiftplug.config.schema import SampleConfig
+from swiftplug.data.chat.tools import message_text, write_turns
+from swiftplug.data.read.conversation import Conversation
 from swiftplug.data.read.messages import MESSAGE_KEYS
 from swiftplug.data.read.report import UnreadKeys
 from swiftplug.data.read.sources import Source, check_columns, open_source
 from swiftplug.errors import UserError, broken_link, nearest
 from swiftplug.formatting import format_count
-from swiftplug.plugin.registry import REFERENCE_NAMES, LoadedPlugin
+from swiftplug.plugin.registry import REFERENCE_NAMES, LoadedPlugin, PluginChoice
+from swiftplug.plugin.tools_format import ToolsFormat
+from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.plugins import RunPlugins, free_options
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.judging import check_judges
 from swiftplug.sampling.ledger import NO_REFERENCE, USABLE, Ledger
-from swiftplug.sampling.rows import READ_COLUMNS, read_rows, reference_candidate
+from swiftplug.sampling.rows import READ_COLUMNS, WriteAnswer, read_rows, reference_candidate
 from swiftplug.sampling.scoring import Scorer
 
 
@@ -27,7 +33,7 @@ def read_inputs(
     sources = _open_sources(config, plugins)
     check_columns(config.data.columns, sources)
     unread = UnreadKeys()
-    for row in read_rows(sources, config.data.columns, config.system):
+    for row in read_rows(sources, config.data.columns, config.system, _answer_writer(config, plugins)):
         ledger.add_row(row)
         for message in row.prompt:
             unread.count_message({key: message[key] for key in message.keys() - MESSAGE_KEYS})
@@ -73,6 +79,31 @@ def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: RunPlugins, s
         ledger.forget_rewards()
         ledger.put("scorers", fingerprints)
     return "a scorer has changed since this run began: every candidate is scored again"
+
+
+def _answer_writer(config: SampleConfig, plugins: RunPlugins) -> WriteAnswer:
+    """Writes an answer with calls or reasoning as the engine writes candidates: what ORMs compare is one text."""
+    tools_format: ToolsFormat = plugins.one("tools").bound
+    if plugins.one("engine").bound.uses_chat:
+
+        @cache
+        def renderer() -> Any:
+            from swiftplug.data.chat.render import ChatRenderer
+
+            return ChatRenderer(Arguments(config, plugins).load_tokenizer(), tools_format)
+
+        return lambda conversation: str(renderer().render(conversation).last_answer)
+
+    def write(conversation: Conversation) -> str:
+        """With a `<think>` block, and calls in the tools format, or in that of servers' candidates."""
+        answer = write_turns(conversation, tools_format).messages[-1]
+        if "tool_calls" in answer:
+            hermes = plugins.registry.resolve("tools", PluginChoice(name="swiftplug:hermes"), "tools")
+            answer = write_turns(conversation, hermes.bound).messages[-1]
+        reasoning = answer.get("reasoning_content")
+        return (f"<think>\n{reasoning}\n</think>\n\n" if reasoning else "") + message_text(answer)
+
+    return write
 
 
 def _open_sources(config: SampleConfig, plugins: RunPlugins) -> list[Source]:

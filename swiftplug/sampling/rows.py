@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -21,6 +21,9 @@ TEMPLATE_KWARGS = "chat_template_kwargs"
 READ_COLUMNS = {*REFERENCE_COLUMNS, TEMPLATE_KWARGS}
 """The columns that are read without a scorer."""
 _SYSTEM_ROLES = ("system", "developer")
+
+WriteAnswer = Callable[[Conversation], str]
+_MORE_THAN_TEXT = {"tool_calls", "reasoning_content"}
 
 Reward = float | list[float]
 """What a scorer gives a candidate: one number, or one per step."""
@@ -108,24 +111,28 @@ class Row:
         return Conversation(self.prompt, RowOrigin(file, int(line)), self.tools, None, chat_template_kwargs)
 
 
-def read_rows(sources: Iterable[Source], columns: Mapping[str, str], system: str | None) -> Iterator[Row]:
+def read_rows(
+    sources: Iterable[Source], columns: Mapping[str, str], system: str | None, write_answer: WriteAnswer
+) -> Iterator[Row]:
     """Read the rows of all datasets in order; an unusable row has a `problem`.
 
-    `columns` renames columns of the datasets; `system` is the system message of rows that have none.
+    `columns` renames columns of the datasets; `system` is the system message of rows that have none; `write_answer`
+    writes the last answer of a conversation, if it has calls or reasoning, as candidates are written.
     """
     for raw in chain.from_iterable(source.read() for source in sources):
         try:
-            yield _to_row(raw, columns, system)
+            yield _to_row(raw, columns, system, write_answer)
         except RowError as error:
             origin = f"{raw.origin} ({error.detail})" if error.detail else str(raw.origin)
             yield Row(_hash(raw.row), origin, problem=error.reason)
 
 
-def _to_row(raw: RawRow, columns: Mapping[str, str], system: str | None) -> Row:
+def _to_row(raw: RawRow, columns: Mapping[str, str], system: str | None, write_answer: WriteAnswer) -> Row:
     read = to_conversation(raw.row, raw.origin, "sample", columns)
     messages, reference = list(read.messages), None
     if messages and messages[-1]["role"] == "assistant":
-        answer = messages.pop()["content"].strip()
+        last = messages.pop()
+        answer = (write_answer(read) if _MORE_THAN_TEXT & last.keys() else str(last["content"])).strip()
         reference = answer if answer and parse_label(read.columns) is not False else None
     if not messages or messages[-1]["role"] not in ("user", "tool"):
         raise RowError("no question", "a row without a user's message" if read.text is None else "a row of plain text")

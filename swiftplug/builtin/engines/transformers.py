@@ -25,6 +25,7 @@ class TransformersEngine(Engine):
     """
 
     together = True
+    uses_chat = True
 
     def __init__(self, batch_size: PositiveInt = 64) -> None:
         self.batch_size = batch_size

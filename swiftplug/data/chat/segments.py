@@ -47,6 +47,12 @@ class Rendered(NamedTuple):
     shortened: list[int]
     unread: Sequence[str] = ()
 
+    @property
+    def last_answer(self) -> str:
+        """The text of the last answer, without its end of turn; empty if there is none."""
+        answers = [each for each in self.segments if each.type is ContextType.RESPONSE]
+        return self.text[answers[-1].start : answers[-1].end] if answers else ""
+
 
 class Layout:
     """A rendering without the message contents.
