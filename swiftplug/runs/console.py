@@ -34,12 +34,10 @@ def print_line(console: Console, line: str, style: str = "") -> None:
 
 def print_plan(console: Console, facts: Iterable[tuple[str, str]], nothing_done: str) -> None:
     """Print what a dry run found, one labelled fact per row, and what was not done."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    facts = list(facts)
+    width = max(len(label) for label, _ in facts)
     for label, value in facts:
-        table.add_row(label, value)
-    console.print(table, highlight=False, markup=False)
+        console.print(Text.assemble((f"{label:{width}}", "bold"), f"  {value}"), highlight=False, soft_wrap=True)
     print_line(console, f"dry run: {nothing_done}", "bold")
 
 

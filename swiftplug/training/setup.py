@@ -108,7 +108,7 @@ def plan_facts(args: Arguments, data: PreparedData) -> Iterator[tuple[str, str]]
         yield "model", str(config.model and config.model.name)
     yield from map(plugin_fact, args.plugins.all())
     sizes = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps, arguments.world_size
-    yield "batch", f"{sizes[0]} x {sizes[1]} accumulated x {sizes[2]} processes = {math.prod(sizes)}"
+    yield "batch", f"{sizes[0]} x {sizes[1]} accumulated x {format_count(sizes[2], 'process')} = {math.prod(sizes)}"
     yield "steps", _steps(arguments, len(data.train))
     yield "precision", "bf16 autocast" if arguments.bf16 else "fp16 autocast" if arguments.fp16 else "float32"
     yield "run folder", str(config.output_dir)
@@ -122,4 +122,4 @@ def _steps(arguments: TrainingArguments, rows: int) -> str:
     if arguments.max_steps > 0:
         return f"{arguments.max_steps} (max_steps; {per_epoch} per epoch)"
     total = math.ceil(arguments.num_train_epochs * per_epoch)
-    return f"{total} ({per_epoch} per epoch x {arguments.num_train_epochs:g} epochs)"
+    return f"{total} ({per_epoch} per epoch, num_train_epochs {arguments.num_train_epochs:g})"

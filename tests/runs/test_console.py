@@ -11,7 +11,7 @@ from rich.console import Console
 
 from swiftplug.config.load import load_sample_config
 from swiftplug.runs import console as run_console
-from swiftplug.runs.console import RunProgress
+from swiftplug.runs.console import RunProgress, print_plan
 from swiftplug.sampling.console import print_results
 from swiftplug.sampling.run import sample
 from swiftplug.sampling.statistics import Statistics
@@ -77,6 +77,16 @@ def test_a_dry_run_names_the_model_once(tmp_path: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert len(re.findall(r"^model ", out, re.MULTILINE)) == 1
     assert re.search(r"^model +tiny +\(swiftplug ", out, re.MULTILINE)
+
+
+def test_a_plan_breaks_no_value_into_two_lines() -> None:
+    file = io.StringIO()
+    print_plan(Console(file=file, width=40), [("model", "m"), ("run folder", "a/" * 60)], "nothing was written")
+    assert file.getvalue().splitlines() == [
+        "model       m",
+        f"run folder  {'a/' * 60}",
+        "dry run: nothing was written",
+    ]
 
 
 def test_a_run_that_kept_nothing_names_no_rows_to_train_on() -> None:
