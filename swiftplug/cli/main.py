@@ -45,9 +45,14 @@ class _Command(TyperCommand):
             if (name := getattr(error, "option_name", None)) and "no such option" in str(error).lower():
                 raise UserError(f"no such option: {name}{self._meant(name, args)}") from None
             raise
-        for parameter in given:
-            if given.count(parameter) > 1 and parameter.param_type_name == "option" and not parameter.multiple:
-                raise UserError(f"{parameter.opts[0]} is given {given.count(parameter)} times; it takes one value")
+        plugins = {key.flag for key in self.keys.values() if key.is_plugin}
+        for parameter in {each for each in given if given.count(each) > 1}:
+            if parameter.param_type_name != "option" or parameter.multiple or getattr(parameter, "is_flag", False):
+                continue
+            repeated = f"{parameter.opts[0]} is given {given.count(parameter)} times"
+            if parameter.opts[0] not in plugins:
+                raise UserError(f"{repeated}; it takes one value")
+            print(f"{repeated}; the last one counts", file=sys.stderr)  # as in a config, a later plugin replaces one
         return super().parse_args(ctx, args)
 
     def _meant(self, name: str, args: list[str]) -> str:

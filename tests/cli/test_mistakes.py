@@ -51,7 +51,7 @@ def error_of(call: Any, *arguments: Any, **options: Any) -> str:
         ("train --Model x", "no such option: --Model; did you mean '--model'?"),
         ("train --modle x", "no such option: --modle; did you mean '--model'?"),
         ("train --xyz", "no such option: --xyz; see swiftplug train --help"),
-        ("train --model a --model b", "--model is given 2 times; it takes one value"),
+        ("train --output-dir a --output-dir b", "--output-dir is given 2 times; it takes one value"),
         ("sample --num_generations 4", "no such option: --num_generations; did you mean '--num-return-sequences'?"),
         ("sample --reward_funcs x", "no such option: --reward_funcs; did you mean '--orm'?"),
         ("sample --lr 1", "no such option: --lr; see swiftplug sample --help"),
@@ -65,6 +65,13 @@ def error_of(call: Any, *arguments: Any, **options: Any) -> str:
 )
 def test_options(line: str, message: str) -> None:
     assert error_of(app, line.split(), prog_name="swiftplug", standalone_mode=False).startswith(message)
+
+
+def test_a_plugin_that_is_named_twice_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    error_of(
+        app, ["train", "no.yaml", "--tuner", "lora", "--tuner", "ia3"], prog_name="swiftplug", standalone_mode=False
+    )
+    assert capsys.readouterr().err == "--tuner is given 2 times; the last one counts\n"
 
 
 @pytest.mark.parametrize("command", ["", "train", "sample", "preview", "list-plugins"])
