@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -23,6 +24,8 @@ _COMMANDS = {
     "preview": "Show rows as the model will see them, each token coloured by its weight in the loss.",
     "list-plugins": "List the installed plugins, without importing them.",
 }
+
+_SECONDS_FOR_OTHERS = 3
 
 
 class _Command(TyperCommand):
@@ -160,12 +163,16 @@ def main() -> NoReturn:
 
 def _report(error: Exception) -> int:
     """Print an error as one line, and return its exit code."""
+    is_bad_input = isinstance(error, (typer.TyperException, UserError))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (is_first() and is_bad_input):
+        # Another process has the same error, or has caused this one by its end; the launcher then ends this process.
+        time.sleep(_SECONDS_FOR_OTHERS)
     if isinstance(error, typer.TyperException):
         message = error.format_message()
         _print_error(message[:1].lower() + message[1:])
         return error.exit_code
     if isinstance(error, UserError):
-        if is_first():  # the other processes of the run have the same error
+        if is_first() or "WORLD_SIZE" in os.environ:
             _print_error(str(error))
         return 2
     from swiftplug.runs.errors import is_disk_full

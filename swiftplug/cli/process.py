@@ -7,12 +7,18 @@ import os
 import platform
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from swiftplug.errors import Interrupted, UserError
+from swiftplug.processes import describe_death, end_with_parent
+
+if TYPE_CHECKING:
+    import subprocess
 
 # As in <malloc.h>.
 _M_TRIM_THRESHOLD = -1
@@ -20,9 +26,12 @@ _M_MMAP_MAX = -4
 _NEVER = -1
 _OTHER_ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 
+_LAUNCHER = "SWIFTPLUG_LAUNCHER"  # the variable with the process id of the command that started this process
+_SECONDS_TO_STOP = 10
+
 
 def stop_on_signals() -> None:
-    """Let Ctrl-C and SIGTERM stop the command in order; a second one ends the process at once."""
+    """Let Ctrl-C and SIGTERM stop the command in order, a second one at once, and so the end of its launcher."""
 
     def stop(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -31,6 +40,8 @@ def stop_on_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as in a background job
             signal.signal(number, stop)
+    if launcher := os.environ.pop(_LAUNCHER, None):
+        end_with_parent(int(launcher))
 
 
 def is_first() -> bool:
@@ -118,43 +129,71 @@ def silence_libraries() -> None:
 
 
 def run_in_processes(nproc: int, arguments: Sequence[str]) -> int:
-    """Run `swiftplug` with these arguments in `nproc` processes on this machine, as `torchrun --standalone` would.
+    """Run `swiftplug` with these arguments in `nproc` processes on this machine; if one fails, the others end too.
 
-    The `torchrun` command would add its own traceback to the error of a process.
+    `torchrun` would end the others by SIGTERM, wait for them up to 30 s, and add its own traceback.
 
     Returns:
-        The exit code: 0, or that of the process that failed first.
+        The exit code: 0, or that of the process that failed first (128 and the number of the signal that killed it).
 
     Raises:
         UserError: This process is one of several already.
     """
+    import socket
+    import subprocess
+
     if "LOCAL_RANK" in os.environ:
         raise UserError("--nproc: this process was started by a launcher already; leave --nproc out")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    processes: list[subprocess.Popen[bytes]] = []
+    with socket.socket() as port:
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # kept for the first process, which will listen
+        port.bind(("127.0.0.1", 0))
+        environment = {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // nproc)),
+            **os.environ,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port.getsockname()[1]),
+            "WORLD_SIZE": str(nproc),
+            "LOCAL_WORLD_SIZE": str(nproc),
+            _LAUNCHER: str(os.getpid()),
+        }
+        try:
+            processes.extend(
+                subprocess.Popen(
+                    [sys.executable, "-m", "swiftplug", *arguments],
+                    env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on
+                )
+                for rank in range(nproc)
+            )
+            failed = _wait_for_failure(processes)
+        except Interrupted as error:  # the first of the processes says what is saved
+            for process in processes:
+                process.send_signal(error.number)
+            with suppress(subprocess.TimeoutExpired):
+                for process in processes:
+                    process.wait(_SECONDS_TO_STOP)
+            return 128 + error.number
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+    if failed is None:
+        return 0
+    code = processes[failed].returncode
+    if code < 0:
+        ended = f"process {failed} {describe_death(code)}, so the run was stopped"
+        print(f"error: {ended}; what was saved is unharmed: continue with --resume", file=sys.stderr)
+    return code if code > 0 else 128 - code
 
-    import logging
-    import uuid
 
-    with loading_libraries():
-        from torch.distributed.elastic.multiprocessing.api import SignalException
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.disable(logging.ERROR)  # the processes report by themselves
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=nproc,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "swiftplug", *arguments)
-    except ChildFailedError as error:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
-        return first.exitcode if first.exitcode > 0 else 1
-    except SignalException as error:  # the processes got it too, and the first of them has said what is saved
-        return 128 + error.sigval
-    return 0
+def _wait_for_failure(processes: Sequence["subprocess.Popen[bytes]"]) -> int | None:
+    """The index of the first process that fails, as soon as it does; None if all end well."""
+    while True:
+        codes = [process.poll() for process in processes]
+        # Others may have failed by now because the killed one is gone.
+        if failed := sorted((code > 0, rank) for rank, code in enumerate(codes) if code):
+            return failed[0][1]
+        if None not in codes:
+            return None
+        time.sleep(0.05)

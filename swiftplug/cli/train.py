@@ -48,8 +48,8 @@ def train(
             "--dry-run": dry_run,
         }
         given = [flag for flag, is_given in flags.items() if is_given]
-        arguments = [*request.arguments(), *given, f"--output-dir={config.output_dir}"]
-        raise typer.Exit(run_in_processes(nproc, ["train", *arguments]))
+        options = {**request.options, "output_dir": config.output_dir}
+        raise typer.Exit(run_in_processes(nproc, ["train", *request._replace(options=options).arguments(), *given]))
     if quickstart and is_first():
         typer.echo("No model, dataset or config given: the built-in quickstart, no download.")
     with loading_libraries():

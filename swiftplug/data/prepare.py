@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from datetime import date
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,6 +42,7 @@ from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
+from swiftplug.processes import describe_death, end_with_parent
 
 CHUNK = 256  # number of rows that a process encodes at a time
 CHUNKS_AHEAD = 2  # per process; a source of any size is read no faster than it is encoded
@@ -212,16 +214,24 @@ def map_chunks(
         yield from map(function, chunks)
         return
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(num_proc, multiprocessing.get_context(method), _start_worker, (function,)) as pool:
+    start = (_start_worker, (function, os.getpid()))
+    with ProcessPoolExecutor(num_proc, multiprocessing.get_context(method), *start) as pool:
         pending: deque[Future[EncodedRows]] = deque()
+        workers: set[BaseProcess] = set()
         try:
             for chunk in chunks:
                 pending.append(pool.submit(_work, chunk))
+                workers |= {*multiprocessing.active_children()}
                 if len(pending) > CHUNKS_AHEAD * num_proc:
                     yield pending.popleft().result()
             yield from (future.result() for future in pending)
         except BrokenProcessPool:
-            raise UserError(f"data.num_proc: one of {num_proc} processes died, possibly out of memory") from None
+            for worker in workers:
+                worker.join(1)
+            # The pool ends the others by SIGTERM.
+            codes = [worker.exitcode for worker in workers if worker.exitcode not in (None, 0, -signal.SIGTERM)]
+            death = describe_death(codes[0] if codes else -signal.SIGTERM)
+            raise UserError(f"data.num_proc: one of the {num_proc} processes that encode rows {death}") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -229,9 +239,10 @@ def map_chunks(
 _function: Callable[[list[RawRow]], EncodedRows]
 
 
-def _start_worker(function: Callable[[list[RawRow]], EncodedRows]) -> None:
+def _start_worker(function: Callable[[list[RawRow]], EncodedRows], parent: int) -> None:
     global _function
     _function = function
+    end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one answers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = (

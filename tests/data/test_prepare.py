@@ -1,6 +1,9 @@
 """The data of a run from its datasets: every row encoded, split, packed or counted."""
 
 import datetime
+import multiprocessing
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from swiftplug.config.schema import DataOptions
 from swiftplug.data.batching import Collator
-from swiftplug.data.prepare import PreparedData, prepare_data
+from swiftplug.data.prepare import PreparedData, map_chunks, prepare_data
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.runs.console import RunProgress
@@ -326,3 +329,21 @@ def test_keys_that_nothing_reads_are_counted_once_for_both_splits(prepare: Any, 
     for report in data.report, again.report:
         assert report.lines()[2] == "12 rows have `foo`, `id`, 1 row has `bar`: not read"
     assert "not read" not in " ".join(prepare(write_jsonl([chat("q", "a")])).report.lines())
+
+
+def test_no_process_that_encodes_outlives_a_run_that_is_killed() -> None:
+    end, held = os.pipe()  # it ends when no process holds it any more
+
+    def encode(chunk: list[Any]) -> Any:
+        os.write(held, b"w")
+        time.sleep(100)
+
+    rows: Any = iter(range(1000))
+    process = multiprocessing.get_context("fork").Process(target=lambda: list(map_chunks(encode, rows, 2)))
+    process.start()
+    os.close(held)
+    assert os.read(end, 1) + os.read(end, 1) == b"ww"
+    process.kill()
+    process.join()
+    assert os.read(end, 1) == b""
+    os.close(end)

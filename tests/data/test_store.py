@@ -203,7 +203,10 @@ def test_a_worker_that_dies_is_reported(bench: Bench) -> None:
     process = bench.start(env={"DEADLY": "1"}, num_proc=2)
     process.join()
     assert process.exitcode == 2
-    assert bench.error.read_text() == "data.num_proc: one of 2 processes died, possibly out of memory"
+    assert bench.error.read_text() == (
+        "data.num_proc: one of the 2 processes that encode rows was killed by SIGKILL "
+        "(as the system does when memory runs out)"
+    )
     assert bench.entries() == []
 
 
