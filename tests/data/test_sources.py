@@ -326,6 +326,8 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
         (b'{"a": 1}\n{"a": "\xe9t\xe9"}\n', "a.jsonl:2: not UTF-8 text: byte 0xe9 at 8"),
         ('{"a": 1}\n'.encode("utf-16"), "a.jsonl:1: not UTF-8 text: byte 0xff at 1"),
         (b'[{"a": 1},\n {"a": }]', "a.jsonl:2: not JSON: Expecting value at column 8"),
+        (b'{"a": 1}\n{"a": [{"b": 1, "c": 2, "b": 3}]}\n', "a.jsonl:2: not JSON: the key 'b' is there twice: '{\"a\""),
+        (b'[{"a": 1, "a": 1}]', "a.jsonl:1: not JSON: the key 'a' is there twice"),
     ],
 )
 def test_broken_json(tmp_path: Path, content: bytes, message: str) -> None:
@@ -339,6 +341,9 @@ def test_broken_json(tmp_path: Path, content: bytes, message: str) -> None:
 def test_broken_csv_and_parquet(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.csv:1: a column is named twice: x, y, x"):
         rows(written(tmp_path / "a.csv", "x,y,x\n1,2,3\n"))
+    for name, header in ("s.csv", "x;y"), ("t.csv", "x\ty"), ("u.tsv", "x,y"):
+        with pytest.raises(UserError, match=r"\.[ct]sv:1: cells are separated by '(;|,|\\t)', expected ','"):
+            rows(written(tmp_path / name, f"{header}\n1,2\n"))
     with pytest.raises(UserError, match=r"b\.csv:3: not CSV: "):
         rows(written(tmp_path / "b.csv", 'x,y\n1,2\n"open,3\n'))
     with pytest.raises(UserError, match=r"c\.csv:2: not UTF-8 text"):

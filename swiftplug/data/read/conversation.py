@@ -1,5 +1,6 @@
 """The two forms of a row: as it was read, and as the conversation that every task works with."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,6 +41,19 @@ class RowOrigin:
 def has_value(value: Any) -> bool:
     """Whether a value of a row holds anything: null, an empty text, list or object, and a list of such hold nothing."""
     return any(map(has_value, value)) if isinstance(value, list) else value not in (None, "", {})
+
+
+def load_json(text: str | bytes) -> Any:
+    """Parse JSON. A key that an object has twice is a ValueError: there is no telling which of its values is meant."""
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return value
 
 
 class RawRow(NamedTuple):

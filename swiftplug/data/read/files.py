@@ -11,7 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swiftplug.data.read.conversation import RawRow, RowOrigin
+from swiftplug.data.read.conversation import RawRow, RowOrigin, load_json
 from swiftplug.data.read.formats import COLUMNS
 from swiftplug.errors import UserError
 
@@ -44,7 +44,7 @@ def read_json(path: Path) -> Iterator[RawRow]:
     Every line is parsed on its own, so rows may differ in their columns and types.
 
     Raises:
-        UserError: A line is not JSON or not UTF-8.
+        UserError: A line is not JSON or not UTF-8, or an object in it has a key twice.
     """
     with _open(path) as file:
         if (rows := _rows_of_one_value(file, path)) is not None:
@@ -63,7 +63,7 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[RawRow]:
     A row with more or fewer cells than columns becomes a list, which is reported later as an unusable row.
 
     Raises:
-        UserError: The file is not UTF-8, not CSV, or has a duplicate column.
+        UserError: The file is not UTF-8, not CSV, has a duplicate column, or separates its cells differently.
     """
     csv.field_size_limit(LONGEST_CELL)
     with _open(path) as file:
@@ -73,6 +73,12 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[RawRow]:
             header = [name.removeprefix("\ufeff").strip() for name in next(reader, [])]
             if len(set(header)) < len(header):
                 raise UserError(f"{path}:1: a column is named twice: {', '.join(header)}")
+            other = next(
+                (each for each in ";\t," if len(header) == 1 and each in header[0] and each != delimiter), None
+            )
+            if other:
+                cause = f"cells are separated by {other!r}, expected ',' (in a .tsv file '\\t')"
+                raise UserError(f"{path}:1: {cause}: {header[0]!r:.60}")
             line = reader.line_num + 1
             for cells in reader:
                 if cells:
@@ -229,7 +235,7 @@ def _rows_of_one_value(file: BufferedReader, path: Path) -> list[Any] | None:
     if first.lstrip()[:1] not in (b"[", b"{"):
         return None
     try:
-        value = json.loads(first)
+        value = load_json(first)
         if any(line.strip() for _, line in lines):
             return None
     except (ValueError, RecursionError):
@@ -254,17 +260,17 @@ def _decode(raw: bytes, path: Path, line: int) -> str:
 def _parse(text: str, path: Path, line: int) -> Any:
     """Parse JSON text that begins on the given line of the file."""
     try:
-        return json.loads(text)
+        return load_json(text)
     except (ValueError, RecursionError) as error:
-        cause, ended = str(error), text.endswith("\n")
+        cause, expected, ended = str(error), "", text.endswith("\n")
         if isinstance(error, json.JSONDecodeError):
             cause = f"{error.msg} at column {error.colno}"
+            expected = f"; expected {'a list of rows, or ' if path.suffix == '.json' else ''}one object per line"
             line += error.lineno - 1
             text = text.split("\n")[error.lineno - 1]
         found = text.strip()
         shown = found if len(found) <= 40 else f"{found[:37]}..."
-        expected = "one object per line" if path.suffix != ".json" else "a list of rows, or one object per line"
-        cause = f"not JSON: {cause}: {shown!r}; expected {expected}"
+        cause = f"not JSON: {cause}: {shown!r}{expected}"
         raise _broken(f"{path}:{line}", cause, ended) from None
 
 

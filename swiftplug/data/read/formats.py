@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
-from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin, has_value
+from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin, has_value, load_json
 from swiftplug.data.read.messages import (
     Messages,
     check_media,
@@ -23,7 +23,10 @@ LABELLED = ("a label in place of an answer", "sft trains answers; a label is for
 SIMILAR = {
     "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns"),
     "prompt": ("prompt", "instruction", "question", "query", "problem", "input", "inputs", "human", "user"),
-    "completion": ("completion", "output", "response", "answer", "solution", "outputs", "target", "assistant", "gpt"),
+    "completion": (
+        *("completion", "output", "response", "answer", "solution", "outputs", "target", "assistant", "gpt"),
+        *("answers", "targets"),
+    ),
     "system": ("system", "system_prompt", "system_message"),
     "text": ("text", "content", "document", "article", "body", "code"),
 }
@@ -63,7 +66,7 @@ def to_conversation(
         RowError: The row cannot be used.
     """
     if not isinstance(row, dict):
-        raise RowError("a row is not an object", f"it is {describe(row)}")
+        raise RowError("a row is not an object", f"it is {describe(row)}: {json.dumps(row, default=str)[:60]}")
     columns = columns or {}
     rest = {name: value for name, value in row.items() if name not in columns}
     rest |= {new: row[old] for old, new in columns.items() if old in row}
@@ -74,12 +77,15 @@ def to_conversation(
     if "text" in has and (task == "pt" or format is None):
         return _text_conversation(rest, origin, task)
     if format is None:
-        found = ", ".join(map(repr, row)) or "none"
+        found = ", ".join(f"{name!r}{'' if row[name] is not None else ' (null)'}" for name in row) or "none"
         raise RowError("no known columns", f"found {found}, expected e.g. 'messages'{_suggest_columns(has, task)}")
     messages = format.parse(rest)
     for column in format.answer, "chosen":
-        if not messages or messages[-1]["role"] != "assistant":
+        if not messages or messages[-1]["role"] != "assistant" or column == "completion":
             messages = _add_answer(messages, _parse_turns(rest, column, "assistant"))
+    is_conversation = format.columns & {"messages", "conversations"}
+    if not is_conversation and {message["role"] for message in messages} == {"assistant"}:
+        raise RowError("no question", f"there is only an answer{_suggest_rename('prompt', 'prompt', rest)}")
     if "system" in has:
         messages = _add_system(messages, rest)
     tools = _parse_tools(rest.pop("tools", None))
@@ -183,15 +189,23 @@ def _parse_turns(rest: dict[str, Any], column: str, role: str) -> Messages:
         return []
     if isinstance(value, str):
         value = _split_text(value) or [{"role": role, "content": value}]
-    return parse_messages([value] if isinstance(value, dict) else value, column)
+    turns = [value] if isinstance(value, dict) else value
+    if turns != [] and not _has_turns(turns):
+        raise RowError(f"`{column}` is neither text nor messages", f"it is {describe(value)}")
+    return parse_messages(turns, column)
+
+
+def _has_turns(value: Any) -> bool:
+    """Whether a value is a list with messages."""
+    return isinstance(value, list) and any(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in value)
 
 
 def _split_text(text: str) -> Messages | None:
     """The messages of a transcript, or of the JSON text of a list of messages; None if it is any other text."""
     if text.lstrip()[:2] == "[{":  # how a CSV file has a list
         with suppress(ValueError, RecursionError):
-            turns = json.loads(text)
-            return turns if all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in turns) else None
+            turns = load_json(text)
+            return turns if _has_turns(turns) else None
     if not TRANSCRIPT.match(text):
         return None
     _, *parts = TRANSCRIPT_TURN.split(text.strip())
@@ -241,10 +255,9 @@ def parse_label(row: Mapping[str, Any]) -> bool | None:
 def _check_answer(last: dict[str, Any], rest: dict[str, Any], format: Format) -> None:
     """Refuse a row without an answer to train on."""
     if last["role"] != "assistant":
-        found = _find_similar("completion", [name for name, value in rest.items() if has_value(value)])
-        if rest.get("label") is not None and not found:
+        hint = _suggest_rename("completion", format.answer, rest)
+        if rest.get("label") is not None and not hint:
             raise RowError(*LABELLED)
-        hint = f"; {_rename({found: format.answer})}" if found else ""
         raise RowError("no answer", f"the last message is {last['role']!r}, expected 'assistant'{hint}")
     if parse_label(rest) is not None:
         raise RowError("an answer labelled good or bad", "a true or false `label` is for alignment, not for sft")
@@ -262,6 +275,12 @@ def _suggest_columns(names: Iterable[str], task: str) -> str:
         wanted = ["messages"] if "messages" in found else ["text"] if task == "pt" else []
     renamed = {found[known]: known for known in wanted if known in found}
     return f"; {_rename(renamed)}" if renamed else " (data.columns renames)"
+
+
+def _suggest_rename(known: str, new: str, rest: Mapping[str, Any]) -> str:
+    """How a column that nothing reads yet could be renamed; empty if none is like what is called `known` here."""
+    found = _find_similar(known, [name for name, value in rest.items() if has_value(value)])
+    return f"; {_rename({found: new})}" if found else ""
 
 
 def _find_similar(known: str, names: Iterable[str]) -> str | None:

@@ -3,10 +3,10 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from swiftplug.data.read.conversation import RowError, has_value
+from swiftplug.data.read.conversation import RowError, has_value, load_json
 from swiftplug.errors import nearest
 from swiftplug.plugin.tokenizer import REASONING_KEYS
 
@@ -14,16 +14,20 @@ Messages = list[dict[str, Any]]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-# Other names of roles, as in ShareGPT, ms-swift and OpenAI's older format.
+# Other names of roles, as in ShareGPT, ms-swift, Gemini, Llama and OpenAI's older format.
 ROLE_NAMES = {
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "model": "assistant",
     "observation": "tool",
     "tool_response": "tool",
     "function_response": "tool",
     "function": "tool",
+    "ipython": "tool",
 }
+# The keys of a question with its answer, where a list has such pairs in place of messages (ms-swift, Capybara).
+PAIRS = (("human", "assistant"), ("input", "output"))
 CALL_ROLES = ("function_call", "tool_call")  # turns whose content is a call, or a list of them
 THOUGHT = re.compile(r"\s*(<think>.*?</think>)\s*", re.DOTALL)  # LLaMA-Factory writes it before the call
 
@@ -75,7 +79,7 @@ def parse_messages(value: Any, column: str) -> Messages:
     if not isinstance(value, list):
         raise RowError(f"`{column}` is not a list of messages", f"it is {describe(value)}")
     messages: Messages = []
-    for number, turn in enumerate(value, 1):
+    for number, turn in enumerate(_split_pairs(value), 1):
         for part in _split_results(_with_role(turn)):
             message = _parse_message(part, f"message {number}")
             before = messages[-1] if messages else {}
@@ -155,7 +159,7 @@ def parse_json(value: Any, column: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return load_json(value)
     except (ValueError, RecursionError) as error:
         raise RowError(f"`{column}` is text that is not JSON", str(error)) from None
 
@@ -163,6 +167,18 @@ def parse_json(value: Any, column: str) -> Any:
 def describe(value: Any) -> str:
     """The type of a JSON value, for messages."""
     return "null" if value is None else JSON_TYPES.get(type(value), type(value).__name__)
+
+
+def _split_pairs(turns: list[Any]) -> Iterator[Any]:
+    """The turns, two for each pair of question and answer."""
+    for turn in turns:
+        keys = next((keys for keys in PAIRS if isinstance(turn, dict) and turn.keys() == {*keys}), None)
+        if keys:
+            yield from (
+                {"role": role, "content": turn[key]} for role, key in zip(("user", "assistant"), keys, strict=True)
+            )
+        else:
+            yield turn
 
 
 def _with_role(turn: Any) -> Any:
@@ -178,7 +194,7 @@ def _with_role(turn: Any) -> Any:
             calls, content = calls[thought.end() :], thought[1]
         return {**turn, "role": "assistant", "content": content, "tool_calls": calls}
     role = turn.get("role")
-    return {**turn, "role": ROLE_NAMES.get(role, role)} if isinstance(role, str) else turn
+    return {**turn, "role": ROLE_NAMES.get(role.lower(), role.lower())} if isinstance(role, str) else turn
 
 
 def _is_call(turn: Any) -> bool:
@@ -211,7 +227,7 @@ def _part_type(part: Any) -> str:
     """The type of a part of a content; the type may also be the key that holds the rest, or the only text."""
     if not isinstance(part, dict):
         return "text" if isinstance(part, str) else describe(part)
-    return str(part.get("type") or next((key for key in (*PART_ORDER, *RESULT_PARTS) if key in part), None))
+    return str(part.get("type") or next((key for key in (*PART_ORDER, *RESULT_PARTS) if key in part), describe(part)))
 
 
 def _parse_message(message: Any, where: str) -> dict[str, Any]:
@@ -314,7 +330,7 @@ def _parse_arguments(function: dict[str, Any], where: str) -> dict[str, Any] | s
     [(key, value)] = found
     if isinstance(value, str) and (not value.strip() or value.strip()[0] in '{["'):
         try:
-            value = json.loads(value.strip() or "{}")
+            value = load_json(value.strip() or "{}")
         except (ValueError, RecursionError) as error:
             raise RowError("a tool call's arguments are text that is not JSON", f"{where}: {error}") from None
         if isinstance(value, str):  # JSON text within JSON text

@@ -196,7 +196,7 @@ def _by_count(counts: Mapping[str, int], noun: str) -> Iterable[str]:
     keys = defaultdict(list)
     for key, count in sorted(counts.items()):
         similar = get_close_matches(key, COLUMNS - {key} if noun == "row" else (), n=1, cutoff=0.88)
-        keys[count].append(f"`{key}` (did you mean `{similar[0]}`?)" if similar else f"`{key}`")
+        keys[count].append(f"`{key}` (did you mean `{similar[0]}`?)" if similar else f"`{key or '(no name)'}`")
     for count, names in sorted(keys.items(), reverse=True):
         if len(names) > NAMES:
             names[NAMES:] = [f"{len(names) - NAMES:,} other keys"]
