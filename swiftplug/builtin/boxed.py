@@ -12,6 +12,8 @@ _BARE = re.compile(
 )
 _REST_OF_FORMULA = re.compile(r"[^$\n]*[^$\s.,;:!?](?=[\s.,;:!?]*\$)")
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
+# Reasoning: up to a closing tag (the prompt may have opened it), or from an opening one, closed or cut off.
+_REASONING = re.compile(r"\A(?:(?!<think>).)*</think>|<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 class Box(NamedTuple):
@@ -66,7 +68,13 @@ def has_open_box(text: str) -> bool:
     return re.search(r"\\boxed\s*\{", text) is not None
 
 
-def tagged_answer(text: str) -> str:
-    """What is in the last `<answer>...</answer>` of a text; the whole text if there is none."""
+def without_reasoning(text: str) -> str:
+    """A text without its `<think>...</think>`."""
+    return _REASONING.sub("", text)
+
+
+def answer_part(text: str) -> str:
+    """What is in the last `<answer>...</answer>` behind the reasoning; without one, all that is not reasoning."""
+    text = without_reasoning(text)
     *_, last = "", *_ANSWER.findall(text)
     return last or text

@@ -67,6 +67,11 @@ COMPARING = [("math", {}), ("gsm8k", {}), ("react", {}), ("cosine", {"max_chars"
         (r"\boxed{\text{\boxed 2 of them}}", "2", 1.0),
         (r"\boxedinput{2}", "2", 0.0),
         (r"put it in \boxed and go on", "and", 0.0),
+        # reasoning is no answer
+        (r"<think>\boxed{2}</think>\boxed{3}", "2", 0.0),
+        (r"<think>\boxed{2}</think>So it is 2.", "2", 0.0),
+        (r"<think>\boxed{2}", "2", 0.0),
+        (r"\boxed{3}?</think>\boxed{2}", "2", 1.0),
     ],
 )
 def test_math(scorer, answer, reference, reward):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StrictFloat, TypeAdapter
 
+from swiftplug.builtin.boxed import without_reasoning
 from swiftplug.builtin.openai.chat import CUT_OFF, MalformedAnswerError, plain_text, read_answer
 from swiftplug.builtin.openai.client import HOW_TO_ASK, ChatClient, ClientOptions, RequestFailed
 from swiftplug.plugin import PRM, InferRequest, Unscored, UserError
@@ -37,7 +38,6 @@ Reply with one line of JSON that has one score for each step, and with nothing e
 NO_REFERENCE = "(there is none)"
 
 _PLACEHOLDER = re.compile(r"\{(question|answer|reference)\}")
-_THINKING = re.compile(r"\A\s*<think>.*?(</think>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 
 _SCORES: TypeAdapter[float | list[float]] = TypeAdapter(StrictFloat | Annotated[list[StrictFloat], Field(min_length=1)])
@@ -125,7 +125,7 @@ def _read_scores(body: str) -> float | list[float]:
         MalformedAnswerError: There are none, or one is not from 0 to 1.
     """
     answer = read_answer(body)
-    text = _THINKING.sub("", answer.text)
+    text = without_reasoning(answer.text)
     # What an unfinished reply says last is not its verdict, unless the verdict is all that it says.
     is_finished = answer.finish_reason.lower() not in CUT_OFF
     for texts in ([text], *([_FENCED.findall(text), _json_objects(text)] if is_finished else ())):

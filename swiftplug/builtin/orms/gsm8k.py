@@ -4,8 +4,8 @@ import re
 from decimal import Context, Decimal, Inexact
 from fractions import Fraction
 
-from swiftplug.builtin.boxed import has_open_box, last_box, tagged_answer
-from swiftplug.builtin.numbers import join_groups, plain_numbers
+from swiftplug.builtin.boxed import answer_part, has_open_box, last_box
+from swiftplug.builtin.numbers import join_groups, plain_numbers, without_powers
 from swiftplug.builtin.orms.matching import ComparingORM
 from swiftplug.plugin import Unscored
 
@@ -15,7 +15,7 @@ _DIGITS = r"""(?P<digits>
     (?: [0-9]{1,3}(?:,[0-9]{3})+(?![0-9]) | [0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9])
       | (?<![0-9][.,])(?P<unclear>[0-9]+,[0-9]+)(?![0-9]|[.,][0-9]) | [0-9]+) (?:\.[0-9]+)?
     | (?<![A-Za-z0-9.])\.[0-9]+
-    ) (?:\s*(?:[×*·]|\\times|\\cdot)\s*10\s*\^\s*\{?(?P<exponent>-?[0-9]{1,3})(?![0-9])\}?)?"""
+    )"""
 _FRACTION = r"""(?<![0-9/.,])(?:(?P<mixed>[0-9]{1,18})[ ]+(?:and[ ]+)?)?
     (?P<over>[0-9]{1,18})[ ]?/[ ]?(?P<under>[1-9][0-9]{0,17})(?![0-9]|[ ]?/|[.,][0-9])"""
 # A minus after a number or a bracket subtracts; one after a letter is a hyphen.
@@ -26,11 +26,11 @@ _NUMBER = re.compile(
 )
 # How a stated answer begins. Not the start of a calculation, nor the number of a heading (`#### 2. So`).
 _STATED = re.compile(
-    rf"""(?:[\s*_$({{\[`"'“”‘’≈~]|\\[(\[$]|\\(?:text|math)?(?:bf|rm|it)?(?![a-z])|\\approx|[A-Z]{{1,3}}(?=\$))*+
-    {_NUMBER.pattern}(?!\s*[-+*/^×÷]\s*[\d(]|[.):]\s+\w)""",
+    rf"""(?:[\s*_$({{\[`"'“”‘’≈~+约共是为]|\\[(\[$]|\\(?:text|math)?(?:bf|rm|it)?(?![a-z])|\\approx|[A-Z]{{1,3}}(?=\$))*+
+    {_NUMBER.pattern}(?!\s*[-+*/^×÷]\s*[\d({{]|\s*\\(?:sqrt|pi|cdot|times)|[.):]\s+\w)""",
     re.VERBOSE,
 )
-_ANSWER_LABEL = re.compile(r"^[\s*_>]*A\s*:|\banswer[\s*_]*(?:is\b:?|:)", re.IGNORECASE)
+_ANSWER_LABEL = re.compile(r"^[\s*_>]*A\s*:|(?:\banswer|答案)[\s*_]*(?:is\b:?|[是为]:?|:)", re.IGNORECASE)
 _LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?\d{1,18})\s*\}|(\d))\s*(?:\{\s*(\d{1,18})\s*\}|(\d))")
 
 
@@ -38,8 +38,8 @@ class GSM8K(ComparingORM):
     r"""1.0 if the answer's final number equals the reference's (GSM8K, arXiv 2110.14168), else 0.0.
 
     The final number is the one that the answer states last: after `####`, after `A:` or `answer is` on the last line,
-    in a `\boxed{...}` or in `<answer>...</answer>`; if it states none, the last number of the text. A box that is never
-    closed is no answer.
+    in a `\boxed{...}` or in `<answer>...</answer>`; if it states none, the last number of the text. What is in
+    `<think>...</think>` or in a box that is never closed is no answer.
 
     How a number is written makes no difference: `$1,000.00`, `1 000`, `1e3`, `１０００` and `1000 dollars` are equal,
     and so are `2.5`, `2 1/2` and `\frac{5}{2}`. Percent signs and units are ignored. The minus of `48-24` is no sign.
@@ -82,8 +82,9 @@ def final_number(text: str) -> str | None:
         >>> [final_number(text) for text in ("#### 1,000.50", r"so \boxed{-\$07}", "A: .5 miles", "none")]
         ['1000.5', '-7', '0.5', None]
     """
-    tagged = tagged_answer(text)
-    is_tagged, text = tagged != text, _LATEX_FRACTION.sub(_with_slash, plain_numbers(tagged))
+    part = answer_part(text)
+    is_tagged = f"<answer>{part}</answer>" in text
+    text = _LATEX_FRACTION.sub(_with_slash, without_powers(plain_numbers(part)))
     box = last_box(text)
     lines = (text[box.end :] if box else text).rstrip().splitlines()
     labels = [*_ANSWER_LABEL.finditer(lines[-1])] if lines else []
@@ -126,7 +127,7 @@ def _canonical(number: re.Match[str]) -> str:
         if exact.flags[Inexact]:
             return f"{sign}{value}"
     else:
-        quotient = Decimal(f"{number['digits'].replace(',', '')}e{number['exponent'] or 0}")
+        quotient = Decimal(number["digits"].replace(",", ""))
     digits = f"{quotient:f}"
     digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
     return f"{sign}{digits}" if digits != "0" else digits

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from swiftplug.builtin.boxed import last_boxed
+from swiftplug.builtin.boxed import last_boxed, without_reasoning
 from swiftplug.plugin import ORM, InferRequest, Unscored
 
 NO_REFERENCE = Unscored("there is no reference to compare with")
@@ -30,8 +30,9 @@ class ComparingORM(ORM):
 class Math(ComparingORM):
     r"""1.0 if the answer's last `\boxed{...}` equals the reference's as text, else 0.0.
 
-    Surrounding white space is ignored; `1/2` is not `0.5` (`math_verify` finds them equal). A reference without a box
-    is compared as a whole. An answer without a box scores 0.0.
+    A box in `<think>...</think>` does not count, surrounding white space is ignored, and `1/2` is not `0.5`
+    (`math_verify` finds them equal). A reference without a box is compared as a whole. An answer without a box scores
+    0.0.
 
     Example:
         >>> Math().score(r"Half of it is \boxed{\frac{1}{2}}.", r"\boxed{ \frac{1}{2} }")
@@ -40,14 +41,14 @@ class Math(ComparingORM):
 
     def score(self, answer: str, reference: str) -> float:
         """1.0 for the right box, else 0.0."""
-        found, expected = last_boxed(answer), last_boxed(reference)
+        found, expected = (last_boxed(without_reasoning(text)) for text in (answer, reference))
         if expected is None:
             expected = reference
         return float(found is not None and found.strip() == expected.strip())
 
     def answer_of(self, text: str) -> str | None:
         """The content of the last box."""
-        return (last_boxed(text) or "").strip() or None
+        return (last_boxed(without_reasoning(text)) or "").strip() or None
 
 
 class React(ComparingORM):
