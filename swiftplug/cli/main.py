@@ -25,7 +25,7 @@ _COMMANDS = {
     "list-plugins": "List the installed plugins, without importing them.",
 }
 
-_SECONDS_FOR_OTHERS = 3
+_SECONDS_FOR_OTHERS = 5
 
 
 class _Command(TyperCommand):
@@ -158,6 +158,11 @@ def main() -> NoReturn:
         if "--debug" in sys.argv and not isinstance(error, typer.TyperException):
             raise
         code = _report(error)
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # The connections are closed before the interpreter has ended, and the other processes would report that.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

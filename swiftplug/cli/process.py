@@ -181,6 +181,8 @@ def run_in_processes(nproc: int, arguments: Sequence[str]) -> int:
     if failed is None:
         return 0
     code = processes[failed].returncode
+    if failed and code in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # the first has said what is saved
+        code = 128 - code
     if code < 0:
         ended = f"process {failed} {describe_death(code)}, so the run was stopped"
         print(f"error: {ended}; what was saved is unharmed: continue with --resume", file=sys.stderr)

@@ -17,19 +17,18 @@ class EpochSampler(Sampler[int]):
     """Every index once per epoch, in an order that depends only on the seed and the epoch.
 
     The global random state and earlier draws have no influence, so a resumed run sees the same order as an
-    uninterrupted one. A data loader cuts the order into batches of `batch_size` from the front.
+    uninterrupted one. A data loader cuts the order into steps of `batch_size` from the front.
 
-    With length grouping, stretches of a random order are sorted by length and cut into batches, and the batches are
-    shuffled: little padding, and the micro-batches of one accumulation step still differ in length, as in a plain
-    random order. The batch with the longest example comes first, so that a run that needs too much memory fails
-    immediately. Processes take batches in turn, and at each step all get batches of about the same length.
+    With length grouping, stretches of a random order are sorted by length and cut into steps, and the steps are
+    shuffled. However many processes and micro-batches share a step, each gets neighbours in its order: little padding,
+    and all processes are busy for about as long. The step with the longest example comes first, so that a run that
+    needs too much memory fails immediately.
 
     Args:
         lengths: The number of tokens of each example.
-        batch_size: Number of examples in a batch of one process.
+        batch_size: Number of examples in a step, over all its micro-batches and processes.
         seed: The run's seed.
-        group_by_length: Whether to group examples of similar length into batches.
-        num_processes: Number of processes that share the batches.
+        group_by_length: Whether to group examples of similar length into steps.
     """
 
     def __init__(
@@ -38,13 +37,11 @@ class EpochSampler(Sampler[int]):
         batch_size: int,
         seed: int,
         group_by_length: bool = True,
-        num_processes: int = 1,
     ) -> None:
         self.lengths = np.asarray(lengths[:])  # reads a column of a dataset at once
         self.batch_size = batch_size
         self.seed = seed
         self.group_by_length = group_by_length
-        self.num_processes = num_processes
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -65,14 +62,13 @@ class EpochSampler(Sampler[int]):
         lengths = self.lengths[order]
         longest = int(lengths.argmax())
         order[[0, longest]] = order[[longest, 0]]
-        group = self.batch_size * self.num_processes
-        full = len(order) - len(order) % group
-        stretch = np.arange(full) // (group * BATCHES_TO_SORT)
+        full = len(order) - len(order) % self.batch_size
+        stretch = np.arange(full) // (self.batch_size * BATCHES_TO_SORT)
         by_length = np.lexsort((-self.lengths[order[:full]], stretch))
-        groups = order[:full][by_length].reshape(-1, group)
-        groups[1:] = generator.permutation(groups[1:])
+        steps = order[:full][by_length].reshape(-1, self.batch_size)
+        steps[1:] = generator.permutation(steps[1:])
         rest = order[full:]
-        return np.concatenate([groups.reshape(-1), rest[np.argsort(-self.lengths[rest], kind="stable")]])
+        return np.concatenate([steps.reshape(-1), rest[np.argsort(-self.lengths[rest], kind="stable")]])
 
 
 class Collator:

@@ -1,5 +1,6 @@
 """Checkpoints: each takes its name only when it is complete, loses it before it is deleted, and resumes exactly."""
 
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from swiftplug.config.resume import CONFIG, config_difference
 from swiftplug.config.yaml_file import read_config
 from swiftplug.data.read.report import DataReport
 from swiftplug.errors import UserError
-from swiftplug.formatting import format_command
+from swiftplug.formatting import format_command, format_count
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.folder import KEPT_BASE, MARKER, STAGED_BASE, add_to_record, read_record
@@ -25,6 +26,7 @@ CURVES = "loss.png"
 STAGING = ".saving-checkpoint"
 FINAL_STAGING = ".saving-final"
 DELETING = ".deleting-"
+_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")  # with the processes, the rows of a step
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -49,24 +51,41 @@ def clear_leftovers(run_dir: Path) -> None:
 def check_same_run(folder: Path, args: Arguments, allow_changed_plugins: bool) -> None:
     """Check that what is to be resumed is this run, as far as can be told before the data is read.
 
+    Its steps may be shared out among other numbers of micro-batches and processes if they take as many rows.
+
     Raises:
-        UserError: It has another config or other processes than this one, or a plugin of it has changed.
+        UserError: It has another config or takes other steps than this one, or a plugin of it has changed.
     """
     if not (folder / CONFIG).exists():
         return
     before, _ = read_config(str(folder / CONFIG))
     record = read_record(folder)
-    difference = config_difference(before, args.config, ignoring=("dataset", "eval_dataset"))
-    there, here = record.get("processes"), args.training_args.world_size
-    if not difference and there not in (None, here):
-        difference = f"processes: {there} there, {here} here (--nproc)"
-    if difference:
+    training, arguments = before.get("training") or {}, args.training_args
+    here = [*(int(getattr(arguments, name)) for name in _STEP), arguments.world_size]
+    there = [*(int(training.get(name, getattr(TrainingArguments, name))) for name in _STEP), here[-1]]
+    there[-1] = record.get("processes", here[-1])
+    rows, now = math.prod(there), math.prod(here)
+    free = [f"training.{name}" for name in _STEP] if rows == now else []
+    differences = [config_difference(before, args.config, ignoring=("dataset", "eval_dataset", *free))]
+    if rows != now and there[-1] != here[-1]:
+        fitting, rest = divmod(rows, math.prod(here[1:]))
+        keep = "" if rest else f"; --set training.{_STEP[0]}={fitting} keeps them"
+        differences.append(
+            f"processes: {there[-1]} there, {here[-1]} here, so a step takes {now} rows, not {rows}{keep}"
+        )
+    if difference := "; ".join(filter(None, differences)):
         as_begun = format_command("train", folder, "--resume")
         raise UserError(
             f"--resume: {folder / CONFIG} is another run's: {difference}; `{as_begun}` continues it as it began"
         )
     if not allow_changed_plugins:
         _check_plugins_unchanged(record, args.plugins.all())
+    if there != here:
+        shares = [
+            f"{size} x {steps} accumulated x {format_count(count, 'process')}" for size, steps, count in (here, there)
+        ]
+        anew = "" if there[-1] == here[-1] else "; random numbers of the model (dropout) start anew"
+        args.notes.append(f"--resume: a step takes {rows} rows as before, now {shares[0]}, not {shares[1]}{anew}")
 
 
 def check_same_data(folder: Path, args: Arguments, data: DataReport) -> None:

@@ -69,10 +69,9 @@ class PlugTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.sampler = EpochSampler(
             kwargs["train_dataset"]["length"],
-            self.args.train_batch_size,
+            self.get_total_train_batch_size(self.args),
             self.args.seed,
             group_by_length=args.config.data.group_by_length,
-            num_processes=self.args.world_size,
         )
         self._order_callbacks()
         self._flops_per_token = _flops_per_token(model)
@@ -98,6 +97,8 @@ class PlugTrainer(Trainer):
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
+        if "num_items_in_batch" in self.loss_computer.takes:  # the mean of none is nan
+            batches[-1]["labels"] = self._without_repeated_rows(batches[-1]["labels"])
         count = torch.as_tensor(sum((batch["labels"][:, 1:] != IGNORED_LABEL).sum() for batch in batches))
         total = count.to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:

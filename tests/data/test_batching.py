@@ -3,6 +3,7 @@
 import itertools
 import random
 import statistics
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def lengths_like_real(count: int, seed: int) -> list[int]:
     return np.minimum(np.random.default_rng(seed).lognormal(5.5, 0.8, count).astype(int) + 1, 2048).tolist()
 
 
-def batches(order: list[int], size: int) -> list[list[int]]:
+def batches(order: list[Any], size: int) -> list[list[Any]]:
     return list(BatchSampler(order, size, drop_last=False))
 
 
@@ -28,9 +29,9 @@ def padding(order: list[int], lengths: list[int], size: int) -> float:
 
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 63, 64, 1000, 1001])
-@pytest.mark.parametrize("processes", [1, 3])
-def test_every_index_once(count: int, grouped: bool, processes: int) -> None:
-    sampler = EpochSampler(lengths_like_real(count, 0), 4, seed=1, group_by_length=grouped, num_processes=processes)
+@pytest.mark.parametrize("batch_size", [4, 12])
+def test_every_index_once(count: int, grouped: bool, batch_size: int) -> None:
+    sampler = EpochSampler(lengths_like_real(count, 0), batch_size, seed=1, group_by_length=grouped)
     assert sorted(sampler) == list(range(count))
     assert len(sampler) == count
 
@@ -82,13 +83,13 @@ def test_grouped_batches_differ_between_epochs() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_longest_example_is_in_the_first_batch(seed: int) -> None:
     lengths = lengths_like_real(random.Random(seed).randint(8, 300), seed)
-    first = list(itertools.islice(EpochSampler(lengths, 4, seed, num_processes=2), 4))
+    first = list(itertools.islice(EpochSampler(lengths, 8, seed), 4))
     assert max(lengths[i] for i in first) == max(lengths)
 
 
 def test_processes_get_batches_of_like_length_at_the_same_time() -> None:
     lengths = lengths_like_real(4000, 2)
-    order = list(EpochSampler(lengths, 4, seed=0, num_processes=4))
+    order = list(EpochSampler(lengths, 16, seed=0))
     shards = [
         list(BatchSamplerShard(BatchSampler(order, 4, drop_last=False), num_processes=4, process_index=rank))
         for rank in range(4)
@@ -99,6 +100,24 @@ def test_processes_get_batches_of_like_length_at_the_same_time() -> None:
         ratios.append(min(widths) / max(widths))
     assert statistics.mean(ratios) > 0.9
     assert sorted(i for shard in shards for batch in shard for i in batch) == list(range(4000))
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("count", [5, 64, 75, 77])
+def test_a_step_has_the_same_examples_however_many_share_it(count: int, grouped: bool) -> None:
+    order = list(EpochSampler(lengths_like_real(count, 4), 16, seed=0, group_by_length=grouped))
+
+    def steps(processes: int, batch_size: int) -> list[list[int]]:
+        """The examples of each step, those of the last without what accelerate repeats to fill it."""
+        sampler = BatchSampler(order, batch_size, drop_last=False)
+        shards = [[*BatchSamplerShard(sampler, processes, rank)] for rank in range(processes)]
+        rounds = [[*itertools.chain(*each)] for each in zip(*shards, strict=True)]
+        rounds[-1] = rounds[-1][: (count - 1) % (processes * batch_size) + 1]
+        return [sorted(itertools.chain(*group)) for group in batches(rounds, 16 // (processes * batch_size))]
+
+    one = steps(1, 4)
+    assert [len(step) for step in one[:-1]] == [16] * (len(one) - 1)
+    assert steps(2, 4) == steps(4, 4) == steps(2, 2) == steps(1, 16) == one
 
 
 def test_lengths_may_be_a_column_of_a_dataset() -> None:

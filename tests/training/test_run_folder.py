@@ -174,6 +174,32 @@ def test_resume_refuses_rows_that_changed_wherever_they_are(run: Any, chat_file:
     assert len(json.loads((first.run_dir / "run.json").read_text())["commands"]) == 2
 
 
+def test_a_step_may_be_shared_out_anew(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    size, accumulation = "training.per_device_train_batch_size", "training.gradient_accumulation_steps"
+    sets = ["training.save_steps=2", "training.save_strategy=steps", "training.learning_rate=1e-3", f"{size}=4"]
+    first = run("r", sets)
+    expected = load_file(first.run_dir / "model.safetensors")
+    shutil.rmtree(first.run_dir / "checkpoint-4")
+    with pytest.raises(UserError, match=f"is another run's: {accumulation}: not given there, 3 here;"):
+        run("r", [*sets, f"{accumulation}=3"], resume=True)
+    capsys.readouterr()
+    run("r", [*sets, f"{size}=2", f"{accumulation}=2"], resume=True)
+    told = "a step takes 4 rows as before, now 2 x 2 accumulated x 1 process, not 4 x 1 accumulated x 1 process"
+    assert told in " ".join(capsys.readouterr().out.split())
+    for name, tensor in load_file(first.run_dir / "model.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
+
+    record = json.loads((first.run_dir / "run.json").read_text())
+    assert record["processes"] == 1
+    (first.run_dir / "run.json").write_text(json.dumps({**record, "processes": 4}))
+    with pytest.raises(UserError, match=f"so a step takes 4 rows, not 16; --set {size}=8 keeps them"):
+        run("r", [*sets, f"{size}=2", f"{accumulation}=2"], resume=True)
+    run("r", [*sets, f"{size}=16"], resume=True)
+    assert "now 16 x 1 accumulated x 1 process, not 2 x 2 accumulated x 4 processes" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_a_changed_plugin_is_named_at_resume(run: Any) -> None:
     run("r", ["training.save_strategy=epoch"], plugins=CALLBACK, callbacks=["noted"])
     with pytest.raises(UserError, match=r"callback plugin 'file:noted' .* has changed .*--allow-changed-plugins"):
