@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -28,7 +29,24 @@ _COMMANDS = {
 _SECONDS_FOR_OTHERS = 5
 
 
-class _Command(TyperCommand):
+class _LightParameters:
+    """Of a command: leaves a parameter that is not given as it is, for whose type typer 0.29 would import pydantic."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, `--help` among them."""
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            parameter.process_value = partial(_process_value, parameter)
+        return parameters
+
+
+def _process_value(parameter: Any, context: Any, value: Any) -> Any:
+    if value is None and not parameter.required:
+        return () if parameter.multiple else None
+    return type(parameter).process_value(parameter, context, value)
+
+
+class _Command(_LightParameters, TyperCommand):
     """A command that explains what people get wrong in its options.
 
     Attributes:
@@ -77,7 +95,7 @@ class _Command(TyperCommand):
         return f"; did you mean '--set {here}={value}'?"
 
 
-class _Commands(TyperGroup):
+class _Commands(_LightParameters, TyperGroup):
     """Imports a command only to run it: `swiftplug --help` should not wait for pydantic."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry.contracts import check_contract
@@ -18,8 +18,10 @@ from swiftplug.plugin.registry.finder import (
     normalize_distribution,
 )
 from swiftplug.plugin.registry.kinds import KINDS
-from swiftplug.plugin.registry.options import PluginChoice, bind, check_options, declared_options
 from swiftplug.plugin.registry.source import source_of
+
+if TYPE_CHECKING:
+    from swiftplug.plugin.registry.options import PluginChoice
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Registry:
         self._choose(kind, name, where)
 
     def resolve(
-        self, kind: str, choice: PluginChoice, where: str, where_option: Callable[[str], str] | None = None
+        self, kind: str, choice: "PluginChoice", where: str, where_option: Callable[[str], str] | None = None
     ) -> LoadedPlugin:
         """Import a plugin, check its contract and its options, and make it ready for use.
 
@@ -182,6 +184,8 @@ class Registry:
         where: str,
         where_option: Callable[[str], str] | None = None,
     ) -> LoadedPlugin:
+        from swiftplug.plugin.registry.options import bind, check_options, declared_options  # they need pydantic
+
         try:
             plugin = found.load()
             check_contract(found.kind, plugin)
