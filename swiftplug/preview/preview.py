@@ -17,12 +17,14 @@ from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import RowError
 from swiftplug.data.read.report import UnreadKeys
 from swiftplug.data.read.sources import check_columns, concatenate, open_source
+from swiftplug.data.tokens import check_offsets
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
 from swiftplug.preview.rows import PreviewRow, preview_rows
+from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.errors import naming_plugins
-from swiftplug.training.setup import set_up
+from swiftplug.runs.plugins import resolve_plugins
 
 _PLAIN_LEGEND = "⟦text⟧ trains with weight 1, ⟦0.5× text⟧ with another; all else does not train"
 
@@ -42,13 +44,18 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
     Raises:
         UserError: The config or the data is invalid.
     """
-    opened = set_up(config)
-    plugins, options = opened.plugins, config.data
+    plugins, options = resolve_plugins(config, ("model", "tools", "loss_scale")), config.data
+    opened = Arguments(config, plugins, tokenizer_only=True)
     sources = [open_source(choice, plugins.registry, "dataset") for choice in config.dataset]
     check_columns(options.columns, sources)
     source = concatenate(sources)
+    with naming_plugins(plugins.all()):
+        tokenizer = opened.load_tokenizer()
+        check_offsets(tokenizer)
+        if config.task != "pt":
+            opened.load_chat()  # notes a chat template without an end-of-turn token
     loss_scale = combine(plugins.of("loss_scale"))
-    encoder = RowEncoder(opened.load_tokenizer(), plugins.one("tools").bound, loss_scale, config.task, options)
+    encoder = RowEncoder(tokenizer, plugins.one("tools").bound, loss_scale, config.task, options)
     shown: list[PreviewRow] = []
     unread = UnreadKeys()
     with naming_plugins(plugins.all()):

@@ -27,6 +27,12 @@ class Arguments(RunArguments):
 
     A run that only scores candidates should not wait for torch: what needs it is imported in the methods.
 
+    Args:
+        config: The config of the run.
+        plugins: Its plugins.
+        training_args: Those of a training run.
+        tokenizer_only: Whether no model will be loaded, so that none is checked.
+
     Attributes:
         plugins: The run's plugins.
         notes: What the user should know about the tokenizer, once it is loaded.
@@ -38,10 +44,13 @@ class Arguments(RunArguments):
         config: RunConfig,
         plugins: RunPlugins,
         training_args: "TrainingArguments | None" = None,
+        *,
+        tokenizer_only: bool = False,
     ) -> None:
         self.config = config
         self.plugins = plugins
         self.training_args = training_args
+        self._tokenizer_only = tokenizer_only
         self.notes: list[str] = []
         self._adapter: str | None = getattr(config, "adapter", None)
         self.tokenizer: PreTrainedTokenizerBase | None = None
@@ -156,12 +165,16 @@ class Arguments(RunArguments):
 
     def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, with a padding token and its own chat template."""
-        from swiftplug.runs.model import load_tokenizer, with_padding_token
+        from swiftplug.runs.tokenizer import load_tokenizer, with_padding_token
 
         if self.config.model is None:
             return self._base_of(self._adapter)._load_tokenizer()
         name = self._checkpoint
         if name is not None:
+            if not self._tokenizer_only and not is_adapter_run(name):
+                from swiftplug.runs.model import check_config
+
+                check_config(name, self.config.model_options)
             return load_tokenizer(name, self.config.model_options)
         self._built, tokenizer = self._build()
         return with_padding_token(tokenizer, self.config.model.name)

@@ -1,4 +1,4 @@
-"""Loads the tokenizer and weights of a folder or hub id, and adapters."""
+"""Loads the weights of a folder or hub id, and adapters."""
 
 import warnings
 from collections import Counter
@@ -12,11 +12,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     TrainingArguments,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -24,10 +22,11 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from swiftplug.config.schema import ModelOptions
-from swiftplug.errors import UserError, broken_link, nearest
+from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.model_arch import attach_model_meta
 from swiftplug.plugin.registry import Registry
-from swiftplug.runs.folder import MARKER, Marker, is_adapter_run, load_tuner
+from swiftplug.runs.folder import MARKER, Marker, load_tuner
+from swiftplug.runs.tokenizer import check_name, hub_options, load_error
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -37,30 +36,13 @@ def autocast_dtype(training_args: TrainingArguments) -> torch.dtype:
     return torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
 
 
-def load_tokenizer(name: str, options: ModelOptions) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model from a folder or the hub, and give it a padding token.
-
-    Raises:
-        UserError: There is no such model, or it has no usable tokenizer.
-    """
-    _check_name(name)
-    transformers_logging.disable_progress_bar()  # for reading and writing weights; downloads still show theirs
+def check_config(name: str, options: ModelOptions) -> None:
+    """Check, before a model is loaded, that Transformers knows its config; raises a `UserError` if not."""
+    check_name(name)
     try:
-        if not is_adapter_run(name):
-            AutoConfig.from_pretrained(name, **_hub_options(options))
-        tokenizer = AutoTokenizer.from_pretrained(name, **_hub_options(options))
+        AutoConfig.from_pretrained(name, **hub_options(options))
     except (OSError, ValueError, KeyError) as error:
-        raise _load_error(name, error) from error
-    return with_padding_token(tokenizer, name)
-
-
-def with_padding_token(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """Let a tokenizer without a padding token pad with its end token."""
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise UserError(f"model: the tokenizer of {name!r} has neither a padding token nor an end token")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+        raise load_error(name, error) from error
 
 
 def check_loadable(options: ModelOptions) -> None:
@@ -95,7 +77,7 @@ def load_weights(
     Raises:
         UserError: It cannot be loaded.
     """
-    _check_name(name)
+    check_name(name)
     transformers_logging.disable_progress_bar()  # of reading and writing weights; downloads still show theirs
     try:
         model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
@@ -103,10 +85,10 @@ def load_weights(
             dtype=dtype or "auto",
             attn_implementation=options.attn_implementation,
             quantization_config=_quantization(options.quantization, compute_dtype),
-            **_hub_options(options),
+            **hub_options(options),
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _load_error(name, error) from error
+        raise load_error(name, error) from error
     attach_model_meta(model)
     return model
 
@@ -171,10 +153,6 @@ def _merge(model: PeftModel) -> torch.nn.Module:
     return merged
 
 
-def _hub_options(options: ModelOptions) -> dict[str, Any]:
-    return {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
-
-
 def _quantization(bits: str | None, compute_dtype: torch.dtype) -> Any:
     """QLoRA's settings (Dettmers et al., arXiv 2305.14314) for `model_options.quantization`."""
     if bits is None:
@@ -187,25 +165,3 @@ def _quantization(bits: str | None, compute_dtype: torch.dtype) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
-
-
-def _check_name(name: str) -> None:
-    """Report a mistyped folder before the hub is asked for it."""
-    path = Path(name).expanduser()
-    if link := broken_link(path):
-        raise UserError(f"model: {name!r}{link}")
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent.is_dir() and "/" in name)
-    if path.exists():
-        if not path.is_dir():
-            raise UserError(f"model: {name!r} is a file; expected a folder with config.json, or a hub id")
-        if not (path / "config.json").is_file() and Marker.read(name) is None:
-            raise UserError(f"model: the folder {name!r} has no config.json; expected a model, or the folder of a run")
-    elif looks_local:
-        beside = path.parent.iterdir() if path.parent.is_dir() else ()
-        folders = [str(path.parent / item.name) for item in beside if item.is_dir()]
-        raise UserError(f"model: no folder {name!r}{nearest(name, folders)}")
-
-
-def _load_error(name: str, error: Exception) -> UserError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return UserError(f"model: cannot load {name!r}: {reason}")

@@ -67,21 +67,28 @@ def check_plugin_names(config: RunConfig) -> None:
             registry.check_name(kind, choice.name, config.where(*path))
 
 
-def resolve_plugins(config: RunConfig) -> RunPlugins:
-    """Find, import and check every plugin that a config names; datasets are resolved when they are read.
+def resolve_plugins(config: RunConfig, kinds: Collection[str] = KINDS) -> RunPlugins:
+    """Find, import and check the plugins that a config names; datasets are resolved when they are read.
+
+    Args:
+        config: The config.
+        kinds: The kinds that are needed; of plugins of others, only the names are checked.
 
     Raises:
         UserError: One is unknown, ambiguous, broken, of the wrong form, or does not take its options.
     """
     registry = _discover(config)
     by_kind: dict[str, list[LoadedPlugin]] = {
-        _KIND_OF_KEY[key]: [] for key in type(config).model_fields if key in _KIND_OF_KEY
+        kind: [] for key in type(config).model_fields if (kind := _KIND_OF_KEY.get(key, "")) in kinds
     }
     if "callback" in by_kind:  # `extra_callbacks` of a plugin file run without being named in the config
         by_kind["callback"] += registry.always_on_callbacks
     for kind, choices, path in _named(config, registry):
         where, where_option = config.where(*path), partial(config.where, *path)
-        if len(choices) == 1:
+        if kind not in kinds:
+            for choice in choices:
+                registry.check_name(kind, choice.name, where)
+        elif len(choices) == 1:
             by_kind[kind].append(registry.resolve(kind, choices[0], where, where_option))
         else:
             by_kind[kind] += _resolve_combined(registry, choices, where, where_option)

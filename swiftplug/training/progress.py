@@ -5,18 +5,17 @@ import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from transformers import TrainerCallback, TrainerState
 
 from swiftplug.formatting import format_number
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.folder import atomic_path, write_atomically
 from swiftplug.training.checkpoint import LOG
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _PANELS_PER_ROW = 4
 
@@ -106,6 +105,9 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         history: The log history of a Trainer: dictionaries with `step` and what was logged at it.
         path: Where to write the PNG; it appears whole or not at all.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a dry run should not wait for it
+    from matplotlib.figure import Figure
+
     logged = {name for entry in history for name, value in entry.items() if isinstance(value, float | int)}
     others = sorted(logged - BOOKKEEPING - {"step", "loss", "eval_loss", "learning_rate", "train_loss"})
     panels = [{"loss": "training", "eval_loss": "evaluation"}, {"learning_rate": "learning rate"}]
@@ -123,7 +125,9 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         FigureCanvasAgg(figure).print_png(partial)
 
 
-def _plot(axes: Axes, history: Sequence[dict[str, Any]], series: dict[str, str]) -> None:
+def _plot(axes: "Axes", history: Sequence[dict[str, Any]], series: dict[str, str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for name, label in series.items():
         points = [(entry["step"], entry[name]) for entry in history if name in entry]
         if points:

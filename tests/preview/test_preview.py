@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from swiftplug.config.load import load_train_config
-from swiftplug.config.schema import DataOptions
+from swiftplug.config.schema import DataOptions, ModelOptions
 from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowOrigin
 from swiftplug.data.read.report import SplitReport
@@ -19,6 +22,7 @@ from swiftplug.errors import UserError
 from swiftplug.plugin import ContextType, LossScale
 from swiftplug.preview.preview import preview, to_html, to_text
 from swiftplug.preview.rows import PreviewRow, preview_rows
+from swiftplug.runs.tokenizer import load_tokenizer
 
 ANSI = re.compile(r"\x1b\[([0-9;]*)m")
 
@@ -239,3 +243,58 @@ def test_what_the_chat_template_does_not_read_is_said_with_the_row(shown: Callab
     [shown_row] = json.loads(shown([row]))
     assert "does not read `reasoning_content`, `tools` (--tools hermes" in shown_row["note"]
     assert "does not read `reasoning_content`" in json.loads(shown([row], tools="hermes"))[0]["note"]
+
+
+def test_a_preview_imports_no_torch(tiny_model_dir: Path, write_jsonl: Callable[..., Path]) -> None:
+    rows = write_jsonl([{"prompt": "q", "completion": "a"}])
+    arguments = [
+        "preview",
+        "--model",
+        str(tiny_model_dir),
+        "--dataset",
+        str(rows),
+        "--tuner",
+        "lora",
+        "--metric",
+        "acc",
+    ]
+    code = (
+        "import sys\n"
+        "from swiftplug.cli.main import app\n"
+        f"app({[*arguments, '--loss-scale', 'last_round+react']!r}, standalone_mode=False)\n"
+        "heavy = ('torch', 'peft', 'accelerate', 'transformers.trainer', 'transformers.modeling_utils', 'matplotlib')\n"
+        "print('imported:', [it for it in heavy if it in sys.modules])\n"
+        # What was left out is there when it is wanted.
+        "import torch, transformers.modeling_rope_utils as later\n"
+        "print(later.torch.Tensor is torch.Tensor)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-2:] == ["imported: []", "True"], done.stderr
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "mistral", "gemma3_text", "deepseek_v3", "no_such", None])
+@pytest.mark.parametrize(
+    "named", ["TokenizersBackend", "PreTrainedTokenizerFast", "LlamaTokenizerFast", "Qwen2Tokenizer", "Unknown", None]
+)
+def test_the_tokenizer_is_the_one_of_auto_tokenizer(
+    tiny_model_dir: Path, tmp_path: Path, model_type: str | None, named: str | None
+) -> None:
+    """Its class, and with it its parts, follow from the model's type and the class that the tokenizer names."""
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    for file, key, value in (
+        ("config.json", "model_type", model_type),
+        ("tokenizer_config.json", "tokenizer_class", named),
+    ):
+        facts = json.loads((folder / file).read_text(encoding="utf-8"))
+        facts.pop(key)
+        (folder / file).write_text(json.dumps(facts | ({key: value} if value else {})), encoding="utf-8")
+
+    def loaded(load: Callable[[], Any]) -> Any:
+        try:
+            tokenizer = load()
+        except Exception:
+            return None
+        return type(tokenizer), tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map
+
+    expected = loaded(lambda: AutoTokenizer.from_pretrained(folder))
+    assert loaded(lambda: load_tokenizer(str(folder), ModelOptions())) == expected
