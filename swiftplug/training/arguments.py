@@ -156,6 +156,9 @@ def check_training_section(config: TrainConfig) -> dict[str, Any]:
             raise UserError(f"{where}: unknown field{known}")
         if name.endswith("_strategy") and value is False:
             value = "no"  # what YAML makes of a bare `no`
+        if name == "fsdp" and isinstance(value, bool):  # its declared type is that of the command line
+            checked[name] = value
+            continue
         adapter: TypeAdapter[Any] = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
         try:
             checked[name] = adapter.validate_python(value)

@@ -1,6 +1,7 @@
 """What comes before the model of a training run: plugins, arguments, tokenizer, data, and the plan of it all."""
 
 import math
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -42,6 +43,14 @@ def set_up(config: TrainConfig) -> Arguments:
         check_offsets(args.load_tokenizer())
         if config.task != "pt":
             args.load_chat()  # notes a chat template without an end-of-turn token
+    arguments = args.training_args
+    asked = arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if asked and (arguments.world_size == 1 or arguments.device.type == "cpu"):
+        processes = f"{format_count(arguments.world_size, 'process')} on {arguments.device.type}"
+        args.notes.append(
+            f"training.fsdp: not in force, as it needs several processes on GPUs: this run has {processes}, and each "
+            "holds the whole model"
+        )
     return args
 
 

@@ -75,3 +75,15 @@ def test_quantization_without_its_library(dry_run: Any, monkeypatch: pytest.Monk
         dry_run({}, ["model_options.quantization=4bit"])
     with pytest.raises(UserError, match=r"optim adamw_8bit: .*bitsandbytes"):
         dry_run({}, ["training.optim=adamw_8bit"])
+
+
+@pytest.mark.parametrize("form", ["true", "full_shard"])
+def test_fsdp_that_is_not_in_force_is_said(
+    dry_run: Any, form: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    for sets, told in ([f"training.fsdp={form}"], True), (["training.fsdp=false"], False), ([], False):
+        dry_run({}, [*sets, "training.use_cpu=true"])
+        assert ("fsdp: not in force" in " ".join(capsys.readouterr().out.split())) is told
+    with pytest.raises(UserError, match=r"training\.fsdp=3: found 3"):
+        dry_run({}, ["training.fsdp=3"])
