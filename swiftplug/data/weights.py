@@ -78,12 +78,9 @@ def cut_context(
         UserError: The parts do not add up to the context, or a part does not have exactly one weight that is a finite
             number and at least 0.
     """
-    passed = (
-        kwargs
-        if _takes_role(type(scale).get_loss_scale)
-        else {key: value for key, value in kwargs.items() if key != "role"}
-    )
-    returned: Any = scale.get_loss_scale(context, context_type, is_last_round, **passed)
+    if not _takes_role(type(scale).get_loss_scale):
+        kwargs.pop("role", None)
+    returned: Any = scale.get_loss_scale(context, context_type, is_last_round, **kwargs)
     try:
         parts, weights = (list(each) for each in returned)
         joined = "".join(parts)

@@ -34,6 +34,7 @@ THOUGHT = re.compile(r"\s*(<think>.*?</think>)\s*", re.DOTALL)  # LLaMA-Factory 
 # Where each format has the arguments of a call, and whether a message trains.
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "kwargs", "tool_input")
 TRAINING_KEYS = ("loss", "weight", "train", "training", "train_on_turn")
+FLAGS = dict.fromkeys(("0", "0.0", "false"), False) | dict.fromkeys(("1", "1.0", "true"), True)
 # Parts of a content, in the order in which templates write them; some formats have the type as a key.
 PART_ORDER = {
     **dict.fromkeys(REASONING_KEYS, 0),
@@ -267,7 +268,7 @@ def _parse_message(message: Any, where: str) -> dict[str, Any]:
 def _parse_training(parsed: dict[str, Any], where: str) -> None:
     """Bring what a message says of its training into `loss` (bool) and `loss_scale` (at least 0)."""
     given = {key: parsed.pop(key) for key in TRAINING_KEYS if key in parsed}
-    flags = {key: {"0": False, "1": True, "false": False, "true": True}.get(_flag_text(given[key])) for key in given}
+    flags = {key: FLAGS.get(str(value).strip().lower()) for key, value in given.items()}
     for key, flag in flags.items():
         if flag is None:
             expected = "0 or 1" if key == "weight" else "true or false"
@@ -284,10 +285,6 @@ def _parse_training(parsed: dict[str, Any], where: str) -> None:
     scale = parsed.get("loss_scale", 1.0)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
         raise RowError("`loss_scale` is not a finite number of at least 0", f"{where} has {scale!r}")
-
-
-def _flag_text(value: Any) -> str:
-    return str(int(value)) if value in (0, 1) and not isinstance(value, str) else str(value).strip().lower()
 
 
 def _parse_content(value: Any, where: str) -> tuple[str, str, list[dict[str, Any]]]:

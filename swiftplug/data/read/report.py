@@ -1,6 +1,6 @@
 """What became of the rows of a run: how many were read, used, cut or left out, and why."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -40,29 +40,27 @@ class UnreadKeys:
         ['1 row has `foo`: not read']
     """
 
-    rows: dict[str, int] = field(default_factory=dict)
-    messages: dict[str, int] = field(default_factory=dict)
+    rows: Counter[str] = field(default_factory=Counter)
+    messages: Counter[str] = field(default_factory=Counter)
 
     def count_row(self, rest: Mapping[str, Any]) -> None:
         """Count what a row has besides the columns that are read; a key without a value, or an empty one, is none."""
-        _count(self.rows, rest)
+        self.rows.update(key for key, value in rest.items() if has_value(value))
 
     def count_message(self, rest: Mapping[str, Any]) -> None:
         """Likewise for a message."""
-        _count(self.messages, rest)
+        self.messages.update(key for key, value in rest.items() if has_value(value))
 
     def count_rendered(self, rendered_without: Iterable[str], messages: Sequence[Mapping[str, Any]]) -> None:
         """Count the keys of a row and of its messages that the chat template does not read."""
         for key in rendered_without:
             having = sum(key in message for message in messages)
-            counts = self.messages if having else self.rows
-            counts[key] = counts.get(key, 0) + max(having, 1)
+            (self.messages if having else self.rows)[key] += max(having, 1)
 
     def add(self, other: "UnreadKeys") -> None:
         """Add the counts of more rows."""
-        for counts, more in (self.rows, other.rows), (self.messages, other.messages):
-            for key, count in more.items():
-                counts[key] = counts.get(key, 0) + count
+        self.rows.update(other.rows)
+        self.messages.update(other.messages)
 
     def lines(self) -> list[str]:
         """One line that names all keys, those that equally many have together; none if there are no keys."""
@@ -184,12 +182,6 @@ class DataReport:
         evaluation = self.eval.lines("eval") if self.eval else []
         lines = [*self.train.lines("train"), *evaluation, *unread.lines()]
         return [*lines, f"encoded rows: {self.store}", *self.notes]
-
-
-def _count(counts: dict[str, int], rest: Mapping[str, Any]) -> None:
-    for key, value in rest.items():
-        if has_value(value):
-            counts[key] = counts.get(key, 0) + 1
 
 
 def _by_count(counts: Mapping[str, int], noun: str) -> Iterable[str]:
