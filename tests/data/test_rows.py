@@ -346,6 +346,18 @@ def test_other_columns_pass_through() -> None:
     assert conversation.origin == ORIGIN
 
 
+def test_a_renamed_column_without_a_value_takes_no_other_ones_place() -> None:
+    columns = {"question": "prompt", "q": "prompt", "answer": "completion"}
+    own = {"prompt": "你好 👋", "completion": "Hello."}
+    assert converted({**own, "question": None, "answer": ""}, columns=columns).messages == [USER, ANSWER]
+    assert converted({**own, "prompt": None, "question": "你好 👋", "q": ""}, columns=columns).messages == [
+        USER,
+        ANSWER,
+    ]
+    swapped = {"prompt": "completion", "completion": "prompt"}
+    assert converted({"prompt": "Hello.", "completion": "你好 👋"}, columns=swapped).messages == [USER, ANSWER]
+
+
 def test_columns_are_renamed() -> None:
     row = {"question": "你好 👋", "answer": "Hello.", "prompt": "other"}
     assert converted(row, columns={"question": "prompt", "answer": "completion"}).messages == [USER, ANSWER]

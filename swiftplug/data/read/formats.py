@@ -69,7 +69,9 @@ def to_conversation(
         raise RowError("a row is not an object", f"it is {describe(row)}: {json.dumps(row, default=str)[:60]}")
     columns = columns or {}
     rest = {name: value for name, value in row.items() if name not in columns}
-    rest |= {new: row[old] for old, new in columns.items() if old in row}
+    for old, new in columns.items():
+        if has_value(row.get(old)) or (old in row and new not in rest):
+            rest[new] = row[old]
 
     check_media(rest, "the row")
     has = {name for name, value in rest.items() if value is not None}
