@@ -1,10 +1,8 @@
 """From segments to the weight of each token: a loss scale weighs characters, and offsets map them to tokens."""
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +11,8 @@ from swiftplug.data.chat.segments import Rendered
 from swiftplug.errors import UserError
 from swiftplug.plugin import ContextType, LossScale
 from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.plugin.registry.errors import ContractError
+from swiftplug.plugin.registry.returns import check_weights
 
 
 class WeightedSpan(NamedTuple):
@@ -82,24 +82,12 @@ def cut_context(
         kwargs.pop("role", None)
     returned: Any = scale.get_loss_scale(context, context_type, is_last_round, **kwargs)
     try:
-        parts, weights = (list(each) for each in returned)
-        joined = "".join(parts)
-    except (TypeError, ValueError):
-        raise UserError(f"{name}: returned {returned!r:.60}, expected a list of texts and a list of weights") from None
-    if joined != context:
-        different = (i for i, (a, b) in enumerate(zip(joined, context, strict=False)) if a != b)
-        at = next(different, min(len(joined), len(context)))
-        raise UserError(
-            f"{name}: its parts do not join to the {context_type.value} they were cut from: "
-            f"at character {at} found {joined[at : at + 20]!r}, expected {context[at : at + 20]!r}"
-        )
-    if len(parts) != len(weights):
-        raise UserError(f"{name}: found {len(parts)} parts and {len(weights)} weights, expected one weight per part")
+        parts, weights = check_weights(returned, context, context_type)
+    except ContractError as error:
+        raise UserError(f"{name}: {error}") from None
     spans: list[WeightedSpan] = []
     for part, weight in zip(parts, weights, strict=True):
-        if not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:
-            raise UserError(f"{name}: found the weight {weight!r}, expected a finite number of at least 0")
-        spans.append(WeightedSpan(start, start + len(part), float(weight)))
+        spans.append(WeightedSpan(start, start + len(part), weight))
         start += len(part)
     return spans
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from swiftplug.errors import Interrupted, UserError
 from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.plugin.registry.errors import one_line
 
 # safetensors and torch's archive writer raise their own exceptions, recognisable only by their message.
 _DISK_FULL_TEXTS = ("No space left", "disk is full", "inline_container.cc", "PytorchStreamWriter failed")
@@ -24,7 +25,7 @@ def naming_plugins(plugins: Iterable[LoadedPlugin]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         third_party = {
             Path(plugin.source_file).resolve(): plugin.found
             for plugin in plugins
@@ -34,7 +35,7 @@ def naming_plugins(plugins: Iterable[LoadedPlugin]) -> Iterator[None]:
             file = Path(frame.filename).resolve()
             if file in third_party:
                 place = f"{file.name}:{frame.lineno}"
-                raise UserError(f"{third_party[file]} raised {type(error).__name__}: {error} ({place})") from error
+                raise UserError(f"{third_party[file]} raised {one_line(error)} ({place})") from error
         raise
 
 

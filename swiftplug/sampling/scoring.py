@@ -1,18 +1,17 @@
 """Scores candidates in batches across rows, with a time limit, and checks every reward."""
 
-import asyncio
-import inspect
-import math
-import numbers
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
 from swiftplug.plugin.registry import BoundScorer, LoadedPlugin
+from swiftplug.plugin.registry.errors import ContractError
+from swiftplug.plugin.registry.returns import check_reward, check_rewards
 from swiftplug.plugin.rewards import InferRequest, Unscored
 from swiftplug.runs.errors import naming_plugins
 from swiftplug.runs.plugins import RunPlugins
@@ -54,60 +53,44 @@ class Scorer:
     def find_right(self, answers: Sequence[tuple[Row, str]], timeout: float) -> list[bool]:
         """Whether each answer to a row is right; one that gets no number is not."""
         rewards = self._rewards([(row, Candidate(0, text, REFERENCE)) for row, text in answers], timeout)
+        checked = [self._check(it, f"reference of {row.origin}") for (row, _), it in zip(answers, rewards, strict=True)]
         least = self.bound.right_from
-        return [isinstance(it, numbers.Real) and least is not None and float(it) >= least for it in rewards]
+        return [isinstance(it, float) and least is not None and it >= least for it in checked]
 
     def _rewards(self, pairs: Sequence[tuple[Row, Candidate]], timeout: float) -> Sequence[Any]:
         """What the plugin returns for these candidates, one value for each."""
-        returned = self._call([_request(*pair) for pair in pairs], [row.ground_truth for row, _ in pairs], timeout)
-        if hasattr(returned, "tolist"):  # an array or a tensor
-            returned = returned.tolist()
-        if not isinstance(returned, list | tuple):
-            expected = f"expected a list of {format_count(len(pairs), 'reward')}"
-            raise UserError(f"{self.plugin.found} returned a {type(returned).__name__}; {expected}")
-        if len(returned) != len(pairs):
-            counted = format_count(len(pairs), "candidate")
-            raise UserError(f"{self.plugin.found} returned {format_count(len(returned), 'reward')} for {counted}")
-        return returned
+        requests = [_request(*pair) for pair in pairs]
+        returned = self._call(requests, [row.ground_truth for row, _ in pairs], timeout)
+        try:
+            return check_rewards(returned, len(pairs))
+        except ContractError as error:
+            raise UserError(f"{self.plugin.found} {error}") from None
 
     def _call(self, requests: list[InferRequest], references: list[str | None], timeout: float) -> Any:
         """Call the plugin in this thread, the main one: libraries that use signals need that."""
-
-        def call() -> Any:
-            result = self.bound(requests, references)
-            return asyncio.run(_await(result)) if inspect.isawaitable(result) else result
-
         counted = format_count(len(requests), "candidate")
         late = (
             f"{self.plugin.found} did not score {counted} within {timeout:g} s (score_timeout); "
             "what was sampled is kept: continue with --resume"
         )
         with naming_plugins([self.plugin]):
-            return call_within(timeout, call, late)
+            return call_within(timeout, partial(self.bound, requests, references), late)
 
     def _record(self, row: Row, candidate: Candidate, reward: Any) -> None:
         assert candidate.rewards is not None
-        if isinstance(reward, Unscored):
-            candidate.unscored[self.name] = reward.reason
-        elif reward is None:
-            candidate.unscored[self.name] = "gave no score"
-        elif self.kind == "prm" and isinstance(reward, list | tuple):
-            if reward:
-                candidate.rewards[self.name] = [self._number(row, candidate, each) for each in reward]
-            else:
-                candidate.unscored[self.name] = "found no step to reward"
+        checked = self._check(reward, f"candidate {candidate.index} of {row.origin}")
+        if isinstance(checked, Unscored):
+            candidate.unscored[self.name] = checked.reason
+        elif isinstance(checked, list):
+            candidate.rewards[self.name] = [round(step, _DIGITS) for step in checked]
         else:
-            candidate.rewards[self.name] = self._number(row, candidate, reward)
+            candidate.rewards[self.name] = round(checked, _DIGITS)
 
-    def _number(self, row: Row, candidate: Candidate, reward: Any) -> float:
-        value = float(reward) if isinstance(reward, numbers.Real) or hasattr(reward, "item") else math.nan
-        if not math.isfinite(value):
-            expected = "a finite number" + (", or a list of one per step" if self.kind == "prm" else "")
-            raise UserError(
-                f"{self.plugin.found} returned {reward!r:.60} for candidate {candidate.index} of {row.origin}; "
-                f"expected {expected}"
-            )
-        return round(value, _DIGITS)
+    def _check(self, reward: Any, where: str) -> float | list[float] | Unscored:
+        try:
+            return check_reward(self.kind, reward)
+        except ContractError as error:
+            raise UserError(f"{self.plugin.found} {error} ({where})") from None
 
 
 def _request(row: Row, candidate: Candidate) -> InferRequest:
@@ -136,7 +119,3 @@ def resolve_scorers(config: SampleConfig, plugins: RunPlugins) -> list[Scorer]:
             f"{config.where('easy_query_threshold')}: it needs an ORM that judges what is right; name one with --orm"
         )
     return scorers
-
-
-async def _await(result: Any) -> Any:
-    return await result

@@ -13,6 +13,8 @@ from swiftplug.errors import UserError
 from swiftplug.plugin import Chat
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.registry import BoundMetric, LoadedPlugin
+from swiftplug.plugin.registry.errors import ContractError
+from swiftplug.plugin.registry.returns import check_metrics
 from swiftplug.runs.console import RunProgress
 
 
@@ -131,11 +133,12 @@ def _merged(metrics: list[BoundMetric], compute: Callable[[BoundMetric], Any]) -
     merged: dict[str, float] = {}
     owner: dict[str, str] = {}
     for metric in metrics:
-        result = compute(metric)
-        if not isinstance(result, dict):
-            raise UserError(f"metric {metric.name!r}: returned a {type(result).__name__}; expected a dict of numbers")
+        try:
+            result = check_metrics(compute(metric))
+        except ContractError as error:
+            raise UserError(f"metric {metric.name!r}: {error}") from None
         for name, value in result.items():
             if name in merged:
                 raise UserError(f"metrics {owner[name]!r} and {metric.name!r} both return {name!r}; use one of them")
-            merged[name], owner[name] = float(value), metric.name
+            merged[name], owner[name] = value, metric.name
     return merged

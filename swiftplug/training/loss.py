@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +12,8 @@ from transformers import TrainingArguments
 from swiftplug.errors import UserError
 from swiftplug.plugin.loss import IGNORED_LABEL, TokenLoss
 from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.plugin.registry.errors import ContractError
+from swiftplug.plugin.registry.returns import check_loss
 from swiftplug.training.head import KnownHead, find_known_head, run_headless, token_loss_sum
 
 
@@ -41,6 +43,7 @@ class LossComputer:
         self, plugin: LoadedPlugin, model: torch.nn.Module, accelerator: Accelerator, args: TrainingArguments
     ) -> None:
         self.plugin = plugin
+        self.name = f"loss {plugin.found.qualified_name!r} {plugin.found.version}".rstrip()
         self.function = plugin.bound
         self.takes = optional_arguments(self.function)
         loss_class = type(self.function)
@@ -83,7 +86,10 @@ class LossComputer:
             outputs.logits = outputs.logits[:, -labels.shape[1] :]
             optional = {"loss_scale": scale, "num_items_in_batch": num_items}
             loss = self.function(outputs, labels, **{name: optional[name] for name in self.takes})
-            self._check_scalar(loss)
+            try:
+                check_loss(loss)
+            except ContractError as error:
+                raise UserError(f"{self.name}: {error}") from None
         # In training only: it depends on how rows are batched, and `eval_loss` must not.
         if self.aux_coefficient and model.training and outputs.aux_loss is not None:
             loss = loss + self.aux_coefficient * self._share(labels, num_items) * outputs.aux_loss.to(loss.device)
@@ -134,28 +140,18 @@ class LossComputer:
             return 1.0
         return (labels[:, 1:] != IGNORED_LABEL).sum() / num_items
 
-    def _check_scalar(self, loss: Any) -> None:
-        if not isinstance(loss, torch.Tensor):
-            self._refuse(f"a {type(loss).__name__}")
-        if loss.dim() != 0:
-            self._refuse(f"a tensor of shape {tuple(loss.shape)}")
-        if torch.is_grad_enabled() and not loss.requires_grad:
-            self._refuse("a tensor without a gradient")
-
     def _token_loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         losses = self.function.token_loss(logits, targets)
         if not isinstance(losses, torch.Tensor):
-            self._refuse(f"a {type(losses).__name__} from token_loss", "one loss per position")
+            raise UserError(
+                f"{self.name}: returned a {type(losses).__name__} from token_loss, expected one loss per position"
+            )
         if losses.shape != targets.shape:
-            self._refuse(
-                f"shape {tuple(losses.shape)} from token_loss", f"one loss per position, {tuple(targets.shape)}"
+            raise UserError(
+                f"{self.name}: returned shape {tuple(losses.shape)} from token_loss, expected one loss per position, "
+                f"{tuple(targets.shape)}"
             )
         return losses
-
-    def _refuse(self, found: str, expected: str = "a scalar tensor") -> NoReturn:
-        plugin = self.plugin.found
-        name = f"loss {plugin.qualified_name!r} {plugin.version}".rstrip()
-        raise UserError(f"{name}: returned {found}; expected {expected}")
 
 
 def _base(model: torch.nn.Module) -> torch.nn.Module:

@@ -28,6 +28,8 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from swiftplug.data.batching import EpochSampler
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.loss import IGNORED_LABEL
+from swiftplug.plugin.registry.errors import ContractError
+from swiftplug.plugin.registry.returns import check_optimizer
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.folder import KEPT_BASE, Marker, absolute_name
@@ -139,17 +141,10 @@ class PlugTrainer(Trainer):
         if self.optimizer is None:
             plugin = self.plugins.one("optimizer")
             made = plugin.bound(self.run_args, self.model if model is None else model, self.train_dataset)
-            name = f"optimizer {plugin.found.qualified_name!r}"
-            if not isinstance(made, tuple) or len(made) != 2:
-                raise UserError(f"{name}: returned a {type(made).__name__}; expected a pair (optimizer, scheduler)")
-            optimizer, scheduler = made
-            if optimizer is None and scheduler is not None:
-                raise UserError(f"{name}: returned a scheduler without its optimizer")
-            if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-                raise UserError(
-                    f"{name}: returned a {type(optimizer).__name__} first; expected a torch.optim.Optimizer or None"
-                )
-            self.optimizer, self.lr_scheduler = optimizer, scheduler
+            try:
+                self.optimizer, self.lr_scheduler = check_optimizer(made)
+            except ContractError as error:
+                raise UserError(f"optimizer {plugin.found.qualified_name!r}: {error}") from None
         return super().create_optimizer(model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -1,7 +1,5 @@
 """Rewards in the forms that exist elsewhere: each is called by the names of its parameters."""
 
-import asyncio
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,22 @@ class Requests(ORM):
         answers = [request["messages"][-1]["content"] for request in infer_requests]
         return [float(answer == truth) for answer, truth in zip(answers, solution, strict=True)]
 
+class Keywords(ORM):
+    def __call__(self, infer_requests, **kwargs):
+        answers = [request["messages"][-1]["content"] for request in infer_requests]
+        return [float(answer == truth) for answer, truth in zip(answers, kwargs["ground_truths"], strict=True)]
+
+class Old:
+    "As in early ms-swift 3: a static method."
+    @staticmethod
+    def infer(infer_requests, ground_truths, **kwargs):
+        return [float(it.messages[-1]["content"] == truth) for it, truth in zip(infer_requests, ground_truths)]
+
+class OldSteps(PRM):
+    @staticmethod
+    def infer(infer_requests, ground_truths=None, **kwargs):
+        return [[float(len(line)) for line in it.messages[-1]["content"].splitlines()] for it in infer_requests]
+
 def trl(prompts, completions, level, *, least=0, log_extra=None, **kwargs):
     assert [prompt[-1]["role"] for prompt in prompts] == ["user", "user"]
     assert all(it == [{"role": "assistant", "content": it[0]["content"]}] for it in completions)
@@ -51,6 +65,8 @@ class Steps(PRM):
         return [[float(len(line)) for line in it.splitlines()] for it in completions]
 
 orms.update(same=Same, async_same=AsyncSame, requests=Requests, trl=trl, trl_async=trl_async, defaulted=defaulted)
+orms.update(keywords=Keywords, old=Old, old_instance=Old())
+prms["old"] = OldSteps
 orms["fixed"] = partial(trl, least=5)
 prms["steps"] = Steps
 """
@@ -77,12 +93,7 @@ def rewards(scorer: BoundScorer) -> Any:
         InferRequest([question, {"role": "assistant", "content": "4"}], {"solution": "4", "level": 1}),
         InferRequest([question, {"role": "assistant", "content": "four\n4!"}], {"solution": "4"}),
     ]
-    returned = scorer(requests, ["4", "4"])
-    return asyncio.run(_await(returned)) if inspect.isawaitable(returned) else returned
-
-
-async def _await(awaitable: Any) -> Any:
-    return await awaitable
+    return scorer(requests, ["4", "4"])
 
 
 @pytest.mark.parametrize(
@@ -91,6 +102,9 @@ async def _await(awaitable: Any) -> Any:
         ("same", {}, [1.0, 0.0]),
         ("async_same", {}, [1.0, 0.0]),  # no row has a column `ground_truth`: it is the reference
         ("requests", {}, [1.0, 0.0]),
+        ("keywords", {}, [1.0, 0.0]),
+        ("old", {}, [1.0, 0.0]),
+        ("old_instance", {}, [1.0, 0.0]),
         ("trl", {}, [1.0, None]),
         ("trl", {"least": 1}, [0.0, None]),
         ("fixed", {}, [0.0, None]),
@@ -105,7 +119,8 @@ def test_each_form_gets_what_it_names(
 
 
 def test_a_prm_may_have_these_forms_too(resolve: Callable[..., BoundScorer]) -> None:
-    assert rewards(resolve("prm", "steps")) == [[1.0], [4.0, 2.0]]
+    for name in ("steps", "old"):
+        assert rewards(resolve("prm", name)) == [[1.0], [4.0, 2.0]]
 
 
 def test_what_a_scorer_needs_is_known_before_it_is_called(resolve: Callable[..., BoundScorer]) -> None:

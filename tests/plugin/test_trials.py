@@ -51,6 +51,11 @@ class Steps(PRM):
         return [[1.0, 0.5], Unscored("none")]
 
 
+class Tensors(PRM):
+    def __call__(self, infer_requests: Any, **kwargs: Any) -> Any:
+        return [torch.tensor([1.0, 0.5]), torch.tensor(1.0)]
+
+
 class Texts(PRM):
     def __call__(self, infer_requests: Any, **kwargs: Any) -> Any:
         return [[1.0, "good"], 1.0]
@@ -83,6 +88,7 @@ def needs_column(completions: Any, tests: Any, **kwargs: Any) -> Any:
         ("orm", needs_column),
         ("orm", lambda infer_requests, ground_truths: torch.ones(2)),
         ("prm", Steps),
+        ("prm", Tensors),
         *((kind, never) for kind in ("engine", "model", "dataset", "tuner", "callback")),
     ],
 )
@@ -93,12 +99,12 @@ def test_what_does_as_its_contract_says(kind: str, plugin: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "plugin", "cause"),
     [
-        ("loss", lambda outputs, labels: outputs.logits, r"a Tensor of shape \(2, 4, 8\), expected a tensor with one"),
+        ("loss", lambda outputs, labels: outputs.logits, r"a tensor of shape \(2, 4, 8\), expected a scalar tensor"),
         ("loss", lambda outputs, labels: outputs.logits.sum() * float("nan"), "returned nan, expected a finite number"),
-        ("loss", lambda outputs, labels: 0.5, "returned a float, expected a tensor"),
-        ("loss_scale", Lost, "expected parts that join to"),
-        ("loss_scale", Unweighed, "1 parts .* and 0 weights"),
-        ("loss_scale", Negative, "returned the weight -1.0"),
+        ("loss", lambda outputs, labels: 0.5, "returned a float, expected a scalar tensor"),
+        ("loss_scale", Lost, "its parts do not join to the suffix they were cut from"),
+        ("loss_scale", Unweighed, "found 1 parts and 0 weights"),
+        ("loss_scale", Negative, "found the weight -1.0"),
         ("metric", (lambda prediction: 0.5, None), "returned a float, expected a dict of numbers"),
         ("metric", (lambda prediction: {"acc": "high"}, None), "returned 'acc': 'high', expected a name and a number"),
         ("metric", (lambda prediction: {}, lambda logits, labels: None), "a preprocess that returned a NoneType"),
@@ -110,11 +116,19 @@ def test_what_does_as_its_contract_says(kind: str, plugin: Any) -> None:
         ("optimizer", lambda args, model, dataset: ("adamw", None), "returned a str first"),
         ("tools", lambda tool_names, tool_descs: tool_descs, "returned a list, expected text"),
         ("orm", lambda completions: ["good", "bad"], "returned the reward 'good', expected a finite number"),
-        ("orm", lambda completions: [1.0], "returned 1 rewards for 2 answers"),
-        ("orm", lambda completions: 1.0, "returned a float for 2 answers"),
+        ("orm", lambda completions: [1.0], "returned 1 reward for 2 candidates"),
+        ("orm", lambda completions: 1.0, "returned a float, expected a list of 2 rewards"),
         ("orm", lambda infer_requests, ground_truths: [float("nan")] * 2, "returned the reward nan"),
         ("orm", lambda infer_requests, ground_truths: [[1.0], [1.0]], r"returned the reward \[1.0\]"),
-        ("prm", Texts, "returned the reward 'good'"),
+        ("prm", Texts, r"returned the reward \[1.0, 'good'\], expected a finite number, or a list of one per step"),
+        ("loss", lambda outputs, labels: outputs.logits.sum().detach(), "returned a tensor without a gradient"),
+        ("optimizer", lambda args, model, dataset: (None, object()), "returned a scheduler without its optimizer"),
+        (
+            "optimizer",
+            lambda args, model, dataset: (torch.optim.SGD(model.parameters(), 1.0), "cosine"),
+            "returned a str second, expected a learning rate scheduler",
+        ),
+        ("metric", (lambda prediction: {"acc": torch.ones(2)}, None), "returned 'acc': tensor.*expected a name and a"),
     ],
 )
 def test_what_does_not(kind: str, plugin: Any, cause: str) -> None:

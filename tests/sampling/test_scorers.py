@@ -57,6 +57,11 @@ def test_a_missing_reward_is_recorded(sample: Callable[..., Any]) -> None:
     assert (second["scores"], second["reasons"]) == ({}, ["x: gave no score"])
 
 
+def test_an_orm_that_exits_is_named(sample: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"orm 'x' of mine.py raised SystemExit: 3 \(mine.py:2\)$"):
+        sample("orms['x'] = lambda completions: exit(3)", [candidate("a")], "--orm", "x")
+
+
 @pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
 def test_a_column_that_no_row_has_is_asked_for_before_anything_is_scored(
     sample: Callable[..., Any], arguments: list[str]

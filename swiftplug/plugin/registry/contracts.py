@@ -168,7 +168,7 @@ def _check_call(function: Any, call: Call, name: str = "", *, takes_options: boo
                 f"{begins}, expected 'infer_requests', or 'completions' or 'prompts' as in ms-swift and TRL: what a "
                 "scorer gets is told by the names of its parameters"
             )
-        if first != call.forms[0]:
+        if first != call.forms[0] or any(each.kind is each.VAR_KEYWORD for each in parameters):  # it gets all by name
             return
     passed = {*call.keywords, *(signature.parameters.keys() & set(call.optional))}
     if takes_options:

@@ -34,8 +34,8 @@ def describe_error(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     # If a module or an attribute is missing, the last frame is in the import machinery or here, not in the plugin.
     if not frames or frames[-1].filename == importlib.__file__ or Path(frames[-1].filename).parent == _OUR_FOLDER:
-        return _one_line(error)
-    return f"{_one_line(error)} ({frames[-1].filename}:{frames[-1].lineno})"
+        return one_line(error)
+    return f"{one_line(error)} ({frames[-1].filename}:{frames[-1].lineno})"
 
 
 def describe_error_in(path: Path, shown: str, error: BaseException) -> str:
@@ -43,9 +43,10 @@ def describe_error_in(path: Path, shown: str, error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{shown}:{error.lineno}: SyntaxError: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return f"{shown}:{lines[-1]}: {_one_line(error)}" if lines else f"{shown}: {_one_line(error)}"
+    return f"{shown}:{lines[-1]}: {one_line(error)}" if lines else f"{shown}: {one_line(error)}"
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's type and message."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -136,13 +136,27 @@ def _as_here(kind: str, plugin: Any) -> Any:
         cls: Any = plugin if inspect.isclass(plugin) else type(plugin)
         owner = next((base for base in cls.__mro__ if {"infer", "__call__"} & vars(base).keys()), None)
         if owner and "infer" in vars(owner) and "__call__" not in vars(owner):
-            cls.__call__ = cls.infer
+            infer = vars(owner)["infer"]
+            cls.__call__ = _with_self(infer.__func__) if isinstance(infer, staticmethod) else infer
     if kind == "metric" and isinstance(plugin, tuple) and len(plugin) == 2 and plugin[1] is None:
         compute: Any = plugin[0]
         if compares_texts(compute) or (is_function(compute) and len(_required(compute)) == 2):
             compute.generate = True
             return compute
     return plugin
+
+
+def _with_self(function: Any) -> Any:
+    """A static method as a method: Python finds the signature of an instance in `__call__` without its first one."""
+
+    @wraps(function)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    signature = inspect.signature(function)
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    vars(call)["__signature__"] = signature.replace(parameters=[own, *signature.parameters.values()])
+    return call
 
 
 def _tools_format(plugin: Any) -> Any:

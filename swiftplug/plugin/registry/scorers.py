@@ -1,7 +1,7 @@
 """How an ORM or a PRM is called: with what its parameters name, in each of the forms in which rewards exist."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -42,14 +42,19 @@ class BoundScorer:
             ground_truths: The reference of each request; None if it has none.
 
         Returns:
-            What the scorer returns: a reward for each request, or an awaitable of them.
+            What the scorer returns, or what its awaitable gives: a reward for each request.
         """
         columns = {name for request in infer_requests for name in request.columns}
         taken = {name for name, each in self._arguments.items() if each.default is each.empty or name in columns}
         taken |= self._arguments.keys() & _ALWAYS_GIVEN
         if any(each.kind is each.VAR_KEYWORD for each in self._parameters.values()):
             taken |= _OUR_ARGUMENTS if self.is_ours else (columns | _ALWAYS_GIVEN) - _OUR_ARGUMENTS - self._options
-        return self.scorer(**{name: self._argument(name, infer_requests, ground_truths) for name in taken})
+        returned = self.scorer(**{name: self._argument(name, infer_requests, ground_truths) for name in taken})
+        if inspect.isawaitable(returned):
+            import asyncio  # only here: `list-plugins` does not need it
+
+            return asyncio.run(_await(returned))
+        return returned
 
     def __getattr__(self, name: str) -> Any:
         if name in ("scorer", "kind"):  # missing only while the object is being copied
@@ -118,3 +123,7 @@ class BoundScorer:
         variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         named = {name: each for name, each in self._parameters.items() if each.kind not in variadic}
         return {name: each for name, each in named.items() if name not in self._options}
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable

@@ -1,0 +1,114 @@
+"""What a plugin must return, by kind: the same checks in a run and in `list-plugins --check`.
+
+All raise a ContractError, whose message continues "this plugin ...", and return what they checked.
+"""
+
+import math
+from numbers import Real
+from typing import Any
+
+from swiftplug.formatting import format_count
+from swiftplug.plugin.loss import ContextType
+from swiftplug.plugin.registry.errors import ContractError
+from swiftplug.plugin.rewards import Unscored
+
+
+def check_loss(value: Any) -> Any:
+    """What a loss returns: a tensor with one number, and in training with a gradient."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise ContractError(f"returned a {type(value).__name__}, expected a scalar tensor")
+    if value.dim():
+        raise ContractError(f"returned a tensor of shape {tuple(value.shape)}, expected a scalar tensor")
+    if torch.is_grad_enabled() and not value.requires_grad:
+        raise ContractError("returned a tensor without a gradient, expected one that depends on the logits")
+    return value
+
+
+def check_weights(returned: Any, context: str, context_type: ContextType) -> tuple[list[str], list[float]]:
+    """What a loss scale returns for a context: parts that join to it, and a weight for each."""
+    try:
+        parts, weights = (list(each) for each in returned)
+        joined = "".join(parts)
+    except (TypeError, ValueError):
+        raise ContractError(f"returned {returned!r:.60}, expected a list of texts and a list of weights") from None
+    if joined != context:
+        different = (i for i, (a, b) in enumerate(zip(joined, context, strict=False)) if a != b)
+        at = next(different, min(len(joined), len(context)))
+        raise ContractError(
+            f"its parts do not join to the {context_type.value} they were cut from: "
+            f"at character {at} found {joined[at : at + 20]!r}, expected {context[at : at + 20]!r}"
+        )
+    if len(parts) != len(weights):
+        raise ContractError(f"found {len(parts)} parts and {len(weights)} weights, expected one weight per part")
+    numbers = [_number(weight) for weight in weights]
+    for number, weight in zip(numbers, weights, strict=True):
+        if not number >= 0:
+            raise ContractError(f"found the weight {weight!r}, expected a finite number of at least 0")
+    return parts, numbers
+
+
+def check_metrics(returned: Any) -> dict[str, float]:
+    """What a metric computes: numbers, which may be nan, by name."""
+    if not isinstance(returned, dict):
+        raise ContractError(f"returned a {type(returned).__name__}, expected a dict of numbers")
+    for name, value in returned.items():
+        if not isinstance(name, str) or not _is_number(value):
+            raise ContractError(f"returned {name!r}: {value!r:.60}, expected a name and a number")
+    return {name: float(value) for name, value in returned.items()}
+
+
+def check_optimizer(made: Any) -> tuple[Any, Any]:
+    """What an optimizer plugin makes: an optimizer or None, and a scheduler or None."""
+    import torch
+
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ContractError(f"returned a {type(made).__name__}, expected a pair (optimizer, scheduler)")
+    optimizer, scheduler = made
+    if not isinstance(optimizer, torch.optim.Optimizer | None):
+        raise ContractError(f"returned a {type(optimizer).__name__} first, expected a torch.optim.Optimizer or None")
+    if optimizer is None and scheduler is not None:
+        raise ContractError("returned a scheduler without its optimizer")
+    if scheduler is not None and not hasattr(scheduler, "step"):
+        raise ContractError(f"returned a {type(scheduler).__name__} second, expected a learning rate scheduler or None")
+    return optimizer, scheduler
+
+
+def check_rewards(returned: Any, count: int) -> list[Any]:
+    """What a scorer returns for so many candidates: a list, an array or a tensor of as many rewards."""
+    rewards = returned.tolist() if hasattr(returned, "tolist") else returned
+    if not isinstance(rewards, list | tuple):
+        raise ContractError(f"returned a {type(rewards).__name__}, expected a list of {format_count(count, 'reward')}")
+    if len(rewards) != count:
+        found = format_count(len(rewards), "reward")
+        raise ContractError(f"returned {found} for {format_count(count, 'candidate')}")
+    return list(rewards)
+
+
+def check_reward(kind: str, reward: Any) -> float | list[float] | Unscored:
+    """The reward of one candidate: a finite number, or for a PRM a list of one per step; None is no reward."""
+    if reward is None:
+        return Unscored("gave no score")
+    if isinstance(reward, Unscored):
+        return reward
+    value = reward.tolist() if hasattr(reward, "tolist") else reward
+    steps = value if kind == "prm" and isinstance(value, list | tuple) else [value]
+    rewards = [_number(step) for step in steps]
+    if not all(map(math.isfinite, rewards)):
+        expected = "a finite number" + (", or a list of one per step" if kind == "prm" else "")
+        raise ContractError(f"returned the reward {reward!r:.60}, expected {expected}")
+    if steps is value:
+        return rewards or Unscored("found no step to reward")
+    return rewards[0]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number, or an array or a tensor of one."""
+    return isinstance(value, Real) or (hasattr(value, "item") and getattr(value, "ndim", 0) == 0)
+
+
+def _number(value: Any) -> float:
+    """A finite number as a float; nan for anything else."""
+    number = float(value) if _is_number(value) else math.nan
+    return number if math.isfinite(number) else math.nan
