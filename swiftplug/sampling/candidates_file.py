@@ -14,7 +14,7 @@ from swiftplug.formatting import format_count
 from swiftplug.sampling.ledger import NO_CANDIDATES, NO_INDEX, Ledger
 from swiftplug.sampling.rows import Candidate, Row, check_encodable, is_reference, prompt_key
 
-_KNOWN = {"id", "index", "messages", "reference", "finish_reason", "scores", "reasons", "tools"}
+_KNOWN = {"id", "index", "messages", "reference", "finish_reason", "stop_reason", "scores", "reasons", "tools"}
 _MAX_INDEX = 2**31  # a candidate with a larger index gets the row's next free index
 
 
@@ -111,7 +111,7 @@ def _parse_line(value: Any, where: str) -> Row:
     candidate = Candidate(
         index=index if isinstance(index, int) and 0 <= index < _MAX_INDEX else NO_INDEX,
         text=text,
-        finish_reason=str(value.get("finish_reason") or "unknown"),
+        finish_reason=str(value.get("finish_reason") or value.get("stop_reason") or "unknown"),
     )
     return Row(
         id=str(value["id"]) if value.get("id") is not None else "",

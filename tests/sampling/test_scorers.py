@@ -62,6 +62,15 @@ def test_an_orm_that_exits_is_named(sample: Callable[..., Any]) -> None:
         sample("orms['x'] = lambda completions: exit(3)", [candidate("a")], "--orm", "x")
 
 
+@pytest.mark.parametrize("reason", [{"finish_reason": "length"}, {"stop_reason": "max_tokens"}])
+def test_an_answer_that_another_tool_calls_cut_off_is_not_kept(
+    sample: Callable[..., Any], reason: dict[str, str]
+) -> None:
+    plugin = "orms['x'] = lambda completions: [1.0] * len(completions)"
+    cut_off, finished = sample(plugin, [candidate("a", **reason), candidate("b", stop_reason=None)], "--orm", "x")
+    assert (cut_off["reasons"], finished["reasons"]) == (["cut off at the token limit"], [])
+
+
 @pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
 def test_a_column_that_no_row_has_is_asked_for_before_anything_is_scored(
     sample: Callable[..., Any], arguments: list[str]
