@@ -56,6 +56,16 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def check_unicode(text: str, where: str) -> None:
+    """Refuse an unpaired surrogate, which no tokenizer and no file accepts."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(
+            "a text contains an unpaired surrogate (invalid Unicode)", f"{where} has {text[error.start]!a}"
+        ) from None
+
+
 class RawRow(NamedTuple):
     """A row as read: usually a dictionary, but a file may contain anything."""
 
@@ -75,6 +85,9 @@ class Conversation:
         text: The text of a row without messages (pretraining), or None.
         chat_template_kwargs: The row's `chat_template_kwargs`: variables for the chat template.
         columns: All other columns of the row.
+
+    Raises:
+        RowError: A text, a name or a key has an unpaired surrogate.
     """
 
     messages: list[dict[str, Any]]
@@ -83,3 +96,6 @@ class Conversation:
     text: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_unicode(json.dumps(vars(self), ensure_ascii=False, default=str), "the row")

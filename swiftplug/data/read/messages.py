@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from swiftplug.data.read.conversation import RowError, has_value, load_json
+from swiftplug.data.read.conversation import RowError, check_unicode, has_value, load_json
 from swiftplug.errors import nearest
 from swiftplug.plugin.tokenizer import REASONING_KEYS
 
@@ -146,12 +146,7 @@ def check_text(text: str, where: str) -> str:
     """Refuse a text with the placeholder of an image, or with an unpaired surrogate, which no tokenizer accepts."""
     if found := PLACEHOLDER.search(text):
         raise RowError(MEDIA_REASON, f"{where} has {found.group().strip()!r}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(
-            "a text contains an unpaired surrogate (invalid Unicode)", f"{where} has {text[error.start]!a}"
-        ) from None
+    check_unicode(text, where)
     return text
 
 
