@@ -21,6 +21,7 @@ class RewardCheckpoint:
 
     Args:
         model: A folder or hub id.
+        revision: Branch, tag or commit on the hub; None is the main branch.
         by_step: Whether it scores the steps of an answer, not the whole.
         batch_size: Conversations scored at once.
         step_separator: What is between the steps of an answer.
@@ -30,13 +31,15 @@ class RewardCheckpoint:
         UserError: The checkpoint cannot be loaded.
     """
 
-    def __init__(self, model: str, by_step: bool, batch_size: int, step_separator: str, dtype: str) -> None:
+    def __init__(
+        self, model: str, revision: str | None, by_step: bool, batch_size: int, step_separator: str, dtype: str
+    ) -> None:
         self._by_step, self._batch_size, self._separator = by_step, batch_size, step_separator
         self._device = pick_device()
         auto: Any = AutoModelForTokenClassification if by_step else AutoModelForSequenceClassification
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
-            loaded: Any = auto.from_pretrained(model, dtype=pick_dtype(dtype, self._device))
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
+            loaded: Any = auto.from_pretrained(model, revision=revision, dtype=pick_dtype(dtype, self._device))
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"reward_model: cannot load {model!r}: {reason}") from error

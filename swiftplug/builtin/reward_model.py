@@ -24,6 +24,7 @@ class _RewardModel:
         step_separator: The text between the steps of an answer, which followed each step in training; None for a line
             break. For token classification only.
         dtype: The data type of the weights; `auto` is the best one for the device.
+        revision: Branch, tag or commit on the hub; None is the main branch.
 
     Raises:
         UserError: There is no such checkpoint, or it is not a reward model.
@@ -35,12 +36,13 @@ class _RewardModel:
         batch_size: PositiveInt = 16,
         step_separator: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        revision: str | None = None,
     ) -> None:
         if step_separator == "":
             raise UserError("reward_model.step_separator: is empty, expected the text between steps")
-        self._model, self._batch_size, self._dtype = model, batch_size, dtype
+        self._model, self._revision, self._batch_size, self._dtype = model, revision, batch_size, dtype
         self._step_separator = step_separator or "\n"
-        self._by_step = _scores_steps(model)
+        self._by_step = _scores_steps(model, revision)
         if step_separator and not self._by_step:
             raise UserError(f"reward_model.step_separator: {model!r} scores whole answers, not steps; drop it")
 
@@ -48,7 +50,9 @@ class _RewardModel:
     def _checkpoint(self) -> "RewardCheckpoint":
         from swiftplug.builtin.reward_checkpoint import RewardCheckpoint  # imports torch
 
-        return RewardCheckpoint(self._model, self._by_step, self._batch_size, self._step_separator, self._dtype)
+        return RewardCheckpoint(
+            self._model, self._revision, self._by_step, self._batch_size, self._step_separator, self._dtype
+        )
 
 
 class RewardModel(_RewardModel, ORM):
@@ -92,9 +96,9 @@ class ProcessRewardModel(_RewardModel, PRM):
         return [rewards if self._by_step or isinstance(rewards, Unscored) else rewards[0] for rewards in scored]
 
 
-def _scores_steps(model: str) -> bool:
+def _scores_steps(model: str, revision: str | None) -> bool:
     """Whether a checkpoint scores steps, not whole answers. Only its `config.json` is read."""
-    config = json.loads(_config_file(model).read_text(encoding="utf-8"))
+    config = json.loads(_config_file(model, revision).read_text(encoding="utf-8"))
     architecture = str((config.get("architectures") or ["model of no named architecture"])[0])
     num_labels = len(config["id2label"]) if "id2label" in config else 2  # Transformers' default is not written
     by_step = architecture.endswith(_TOKEN)
@@ -106,7 +110,7 @@ def _scores_steps(model: str) -> bool:
     return by_step
 
 
-def _config_file(model: str) -> Path:
+def _config_file(model: str, revision: str | None) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -115,7 +119,7 @@ def _config_file(model: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(model, "config.json"))
+        return Path(hf_hub_download(model, "config.json", revision=revision))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -140,7 +140,7 @@ class RunConfig(Section):
     model: PluginField | None = key(None, "Hub id, model folder, folder of an earlier run, or model plugin.", DATA)
     dataset: PluginList = key(
         [],
-        "File, hub id (org/name:subset/split) or dataset plugin; append #N for the first N rows. "
+        "File, hub id (org/name@revision:subset/split) or dataset plugin; append #N for the first N rows. "
         "Repeat to concatenate several.",
         DATA,
     )

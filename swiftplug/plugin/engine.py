@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from swiftplug.errors import UserError
+
 if TYPE_CHECKING:
     from swiftplug.plugin.arguments import RunArguments
 
@@ -157,6 +159,18 @@ class Engine:
             sampling: How candidates are drawn.
         """
         return 256
+
+    def check_run(self, args: "RunArguments") -> None:
+        """Refuse a run that it cannot act in; called before the data is read. One that `uses_chat` needs a model.
+
+        Args:
+            args: The run's arguments.
+
+        Raises:
+            UserError: The run has no model.
+        """
+        if self.uses_chat and args.model is None and args.adapter is None:
+            raise UserError("no model; name a folder, a hub id or a model plugin with --model or the key 'model'")
 
     def open(self, args: "RunArguments", sampling: Sampling) -> None:
         """Load the model, or connect to the server. Called once, after everything else has been checked.

@@ -57,6 +57,12 @@ class Arguments(RunArguments):
         self._built: torch.nn.Module | None = None  # by a model plugin, together with its tokenizer
         self._bases: dict[str, Arguments] = {}  # of adapters, by their folders
 
+    def check_plugins(self) -> None:
+        """Let each plugin that has a `check_run(args)` refuse a run that it cannot act in."""
+        for plugin in self.plugins.all():
+            if check := getattr(plugin.bound, "check_run", None):
+                check(self)
+
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         if self.tokenizer is None:
             tokenizer = self._load_tokenizer()

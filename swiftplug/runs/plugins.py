@@ -1,16 +1,15 @@
 """Finds, imports and checks all plugins of a run before anything slow happens."""
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from swiftplug.config.schema import RunConfig
+from swiftplug.data.read.sources import HUB_ID
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import KINDS, LoadedPlugin, PluginChoice, Registry
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REWARD_MODEL = "swiftplug:reward_model"
 _KIND_OF_KEY = {kind.key: kind.name for kind in KINDS.values() if kind.key != "dataset"}
 
@@ -118,11 +117,14 @@ def _named(config: RunConfig, registry: Registry) -> Iterator[tuple[str, list[Pl
 
 
 def _scorer(kind: str, choice: PluginChoice, registry: Registry) -> PluginChoice:
-    """A plugin of a list; a scorer that is a checkpoint (folder or hub id) becomes the built-in `reward_model`."""
+    """A plugin of a list; a scorer that is a checkpoint (folder, or hub id as for a dataset) becomes `reward_model`."""
     name = choice.name
-    is_checkpoint = Path(name).expanduser().is_dir() or (_HUB_ID.fullmatch(name) and not Path(name).exists())
-    if kind in ("orm", "prm") and is_checkpoint and not registry.has(kind, name):
-        return PluginChoice(name=_REWARD_MODEL, options={"model": name, **choice.options})
+    if kind in ("orm", "prm") and not registry.has(kind, name):
+        if Path(name).expanduser().is_dir():
+            return PluginChoice(name=_REWARD_MODEL, options={"model": name, **choice.options})
+        if (hub := HUB_ID.fullmatch(name)) and not Path(name).exists():
+            pinned = {"model": hub[1]} | ({"revision": hub[2]} if hub[2] else {})
+            return PluginChoice(name=_REWARD_MODEL, options={**pinned, **choice.options})
     return PluginChoice(name=name, options=choice.options)
 
 

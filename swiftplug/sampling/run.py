@@ -106,6 +106,8 @@ class SampleRun:
         with self.progress, self.progress.start("loading plugins"):
             self.plugins = resolve_plugins(config)
             self.scorers = resolve_scorers(config, self.plugins)
+            with naming_plugins(self.plugins.all()):
+                Arguments(config, self.plugins).check_plugins()
         if not dry_run:
             self.check_folder(resume=resume)
         self.facts = run_facts(config, self.plugins, self.scorers)

@@ -36,9 +36,7 @@ def set_up(config: TrainConfig) -> Arguments:
     args = Arguments(config, plugins, training_arguments(config, str(config.output_dir), has_eval))
     _check_metrics(args)
     with naming_plugins(plugins.all()):
-        for plugin in plugins.all():
-            if check := getattr(plugin.bound, "check_run", None):
-                check(args)
+        args.check_plugins()
         check_loadable(config.model_options)
         check_offsets(args.load_tokenizer())
         if config.task != "pt":

@@ -17,9 +17,11 @@ from transformers import (
     Qwen2ForTokenClassification,
 )
 
+from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.plugin.rewards import InferRequest, Unscored
+from swiftplug.runs.plugins import resolve_plugins
 
 REGISTRY = Registry.discover()
 SMALL = {"vocab_size": 259, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "eos_token_id": 2}
@@ -43,6 +45,21 @@ REQUESTS = [
 def scorer(kind: str, model: Path | str, **options: Any) -> Any:
     choice = PluginChoice(name="reward_model", options={"model": str(model), "dtype": "float32", **options})
     return REGISTRY.resolve(kind, choice, f"--{kind}").bound
+
+
+def test_a_revision_of_a_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repository: str, file: str, revision: str | None = None) -> str:
+        asked.append((repository, file, revision))
+        raise OSError("no network here")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    given: dict[str, Any] = {"model": "tiny", "dataset": ["d"], "engine": "none"}
+    for orm in (["org/name@v2"], [{"name": "org/name", "revision": "v2"}], ["org/name"]):
+        with pytest.raises(UserError, match="'org/name' is not a folder, and cannot be loaded from the hub"):
+            resolve_plugins(SampleConfig.model_validate({**given, "orm": orm}))
+    assert asked == [("org/name", "config.json", revision) for revision in ("v2", "v2", None)]
 
 
 @pytest.fixture

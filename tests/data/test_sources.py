@@ -7,9 +7,11 @@ import subprocess
 import sys
 from datetime import date, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -251,6 +253,25 @@ def test_folder_as_a_hub_repository(tmp_path: Path) -> None:
         opened(f"{folder}:maths/tets")
     with pytest.raises(UserError, match=r"^dataset: cannot load '.*:logic': .*logic.*maths"):
         opened(f"{folder}:logic")
+
+
+def test_a_hub_id_with_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Dataset.from_list([{"prompt": "p"}]).to_parquet(tmp_path / "repository" / "test.parquet")
+    asked = []
+    real = {name: getattr(datasets, name) for name in ("load_dataset", "load_dataset_builder")}
+
+    def load(function: str, path: str, revision: Any = None, **options: Any) -> Any:
+        asked.append((path, revision, options.get("split")))
+        return real[function](str(tmp_path / "repository"), **options)
+
+    for function in real:
+        monkeypatch.setattr(datasets, function, partial(load, function))
+    for name, revision in ("v1.0", "v1.0"), ("refs/pr/3", "refs/pr/3"), ("", None):
+        asked.clear()
+        assert rows(f"org/name{'@' * bool(name)}{name}:/test#1") == [{"prompt": "p"}]
+        assert asked == [("org/name", revision, None), ("org/name", revision, "test")]
+    with pytest.raises(UserError, match="no such file, folder, hub id or dataset plugin: 'org/name@'"):
+        opened("org/name@")
 
 
 def test_first_rows(tmp_path: Path) -> None:

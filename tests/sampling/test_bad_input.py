@@ -50,6 +50,16 @@ def test_rows_without_a_question_are_counted_with_their_place(sample: Command, t
     assert results["rows"] == 12
 
 
+@pytest.mark.parametrize("engine", ["transformers", "openai"])
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_run_without_a_model_is_refused_before_its_rows_are_read(
+    sample: Command, tmp_path: Path, engine: str, options: list[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("no row")
+    done = sample("--dataset", "rows.jsonl", "--engine", engine, "--output-dir", "run", *options)
+    refused(done, "no model; name", "--model")
+
+
 @pytest.mark.parametrize("content", ["", "\n"])
 def test_an_empty_dataset_is_refused(sample: Command, tmp_path: Path, content: str) -> None:
     (tmp_path / "rows.jsonl").write_text(content)

@@ -61,17 +61,21 @@ class OpenAIEngine(Engine):
         """Enough to keep all connections busy nearly to the end of a batch."""
         return max(64, _ROUNDS_PER_BATCH * self._options.concurrency // sampling.num_return_sequences)
 
-    def open(self, args: Any, sampling: Sampling) -> None:
-        """Check the address, the key and the model's name; see `Engine.open`."""
+    def check_run(self, args: Any) -> None:
+        """Check that a model is named, and that nothing is asked for that only the server can do."""
         if args.data.template is not None:
             raise UserError("data.template: engine 'openai' cannot use it, a server has its own chat template; drop it")
         if args.adapter is not None:
             raise UserError(
                 "adapter: engine 'openai' cannot load it; let the server load it, and name it there with --model"
             )
-        model = self._model or (args.model.name if args.model else None)
-        if model is None:
+        if not (self._model or args.model):
             raise UserError("no model; name the one to ask the server for with --model or the key 'model'")
+
+    def open(self, args: Any, sampling: Sampling) -> None:
+        """Check the address and the key; see `Engine.open`."""
+        self.check_run(args)
+        model = self._model or args.model.name
         self._client = ChatClient("engine 'openai'", model, self._options)
         self._sampling = sampling
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FIRST_ROWS = 256  # enough to know the columns: Arrow leaves out those without a value
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def open_source(choice: PluginChoice, registry: Registry, where: str = "dataset"
 
     The name may be, tried in this order, a dataset plugin, a file, a folder laid out like a hub repository, or a hub
     id. `#N` at the end takes the first N rows. `:SUBSET/SPLIT` after a folder or hub id chooses a part of it, by
-    default the split `train` of the only subset.
+    default the split `train` of the only subset. `@REVISION` right after a hub id pins a branch, tag or commit.
 
     Args:
         choice: The name, and the options of a plugin.
@@ -81,8 +81,8 @@ def _open(choice: PluginChoice, registry: Registry, where: str) -> Source:
     folder = Path(location).expanduser()
     if folder.is_dir():
         return _open_repository(name, str(folder), part, where)
-    if HUB_ID.fullmatch(location) and reader_of(path) is None:
-        return _open_repository(name, location, part, where)
+    if (hub := HUB_ID.fullmatch(location)) and reader_of(path) is None:
+        return _open_repository(name, hub[1], part, where, revision=hub[2])
     raise UserError(f"{where}: no such file, folder, hub id or dataset plugin: {name!r}{_suggest_name(path, registry)}")
 
 
@@ -111,7 +111,7 @@ def _hash(path: Path, where: str) -> str:
         raise UserError(f"{where}: cannot read {path}: {error.strerror}") from None
 
 
-def _open_repository(name: str, location: str, part: str, where: str) -> Source:
+def _open_repository(name: str, location: str, part: str, where: str, revision: str | None = None) -> Source:
     """A hub repository, a folder like one, or a folder that `save_to_disk` wrote."""
     from datasets import load_dataset
 
@@ -120,9 +120,9 @@ def _open_repository(name: str, location: str, part: str, where: str) -> Source:
     try:
         if any((folder / saved).is_file() for saved in ("state.json", "dataset_dict.json")):
             return _open_dataset(name, _load_from_disk(folder, part.removeprefix("/")))
-        if files := _json_files(location, subset or None, split or "train"):
+        if files := _json_files(location, subset or None, split or "train", revision):
             return _open_json_files(name, files, where)
-        loaded = load_dataset(location, name=subset or None, split=split or "train")
+        loaded = load_dataset(location, name=subset or None, split=split or "train", revision=revision)
     except UserError:
         raise
     except Exception as error:  # file formats, the network and the hub raise anything
@@ -144,12 +144,12 @@ def _load_from_disk(folder: Path, split: str) -> Any:
     return loaded[split or "train"]
 
 
-def _json_files(location: str, subset: str | None, split: str) -> dict[str, Path]:
+def _json_files(location: str, subset: str | None, split: str, revision: str | None) -> dict[str, Path]:
     """The files of a split, by name, if they are plain JSON: read as such they keep their nulls and line numbers."""
     from datasets import DownloadManager, load_dataset_builder
     from datasets.packaged_modules.json.json import Json
 
-    builder = load_dataset_builder(location, name=subset)
+    builder = load_dataset_builder(location, name=subset, revision=revision)
     names = list((builder.config.data_files or {}).get(split, []))
     if not isinstance(builder, Json) or builder.config.features or builder.config.field:
         return {}
