@@ -1,7 +1,7 @@
 """The exceptions for mistakes of the user and for Ctrl-C, and the hints at the end of a message."""
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -26,10 +26,30 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """The end of an error message: what the user probably meant, or all there is to choose from.
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those that led to it, the latest first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """The interruption that led to an exception: libraries raise errors of their own where an import is interrupted."""
+    return next((each for each in causes(error) if isinstance(each, KeyboardInterrupt)), None)
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """The end of an error message: what the user probably meant; empty if nothing is close.
 
     Case, hyphens and underscores do not matter, and the word itself is never the answer.
+    """
+    spellings = {_spelling(each): each for each in sorted({*words} - {word})}
+    close = get_close_matches(_spelling(word), spellings, n=1, cutoff=0.6)
+    return f"; did you mean {spellings[close[0]]!r}?" if close else ""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The end of an error message: what the user probably meant, or else all there is to choose from.
 
     Example:
         >>> nearest("foccal", ["focal", "dft"])
@@ -38,11 +58,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
         '; choose from: dft, focal'
     """
     known = sorted({*words} - {word})
-    spellings = {_spelling(each): each for each in known}
-    close = get_close_matches(_spelling(word), spellings, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {spellings[close[0]]!r}?"
-    return f"; choose from: {', '.join(known)}" if known else ""
+    return closest(word, known) or (f"; choose from: {', '.join(known)}" if known else "")
 
 
 def _spelling(word: str) -> str:

@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from swiftplug import __version__
 from swiftplug.cli.process import is_first, stop_on_signals
-from swiftplug.errors import Interrupted, UserError, nearest
+from swiftplug.errors import Interrupted, UserError, closest, interruption, nearest
 
 if TYPE_CHECKING:
     from swiftplug.config.keys import Key
@@ -83,8 +83,8 @@ class _Command(_LightParameters, TyperCommand):
         options = [option[2:] for parameter in self.params for option in parameter.opts if option.startswith("--")]
         here = counterpart(name.lstrip("-"), self.keys) if self.keys else None
         if here is None:
-            close = nearest(name.lstrip("-"), options).replace("mean '", "mean '--")
-            return close if "did you mean" in close else f"; see swiftplug {self.name} --help"
+            close = closest(name.lstrip("-"), options).replace("mean '", "mean '--")
+            return close or f"; see swiftplug {self.name} --help"
         key = self.keys.get(here)
         if key and key.panel:
             return f"; did you mean {key.flag!r}?"
@@ -109,11 +109,13 @@ class _Commands(_LightParameters, TyperGroup):
         """Run the command; an interrupted one ends with a line of what is saved."""
         try:
             return super().invoke(context)
-        except KeyboardInterrupt as error:
-            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        except BaseException as error:
+            stopped = interruption(error)
+            if stopped is None:
+                raise
             if is_first():
-                print(str(error) or "error: interrupted", file=sys.stderr)
-            return 128 + number
+                print(str(stopped) or "error: interrupted", file=sys.stderr)
+            return 128 + (stopped.number if isinstance(stopped, Interrupted) else signal.SIGINT)
 
 
 def _typer(**options: Any) -> typer.Typer:

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 from swiftplug.config.counterparts import counterpart
 from swiftplug.config.keys import Key, KeySources, Path, value_at
 from swiftplug.config.yaml_file import describe
-from swiftplug.errors import UserError, nearest
+from swiftplug.errors import UserError, closest, nearest
 
 _PLUGIN = "the name of a plugin, or {name: ..., and its options}"
 _EXPECTED = {
@@ -46,8 +46,7 @@ def config_error(
     if isinstance(found, (int, float)) and expected.keys() & {_EXPECTED["string_type"], _PLUGIN}:
         hint = "; put it in quotes"
     elif first["type"] == "literal_error" and isinstance(found, str):
-        close = nearest(found, keys[".".join(map(str, path))].choices)
-        hint = close if "did you mean" in close else ""
+        hint = closest(found, keys[".".join(map(str, path))].choices)
     return UserError(f"{where}: found {describe(found)}, expected {' or '.join(expected)}{hint}")
 
 

@@ -9,7 +9,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from swiftplug.config.keys import KeySource, KeySources, Path
-from swiftplug.errors import UserError, broken_link, nearest
+from swiftplug.errors import UserError, broken_link, closest, nearest
 
 _TAG = "tag:yaml.org,2002:"
 _INT, _FLOAT, _MERGE = f"{_TAG}int", f"{_TAG}float", f"{_TAG}merge"
@@ -106,7 +106,9 @@ def _read_text(path: str) -> str:
     except FileNotFoundError:
         folder = FilePath(path).parent
         configs = [str(file) for ending in ("yaml", "yml") for file in folder.glob(f"*.{ending}")]
-        raise UserError(f"{path}: no such config{broken_link(path) or nearest(path, configs)}") from None
+        runs = [str(file.parent) for file in folder.glob("*/config.yaml")]
+        hint = broken_link(path) or closest(path, [*configs, *runs]) or nearest(path, configs)
+        raise UserError(f"{path}: no such config{hint}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, expected a YAML file") from None
     except UnicodeDecodeError as error:

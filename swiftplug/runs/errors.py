@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from swiftplug.errors import Interrupted, UserError
+from swiftplug.errors import Interrupted, UserError, causes, interruption
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.registry.errors import one_line
 
@@ -56,19 +56,18 @@ def explaining_interruption(explain: Callable[[], str]) -> Iterator[None]:
     """Let Ctrl-C, or SIGTERM, end a run with a message that says what is saved and how to go on."""
     try:
         yield
-    except KeyboardInterrupt as error:
-        if str(error):
-            raise  # it is explained
-        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+    except BaseException as error:
+        stopped = interruption(error)
+        if stopped is None or str(stopped):
+            raise  # it is no interruption, or one that is explained
+        number = stopped.number if isinstance(stopped, Interrupted) else signal.SIGINT
         raise Interrupted(number, explain()) from None
 
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one that caused it, means that the disk is full."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(text in str(error) for text in _DISK_FULL_TEXTS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        (isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT))
+        or any(text in str(each) for text in _DISK_FULL_TEXTS)
+        for each in causes(error)
+    )

@@ -113,4 +113,5 @@ def check_name(name: str) -> None:
 def load_error(name: str, error: Exception) -> UserError:
     """The error about a model that cannot be loaded."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return UserError(f"model: cannot load {name!r}: {reason}")
+    taken = "" if Path(name).expanduser().is_dir() else " from the hub (there is no such folder here)"
+    return UserError(f"model: cannot load {name!r}{taken}: {reason}")

@@ -84,11 +84,11 @@ def print_results(console: Console, folder: Path, summary: Summary, failed: int,
     for figures in filter(None, (passes, majority + means)):
         print_line(console, f"  {', '.join(figures)}")
     if cut_off := sum(count for reason, count in summary.finish_reasons.items() if is_cut_off(reason)):
-        advice = " and are not kept: raise max_new_tokens, or use --keep-cut-off" if CUT_OFF in summary.not_kept else ""
-        print_line(
-            console,
-            f"  {cut_off:,} of {format_count(summary.candidates, 'candidate')} were cut off at the token limit{advice}",
-        )
+        of_all = f"{cut_off:,} of {format_count(summary.candidates, 'candidate')}"
+        were, are = ("was", "is") if cut_off == 1 else ("were", "are")
+        advice = f" and {are} not kept: raise max_new_tokens, or use --keep-cut-off"
+        left_out = advice if CUT_OFF in summary.not_kept else ""
+        print_line(console, f"  {of_all} {were} cut off at the token limit{left_out}")
     if failed:
         print_line(console, "  to try the rows again at which the engine failed, use --resume")
     print_line(console, f"rows to train on: {folder / SAMPLES}" if summary.kept else "no rows to train on")

@@ -148,7 +148,8 @@ class SampleRun:
         """What a run that is interrupted has kept, and how to go on."""
         if self.loop is None or not (self.folder / LEDGER).is_file():
             return self.stopped_early()
-        kept = f"{self.loop.count_done():,} of {format_count(self.loop.rows, 'row')} are kept"
+        done = self.loop.count_done()
+        kept = f"{done:,} of {format_count(self.loop.rows, 'row')} {'is' if done == 1 else 'are'} kept"
         return f"stopped; {kept}; go on: {format_command('sample', self.folder, '--resume')}"
 
     def print_plan(self) -> None:

@@ -12,7 +12,7 @@ from transformers.utils.import_utils import is_liger_kernel_available
 
 from swiftplug.config.counterparts import counterpart
 from swiftplug.config.schema import TrainConfig
-from swiftplug.errors import UserError, nearest
+from swiftplug.errors import UserError, closest
 from swiftplug.plugin.registry.options import expected_instead
 
 # Fields of TrainingArguments that cannot be set, and what to do instead.
@@ -151,9 +151,8 @@ def check_training_section(config: TrainConfig) -> dict[str, Any]:
             raise UserError(f"{where}: cannot be set; {NOT_SETTABLE[name]}")
         if name not in names:
             here = counterpart(name, {"training"})
-            close = f"; did you mean {here!r}?" if here else nearest(name, set(names) - set(NOT_SETTABLE))
-            known = close if "did you mean" in close else "; expected one of transformers.TrainingArguments"
-            raise UserError(f"{where}: unknown field{known}")
+            close = f"; did you mean {here!r}?" if here else closest(name, set(names) - set(NOT_SETTABLE))
+            raise UserError(f"{where}: unknown field{close or '; expected one of transformers.TrainingArguments'}")
         if name.endswith("_strategy") and value is False:
             value = "no"  # what YAML makes of a bare `no`
         if name == "fsdp" and isinstance(value, bool):  # its declared type is that of the command line

@@ -62,7 +62,8 @@ class TrainResult(NamedTuple):
 
     Attributes:
         run_dir: Its folder.
-        metrics: The last values logged, by name: `train_loss`, `train_runtime`, and those of the last evaluation.
+        metrics: The last values logged, by name: `train_loss`, `train_runtime`, and those of the last evaluation; none
+            if it had finished before.
     """
 
     run_dir: Path
@@ -110,6 +111,9 @@ def train(
             _check_folder(run_dir, config, resume=resume, overwrite=overwrite)
         if resume:
             check_same_run(run_dir, args, allow_changed_plugins)
+            if (run_dir / MARKER).is_file() and not checkpoints(run_dir):  # to begin anew would remove its model
+                print_line(console, f"the run in {run_dir} has finished; to train it again, use --overwrite")
+                return TrainResult(run_dir, {})
         data = read_data(args, progress)
         if resume:
             check_same_data(run_dir, args, data.report)
@@ -123,6 +127,8 @@ def train(
         stack.enter_context(run_folder(run_dir))
         if is_first:
             stack.enter_context(locked_folder(run_dir))
+            # Another run may have ended there since.
+            _check_folder(run_dir, config, resume=resume, overwrite=overwrite)
             stack.callback(shutil.rmtree, run_dir / STAGED_BASE, ignore_errors=True)
         stack.enter_context(naming_plugins(plugins))
         stack.enter_context(naming_full_disk(run_dir))

@@ -192,6 +192,7 @@ class TestErrors:
             ),
             ("raise ValueError('I/O error: No space left on device')", 1, "error: the disk is full: "),
             ("raise KeyboardInterrupt", 130, "error: interrupted"),
+            ("try:\n  raise KeyboardInterrupt\nexcept BaseException:\n  raise ImportError('x')", 130, "error: inter"),
             ("from swiftplug.errors import UserError; raise UserError('a: b')", 2, "error: a: b"),
         ],
     )

@@ -15,6 +15,7 @@ from swiftplug.config.load import load_train_config
 from swiftplug.errors import UserError
 from swiftplug.runs.folder import locked_folder
 from swiftplug.training.run import train
+from swiftplug.training.setup import read_data
 
 CALLBACK = """
 from transformers import TrainerCallback
@@ -144,6 +145,27 @@ def test_a_folder_in_use_is_not_entered(run: Any, tmp_path: Path) -> None:
     assert not list((tmp_path / "r").iterdir())
 
 
+def test_a_run_that_ended_in_the_meantime_is_kept(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_late(*args: Any) -> Any:
+        monkeypatch.undo()
+        run("r", FEW)
+        return read_data(*args)
+
+    monkeypatch.setattr("swiftplug.training.run.read_data", read_late)
+    with pytest.raises(UserError, match="holds another run"):
+        run("r", FEW)
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ["training.max_steps=1", "training.save_strategy=no"]
+    run("r", sets)
+    monkeypatch.setattr("swiftplug.training.run.load_model_to_train", pytest.fail)
+    run("r", sets, resume=True)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("has finished; to train it again, use --overwrite")
+
+
 def test_places_that_take_no_folder(run: Any, chat_file: Path, tmp_path: Path) -> None:
     (tmp_path / "gone").symlink_to("nowhere")
     for name, words in (chat_file.name, "is a file"), (f"{chat_file.name}/r", "is a file"), ("gone", "broken symlink"):
@@ -219,9 +241,9 @@ def test_a_finished_run_resumed_is_left_as_it_is(run: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "words"),
     [
-        ("learning_rat=1", "training.learning_rat: unknown field; did you mean 'learning_rate'?"),
-        ("learning_rate=fast", "training.learning_rate: found 'fast'"),
-        ("output_dir=x", "training.output_dir: cannot be set; use the key output_dir"),
+        ("learning_rat=1", "--set training.learning_rat=1: unknown field; did you mean 'learning_rate'?"),
+        ("learning_rate=fast", "--set training.learning_rate=fast: found 'fast'"),
+        ("output_dir=x", "--set training.output_dir=x: cannot be set; use the key output_dir"),
         ("eval_strategy=steps", "training.eval_strategy: 'steps' needs eval_dataset or data.val_size"),
         ("lr_scheduler_type=linea", "training"),
         ("lr_scheduler_kwargs={foo: 1}", "unexpected keyword argument 'foo'"),

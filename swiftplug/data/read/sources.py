@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiftplug.data.read.conversation import RawRow, RowOrigin
 from swiftplug.data.read.files import ARROW_BATCH, READERS, arrow_rows, read_json, reader_of
-from swiftplug.errors import UserError, broken_link, nearest
+from swiftplug.errors import UserError, broken_link, closest, nearest
 from swiftplug.formatting import format_count
 from swiftplug.plugin.registry import PluginChoice, Registry, describe_error
 
@@ -90,8 +90,7 @@ def _suggest_name(path: Path, registry: Registry) -> str:
     if not path.parent.is_dir():
         return f" (there is no folder {str(path.parent)!r})"
     names = [each.name for each in path.parent.iterdir()] + [found.name for found in registry.found("dataset")]
-    hint = nearest(path.name, names)
-    return hint if "did you mean" in hint else ""
+    return closest(path.name, names)
 
 
 def _open_file(path: Path, where: str) -> Source:
