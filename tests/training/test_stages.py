@@ -58,11 +58,18 @@ def ours(folder: Path, **config: Any) -> torch.Tensor:
     return logits(Arguments(made, resolve_plugins(made)).load_model(torch.float32))
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `first` is kept for all tests."""
+    return tmp_path_factory.mktemp("kept") / "first"
+
+
 @pytest.fixture
-def first(run: Any) -> Path:
-    """A run that trained LoRA."""
-    folder: Path = run("first", ["training.learning_rate=1e-2"], tuner="lora").run_dir
-    return folder
+def first(run: Any, kept: Path, tmp_path: Path) -> Path:
+    """A run that trained LoRA: a copy, for tests change it."""
+    if not kept.exists():
+        run(str(kept), ["training.learning_rate=1e-2"], tuner="lora")
+    return Path(shutil.copytree(kept, tmp_path / "first"))
 
 
 @pytest.mark.parametrize(
