@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cached_property
@@ -51,8 +52,9 @@ class EncodedStore:
     """A folder of encoded datasets, each under a key that covers everything that affects it.
 
     An entry is written to a temporary folder and renamed when complete, so a killed process leaves no partial entry. If
-    several processes need the same entry, one makes it and the others wait. If the folder is read-only, its entries are
-    still used, and new ones go to a temporary folder that is removed when the process exits. Above the size limit, the
+    several processes need the same entry, one makes it and the others wait. If the folder is read-only, or another
+    user's file is in the way, its entries are still used where they can be read, and new ones go to a temporary folder
+    that is removed when the process exits. Above the size limit, the
     least recently used entries are removed, except those that a running process uses.
 
     Args:
@@ -78,11 +80,24 @@ class EncodedStore:
         stored = _open(self.folder / key)
         if stored is None:
             self._clean_up()
-            entry = self._writable / key
-            with self._lock(key):
+            with self._locked(key) as entry:
                 stored = _open(entry) or _make(entry, make)
             self._clean_up()
         return stored
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[Path]:
+        """The place of an entry, locked, and with nothing there that cannot be read."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._lock(key))
+                entry = self._writable / key
+                if entry.is_dir() and _open(entry) is None:
+                    shutil.rmtree(entry)  # damaged
+            except PermissionError as error:  # the lock or the entry is another user's
+                self._writable = self._private_folder(error)
+                stack.enter_context(self._lock(key))
+            yield self._writable / key
 
     @cached_property
     def _writable(self) -> Path:
@@ -91,13 +106,14 @@ class EncodedStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
         except OSError as error:
-            self.notes.append(
-                f"cannot write the data cache {self.folder} ({error.strerror}): encoded for this run only"
-            )
-            folder = tempfile.mkdtemp(prefix="swiftplug-data-")
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            return Path(folder)
+            return self._private_folder(error)
         return self.folder
+
+    def _private_folder(self, error: OSError) -> Path:
+        self.notes.append(f"cannot write the data cache {self.folder} ({error.strerror}): encoded for this run only")
+        folder = tempfile.mkdtemp(prefix="swiftplug-data-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
     def _lock(self, key: str, blocking: bool = True) -> FileLock:
         return FileLock(self._writable / f"{key}.lock", blocking=blocking)
@@ -147,8 +163,9 @@ def _open(entry: Path) -> StoredRows | None:
 
 
 def _make(entry: Path, make: Callable[[SplitReport], Generator[pa.RecordBatch, None, None]]) -> StoredRows:
-    shutil.rmtree(entry, ignore_errors=True)  # if it exists, it is damaged
-    part = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".part", dir=entry.parent))
+    part = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}.part")
+    with _naming_folder(part):
+        part.mkdir()  # with the permissions that the user gives new folders; those of `mkdtemp` shut out other users
     report = SplitReport()
     try:
         with pa.OSFile(str(part / ROWS), "wb") as file, ArrowWriter(stream=file) as writer:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Generator
@@ -376,3 +377,38 @@ def test_entries_of_a_folder_that_cannot_be_written_are_read(tmp_path: Path, mon
     assert store.get("key", _rows(error="no")).report.rows == 3
     assert store.notes == [f"cannot write the data cache {folder} (Permission denied): encoded for this run only"]
     assert _keys(folder) == {"key"}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+def test_two_users_share_a_folder() -> None:
+    """The second reads what the first has made; what is in the way and not readable costs an encoding and a line."""
+    made, refused = _rows(1, 2, 3), _rows(error="no")
+    with tempfile.TemporaryDirectory() as shared:
+        Path(shared).chmod(0o777)  # pytest's own folders are closed to other users
+        folder = Path(shared) / "store"
+        folder.mkdir()
+        folder.chmod(0o777)
+        before = os.umask(0o022)
+        for key in ("open", "closed", "torn", "evicted"):
+            EncodedStore(str(folder)).get(key, made)
+        os.umask(before)
+        (folder / "closed").chmod(0o700)
+        (folder / "torn" / "rows.arrow").write_bytes(b"")
+        shutil.rmtree(folder / "evicted")  # its lock stays
+
+        def as_another_user() -> None:
+            os.setgid(65534)
+            os.setuid(65534)
+            store = EncodedStore(str(folder), limit=0)
+            assert store.get("open", refused).examples["a"][:] == [1, 2, 3]
+            assert store.get("new", made).folder == folder / "new"
+            assert store.notes == []
+            for key in ("closed", "torn", "evicted"):
+                store = EncodedStore(str(folder), limit=0)
+                assert store.get(key, made).examples["a"][:] == [1, 2, 3]
+                [note] = store.notes
+                assert note == f"cannot write the data cache {folder} (Permission denied): encoded for this run only"
+
+        _in_another_process(as_another_user)
+        assert {"open", "closed", "torn"} <= _keys(folder), "the second user removes nothing of the first"
+        assert EncodedStore(str(folder)).get("new", refused).examples["a"][:] == [1, 2, 3]
