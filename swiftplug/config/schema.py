@@ -113,7 +113,7 @@ class DataOptions(SampleDataOptions):
         "null depends on the task: pt splits, sft drops.",
     )
     packing: bool = key(False, "Pack short training examples into rows of max_length tokens.")
-    num_proc: int = key(1, "Number of processes for tokenization.", ge=1)
+    num_proc: int = key(1, "Number of processes for tokenization, at most: few rows are encoded in one.", ge=1)
     val_size: float | int = key(
         0, "Rows to hold out for evaluation if there is no eval_dataset: a fraction (below 1.0) or a number.", ge=0
     )

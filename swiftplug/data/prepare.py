@@ -8,6 +8,7 @@
 The report says what became of every row.
 """
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -19,7 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from datetime import date
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -45,6 +46,7 @@ from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 from swiftplug.processes import describe_death, end_with_parent
 
 CHUNK = 256  # number of rows that a process encodes at a time
+CHUNKS_ALONE = 3  # so few are encoded sooner than further processes have started
 CHUNKS_AHEAD = 2  # per process; a source of any size is read no faster than it is encoded
 
 # The modules that affect how a row is encoded. Plugins have hashes of their own.
@@ -201,7 +203,7 @@ def _hashed(rows: Iterator[RawRow], digest: Any) -> Iterator[RawRow]:
 def map_chunks(
     function: Callable[[list[RawRow]], EncodedRows], rows: Iterator[RawRow], num_proc: int
 ) -> Iterator[EncodedRows]:
-    """Apply a function to chunks of rows in several processes; its results come in the order of the rows.
+    """Apply a function to chunks of rows, many ones in up to `num_proc` processes; the results come in their order.
 
     The processes are forked if the system supports it, because functions from a plugin file cannot be pickled. Rows are
     read as needed, never all at once.
@@ -210,7 +212,9 @@ def map_chunks(
         UserError: A process died.
     """
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
-    if num_proc == 1:
+    first = [] if num_proc == 1 else list(islice(chunks, CHUNKS_ALONE + 1))
+    chunks = chain(first, chunks)
+    if len(first) <= CHUNKS_ALONE:
         yield from map(function, chunks)
         return
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
@@ -243,6 +247,7 @@ def _start_worker(function: Callable[[list[RawRow]], EncodedRows], parent: int) 
     global _function
     _function = function
     end_with_parent(parent)
+    gc.freeze()  # else each collection would go through, and copy, all that the first process had loaded
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one answers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = (

@@ -14,6 +14,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from swiftplug.config.schema import DataOptions
+from swiftplug.data import prepare as prepare_module
 from swiftplug.data.batching import Collator
 from swiftplug.data.prepare import PreparedData, map_chunks, prepare_data
 from swiftplug.errors import UserError
@@ -347,3 +348,15 @@ def test_no_process_that_encodes_outlives_a_run_that_is_killed() -> None:
     process.join()
     assert os.read(end, 1) == b""
     os.close(end)
+
+
+def test_few_rows_are_encoded_in_this_process() -> None:
+    def processes(count: int) -> set[int]:
+        results = prepare_module.map_chunks(lambda rows: (os.getpid(), len(rows)), iter(range(count)), 2)  # type: ignore
+        done = list(results)
+        assert sum(size for _, size in done) == count
+        return {process for process, _ in done}
+
+    few = prepare_module.CHUNK * prepare_module.CHUNKS_ALONE
+    assert processes(few) == {os.getpid()}
+    assert os.getpid() not in processes(few + 1)
