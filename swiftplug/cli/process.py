@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,12 +30,17 @@ _OTHER_ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 _LAUNCHER = "SWIFTPLUG_LAUNCHER"  # the variable with the process id of the command that started this process
 _SECONDS_TO_STOP = 10
 
+_importing = threading.Event()
+
 
 def stop_on_signals() -> None:
     """Let Ctrl-C and SIGTERM stop the command in order, a second one at once, and so the end of its launcher."""
 
     def stop(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
+        if _importing.is_set():  # libraries swallow what is raised while they are imported; nothing has begun yet
+            os.write(2, b"\r\x1b[Kerror: interrupted\n" if os.isatty(2) else b"error: interrupted\n")
+            os._exit(128 + number)
         raise Interrupted(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -108,8 +114,12 @@ def loading_libraries() -> Iterator[None]:
     from swiftplug.runs.console import RunProgress
 
     console = Console(stderr=True, quiet=not (is_first() and sys.stderr.isatty()))
-    with RunProgress(console) as progress, progress.start("loading libraries"):
-        yield
+    _importing.set()
+    try:
+        with RunProgress(console) as progress, progress.start("loading libraries"):
+            yield
+    finally:
+        _importing.clear()
 
 
 def silence_libraries() -> None:

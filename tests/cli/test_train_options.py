@@ -273,3 +273,13 @@ print(done, mapped, libc.mallinfo2().arena >= 1 << 28)
     )
     def test_what_the_user_set_up_stays(self, environment: dict[str, str]) -> None:
         assert self.ask(**environment) == "False 1 False"
+
+
+def test_ctrl_c_ends_the_command_while_libraries_are_imported() -> None:
+    """Some of them catch whatever is raised then."""
+    code = (
+        "import os\nfrom swiftplug.cli.process import loading_libraries, stop_on_signals\nstop_on_signals()\n"
+        "with loading_libraries():\n  try:\n    os.kill(os.getpid(), 2)\n  except BaseException:\n    pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
