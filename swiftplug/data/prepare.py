@@ -187,9 +187,8 @@ def _encode(
         )
     reason, dropped = max(report.dropped.items(), key=lambda item: item[1].count)
     raise UserError(
-        f"{source.name}: none of its {format_count(report.rows, 'row')} can be used: {reason} "
-        f"({format_count(dropped.count, 'row')}): "
-        f"{dropped.examples[0]}"
+        f"{source.name}: {format_count(report.rows, 'row')}, none usable: {reason} "
+        f"({format_count(dropped.count, 'row')}): {dropped.examples[0]}"
     )
 
 

@@ -40,7 +40,7 @@ def print_sample_plan(console: Console, config: SampleConfig, facts: list[tuple[
     """Print what a run would do: plugins with their options, the number of candidates, and the run folder."""
     if config.candidates_file is None:
         rows, count = ledger.count(USABLE, config.shard_rows(ledger.count_rows())), config.num_return_sequences
-        facts = [*facts, ("candidates", f"{rows:,} rows x {count} = {rows * count:,}")]
+        facts = [*facts, ("candidates", f"{format_count(rows, 'row')} x {count} = {rows * count:,}")]
     print_plan(console, [*facts, ("run folder", str(config.output_dir))], "nothing was sampled or written")
 
 

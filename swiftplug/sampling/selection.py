@@ -15,6 +15,7 @@ from swiftplug.sampling.rows import Candidate, Reward, Row
 from swiftplug.sampling.scoring import Scorer
 
 CUT_OFF = "cut off at the token limit"
+FILTERED = "cut off by a content filter"
 _BELOW_THRESHOLD = "below the PRM threshold"
 
 
@@ -69,6 +70,8 @@ class Selection:
             reasons.append("empty")
         if candidate.cut_off and not self._config.keep_cut_off:
             reasons.append(CUT_OFF)
+        if candidate.finish_reason.lower() == "content_filter":
+            reasons.append(FILTERED)
         candidate.reasons = reasons
 
     def _reduce(self, reward: Reward) -> float:
@@ -101,7 +104,9 @@ class Selection:
             return "too easy"
         if all(candidate.reasons for candidate in candidates):
             given = {reason for candidate in candidates for reason in candidate.reasons}
-            return next((reason for reason in (_BELOW_THRESHOLD, CUT_OFF) if reason in given), "no candidate to keep")
+            return next(
+                (reason for reason in (_BELOW_THRESHOLD, CUT_OFF, FILTERED) if reason in given), "no candidate to keep"
+            )
         return ""
 
 
@@ -111,7 +116,7 @@ def rejected_of(row: Row, kept: Candidate) -> Candidate | None:
         each
         for each in row.candidates
         if each.score is not None
-        and CUT_OFF not in each.reasons
+        and not {CUT_OFF, FILTERED}.intersection(each.reasons)
         and each.text.strip() not in ("", kept.text.strip())
         and (each.right is False or (each.right is None and kept.score is not None and each.score < kept.score))
     ]

@@ -212,12 +212,18 @@ def test_an_answer_cut_off_at_the_token_limit_is_not_kept_unless_asked_for(sampl
 
     done = sample(*given)
     assert done.returncode == 0, done.stderr
-    assert kept() == [(texts[1], None), (texts[2], None), (texts[4], None)]
+    assert kept() == [(texts[1], None), (texts[2], None)]
     assert "2 of 5 candidates were cut off at the token limit and are not kept" in " ".join(done.stdout.split())
     reasons = [it["reasons"] for it in lines(tmp_path / "run" / "candidates.jsonl")]
-    assert reasons == [["cut off at the token limit"], [], [], ["cut off at the token limit"], []]
+    assert reasons == [
+        ["cut off at the token limit"],
+        [],
+        [],
+        ["cut off at the token limit"],
+        ["cut off by a content filter"],
+    ]
     results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
-    assert results["not_kept"] == {"cut off at the token limit": 2}
+    assert results["not_kept"] == {"cut off at the token limit": 2, "cut off by a content filter": 1}
 
     assert sample(*given, "--orm", "box", "--overwrite").returncode == 0
     assert kept() == [(texts[2], texts[1])]
