@@ -195,8 +195,8 @@ def _stopped_at(run_dir: Path, trainer: PlugTrainer | None, resume: bool) -> str
     state = trainer.state if trainer is not None and begun else None
     stopped = f"stopped at step {state.global_step} of {state.max_steps}" if state else "stopped before the next step"
     saved = checkpoints(run_dir)
-    kept = f"{saved[-1].name} is saved" if saved else "no checkpoint is saved yet"
-    return f"{stopped}; {kept}; go on: {format_command('train', run_dir, '--resume', *_processes())}"
+    kept = f"{saved[-1].name} is saved; go on" if saved else "no checkpoint is saved yet; begin again"
+    return f"{stopped}; {kept}: {format_command('train', run_dir, '--resume', *_processes())}"
 
 
 def _processes() -> list[str]:

@@ -36,7 +36,7 @@ SETS = ["training.save_strategy=steps", "training.save_steps=1", "training.per_d
     ("event", "step", "words"),
     [
         ("step_end", 2, "stopped at step 2 of 4; checkpoint-1 is saved; go on: swiftplug train"),
-        ("step_end", 1, "stopped at step 1 of 4; no checkpoint is saved yet; go on: swiftplug train"),
+        ("step_end", 1, "stopped at step 1 of 4; no checkpoint is saved yet; begin again: swiftplug train"),
         ("prediction_step", 2, "stopped at step 2 of 4; checkpoint-1 is saved"),
         ("train_begin", 0, "stopped at step 0 of 4; no checkpoint is saved yet"),
         ("train_end", 4, "stopped at step 4 of 4; checkpoint-4 is saved"),
