@@ -175,8 +175,9 @@ def _make(entry: Path, make: Callable[[SplitReport], Generator[pa.RecordBatch, N
                         writer.write_table(pa.Table.from_batches([batch]))
             with _naming_folder(part):
                 writer.finalize(close_stream=False)
-                os.fsync(file.fileno())
         with _naming_folder(part):
+            with open(part / ROWS, "rb") as written:  # the file of older pyarrow has no descriptor
+                os.fsync(written.fileno())
             facts = {"bytes": (part / ROWS).stat().st_size, "report": SPLIT_REPORT.dump_python(report)}
             (part / REPORT).write_text(json.dumps(facts), encoding="utf-8")
             part.rename(entry)
