@@ -176,7 +176,7 @@ def _make(entry: Path, make: Callable[[SplitReport], Generator[pa.RecordBatch, N
             with _naming_folder(part):
                 writer.finalize(close_stream=False)
         with _naming_folder(part):
-            with open(part / ROWS, "rb") as written:  # the file of older pyarrow has no descriptor
+            with (part / ROWS).open("rb") as written:  # the file of older pyarrow has no descriptor
                 os.fsync(written.fileno())
             facts = {"bytes": (part / ROWS).stat().st_size, "report": SPLIT_REPORT.dump_python(report)}
             (part / REPORT).write_text(json.dumps(facts), encoding="utf-8")

@@ -1,6 +1,5 @@
 """Losses on labelled positions equal the model's own loss, for heads of every known form and for unknown ones."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 from swiftplug.builtin.losses.token_losses import CrossEntropy
+from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.training.head import find_known_head, run_headless, token_loss_sum
 from swiftplug.training.loss import LossComputer
 
@@ -102,7 +102,7 @@ def test_a_head_of_another_form_is_not_taken_for_a_known_one() -> None:
 
 def test_the_auxiliary_loss_is_part_of_training_and_not_of_evaluation() -> None:
     model, data = build("mixtral"), batch()
-    plugin: Any = SimpleNamespace(bound=CrossEntropy(), found=None)
+    plugin = Registry.discover().resolve("loss", PluginChoice(name="cross_entropy"), "--loss")
     arguments = TrainingArguments(use_cpu=True)  # before the accelerator, whose state it resets
     computer = LossComputer(plugin, model, Accelerator(cpu=True), arguments)
     outputs = model(**data)
