@@ -1,6 +1,8 @@
 """Numbers, and commands that a shell reads as they were meant."""
 
 import subprocess
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,28 @@ WORDS = [
 ]
 
 
+NUMBERS: dict[Callable[..., str], dict[tuple[Any, ...], str]] = {
+    format_count: {(1, "row"): "1 row", (0, "row"): "0 rows", (12345, "batch"): "12,345 batches"},
+    format_percent: {
+        (0,): "0%",
+        (0.5,): "50%",
+        (0.4312,): "43.1%",
+        (0.00342,): "0.34%",
+        (0.000012,): "<0.01%",
+        (0.9996,): "99.96%",
+        (0.999999,): ">99.99%",
+        (1,): "100%",
+    },
+    format_duration: {(0.2,): "0s", (59.6,): "1m00s", (3599.7,): "1h00m", (90061,): "1d01h"},
+    format_rate: {
+        (5, 12, "step"): "0.42 steps/s",
+        (123, 10, "candidate"): "12.3 candidates/s",
+        (12345, 10, "token"): "1,234 tokens/s",
+    },
+    format_number: {(1234.0,): "1,234", (0.00012345,): "0.000123", (0.00142,): "0.00142", (-2.5,): "-2.5"},
+}
+
+
 def test_a_shell_reads_a_printed_command_back() -> None:
     command = format_command("train", *WORDS)
     assert command.startswith("swiftplug train ")
@@ -41,31 +65,8 @@ def test_a_shell_reads_a_printed_command_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "expected"),
-    [
-        (format_count(1, "row"), "1 row"),
-        (format_count(0, "row"), "0 rows"),
-        (format_count(12345, "batch"), "12,345 batches"),
-        (format_percent(0), "0%"),
-        (format_percent(0.5), "50%"),
-        (format_percent(0.4312), "43.1%"),
-        (format_percent(0.00342), "0.34%"),
-        (format_percent(0.000012), "<0.01%"),
-        (format_percent(0.9996), "99.96%"),
-        (format_percent(0.999999), ">99.99%"),
-        (format_percent(1), "100%"),
-        (format_duration(0.2), "0s"),
-        (format_duration(59.6), "1m00s"),
-        (format_duration(3599.7), "1h00m"),
-        (format_duration(90061), "1d01h"),
-        (format_rate(5, 12, "step"), "0.42 steps/s"),
-        (format_rate(123, 10, "candidate"), "12.3 candidates/s"),
-        (format_rate(12345, 10, "token"), "1,234 tokens/s"),
-        (format_number(1234.0), "1,234"),
-        (format_number(0.00012345), "0.000123"),
-        (format_number(0.00142), "0.00142"),
-        (format_number(-2.5), "-2.5"),
-    ],
+    ("function", "arguments", "expected"),
+    [(function, arguments, text) for function, texts in NUMBERS.items() for arguments, text in texts.items()],
 )
-def test_numbers(written: str, expected: str) -> None:
-    assert written == expected
+def test_numbers(function: Callable[..., str], arguments: tuple[Any, ...], expected: str) -> None:
+    assert function(*arguments) == expected

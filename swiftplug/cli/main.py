@@ -29,15 +29,11 @@ _COMMANDS = {
 _SECONDS_FOR_OTHERS = 5
 
 
-class _LightParameters:
-    """Of a command: leaves a parameter that is not given as it is, for whose type typer 0.29 would import pydantic."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters, `--help` among them."""
-        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        for parameter in parameters:
-            parameter.process_value = partial(_process_value, parameter)
-        return parameters
+def _lightened(parameters: list[Any]) -> list[Any]:
+    """Let parameters that are not given stay as they are: typer 0.29 would import pydantic for their types."""
+    for parameter in parameters:
+        parameter.process_value = partial(_process_value, parameter)
+    return parameters
 
 
 def _process_value(parameter: Any, context: Any, value: Any) -> Any:
@@ -46,7 +42,7 @@ def _process_value(parameter: Any, context: Any, value: Any) -> Any:
     return type(parameter).process_value(parameter, context, value)
 
 
-class _Command(_LightParameters, TyperCommand):
+class _Command(TyperCommand):
     """A command that explains what people get wrong in its options.
 
     Attributes:
@@ -54,6 +50,10 @@ class _Command(_LightParameters, TyperCommand):
     """
 
     keys: Mapping[str, "Key"] = {}
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, `--help` among them."""
+        return _lightened(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Check the arguments, then parse them as any command does."""
@@ -95,8 +95,12 @@ class _Command(_LightParameters, TyperCommand):
         return f"; did you mean '--set {here}={value}'?"
 
 
-class _Commands(_LightParameters, TyperGroup):
+class _Commands(TyperGroup):
     """Imports a command only to run it: `swiftplug --help` should not wait for pydantic."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, `--help` among them."""
+        return _lightened(super().get_params(ctx))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import the command that is named."""

@@ -117,9 +117,15 @@ def test_options_of_a_partial_are_checked_as_those_of_its_function(resolve: Any,
     assert "option 'gamma': input should be a valid number" in refusal("loss", text, gamma="abc")
 
 
-def test_an_annotation_that_cannot_be_resolved_within_takes_anything(resolve: Any) -> None:
-    text = "def it(a, b, *, modules: list['Unknown'] = ()): return modules\n"
+@pytest.mark.parametrize("annotation", ["list['Unknown']", "'Unknown'", "'re.Unknown'", "'a list'", "'1 | None'"])
+def test_an_annotation_that_cannot_be_resolved_takes_anything(resolve: Any, annotation: str) -> None:
+    text = f"import re\ndef it(a, b, *, modules: {annotation} = ()): return modules\n"
     assert resolve("loss", text, modules=["x"]).bound(1, 2) == ["x"]
+
+
+def test_an_annotation_that_fails_is_an_error_of_the_plugin(refusal: Any) -> None:
+    message = refusal("loss", "def it(a, b, *, rate: '1 / 0' = 0): return rate\n", rate=1)
+    assert "'it' of acme 1.0 is broken: ZeroDivisionError: division by zero" in message
 
 
 def test_an_error_that_a_plugin_raises_itself_begins_with_what_named_it(refusal: Any) -> None:

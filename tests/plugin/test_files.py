@@ -1,5 +1,6 @@
 """`--plugin FILE.py`: decorators, older-style tables, and the error of a file that fails."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -401,6 +402,40 @@ def test_tools_formats_of_later_tables(write: Any, name: str, text: str, call: s
     if call is not None:
         assert tools.format_calls([{"name": "dice", "arguments": {"é": 1}}]).startswith(call)
         assert tools.format_results([{"name": "dice", "content": "6"}]) == result
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "'\\n'.join(tool_descs)",
+        "'' + tool_descs[0]",
+        "tool_descs[0].strip()",
+        "tool_descs[0][:99]",
+        "json.dumps(json.loads(tool_descs[0]))",
+        "re.sub('^', '', tool_descs[0])",
+    ],
+)
+def test_a_tools_format_of_a_table_may_take_the_descriptions_as_texts(write: Any, body: str) -> None:
+    text = f"import json, re\ndef texts(tool_names, tool_descs): return {body}\ntools_prompt = {{'t': texts}}\n"
+    tools = resolve(Registry.discover(files=[write(text)]), "tools", "t")
+    assert tools(["dice"], [DICE]) == '{"name": "dice", "description": "Roll it."}'
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "calls"),
+    [
+        ("len(None)", r"TypeError.*NoneType.* has no len", 1),
+        ("tool_names.names", r"AttributeError.*'list' object has no attribute 'names'", 1),
+        ("''.join(tool_descs) and 1 / 0", r"ZeroDivisionError", 2),
+    ],
+)
+def test_what_a_tools_format_of_a_table_raises_is_not_hidden(write: Any, body: str, error: str, calls: int) -> None:
+    text = f"calls = []\ndef t(tool_names, tool_descs):\n    calls.append(1)\n    return {body}\n"
+    tools = resolve(Registry.discover(files=[write(f"{text}tools_prompt = {{'t': t}}\n")]), "tools", "t")
+    with pytest.raises(Exception) as caught:
+        tools(["dice"], [DICE])
+    assert re.search(error, repr(caught.value))
+    assert len(inspect.unwrap(tools).__globals__["calls"]) == calls
 
 
 def test_a_system_message_in_the_middle_is_refused(write: Any) -> None:

@@ -33,6 +33,32 @@ def f(outputs, labels):
     "other/__init__.py": "",
 }
 OWN = set(PACKAGE) - {"acme/unused.py", "other/__init__.py"}
+NAMESPACE_PACKAGE = {
+    "files": {
+        "company/acme/loss.py": "from company.acme import helper\nfrom company import other\n"
+        "def f(outputs, labels): ...\n",
+        "company/acme/helper.py": "",
+        "company/other/__init__.py": "",
+    },
+    "used": {"company/acme/loss.py", "company/acme/helper.py"},
+    "losses": {"mine": "company.acme.loss:f"},
+    "folder": "site-packages",
+    "plugin_files": [],
+}
+FILE_AND_FOLDER = {
+    "files": {
+        "mine.py": "import torch, helper_of_mine\nfrom swiftplug.plugin import *\n"
+        "@register_loss_func('mine')\ndef f(outputs, labels):\n    from parts_of_mine.late import x\n",
+        "helper_of_mine.py": "",
+        "parts_of_mine/late.py": "",
+        "unused_by_mine.py": "",
+        "lib/site-packages/helper.py": "",
+    },
+    "used": {"mine.py", "helper_of_mine.py", "parts_of_mine/late.py"},
+    "losses": {},
+    "folder": "project",
+    "plugin_files": ["mine.py"],
+}
 
 
 def digest(name: str = "mine", **files: Any) -> str:
@@ -64,33 +90,13 @@ def test_of_a_distribution(install: Any, folder: str, has_record: bool) -> None:
     assert that_change_it(site, set(PACKAGE)) == OWN - unknown
 
 
-def test_of_a_namespace_package(install: Any) -> None:
-    files = {
-        "company/acme/loss.py": "from company.acme import helper\nfrom company import other\n"
-        "def f(outputs, labels): ...\n",
-        "company/acme/helper.py": "",
-        "company/other/__init__.py": "",
-    }
-    record = "company/acme/loss.py,,\ncompany/acme/helper.py,,\n"
-    install_files = {**files, "acme-1.0.dist-info/RECORD": record}
-    site = install("acme", {"losses": {"mine": "company.acme.loss:f"}}, install_files, folder="site-packages")
-    assert that_change_it(site, set(files)) == {"company/acme/loss.py", "company/acme/helper.py"}
-
-
-def test_of_a_file_and_its_folder(tmp_path: Path) -> None:
-    files = {
-        "mine.py": "import torch, helper_of_mine\nfrom swiftplug.plugin import *\n"
-        "@register_loss_func('mine')\ndef f(outputs, labels):\n    from parts_of_mine.late import x\n",
-        "helper_of_mine.py": "",
-        "parts_of_mine/late.py": "",
-        "unused_by_mine.py": "",
-        "lib/site-packages/helper.py": "",
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    used = {"helper_of_mine.py", "parts_of_mine/late.py"}
-    assert that_change_it(tmp_path, set(files) - {"mine.py"}, files=[tmp_path / "mine.py"]) == used
+@pytest.mark.parametrize("layout", [NAMESPACE_PACKAGE, FILE_AND_FOLDER])
+def test_of_a_namespace_package_and_of_a_file(install: Any, layout: dict[str, Any]) -> None:
+    files = layout["files"]
+    record = {"acme-1.0.dist-info/RECORD": "".join(f"{name},,\n" for name in layout["used"])}
+    site = install("acme", {"losses": layout["losses"]}, files | record, folder=layout["folder"])
+    plugin_files = [site / name for name in layout["plugin_files"]]
+    assert that_change_it(site, set(files), files=plugin_files) == layout["used"]
 
 
 def test_a_built_in_has_only_built_ins_as_its_own() -> None:

@@ -174,11 +174,10 @@ def _tools_format(plugin: Any) -> Any:
     def write(tool_names: list[str], tool_descs: list[Any], **options: Any) -> Any:
         try:
             text = function(tool_names, tool_descs, *system, **options)
-        except TypeError as error:
-            try:
-                text = function(tool_names, [as_text(desc) for desc in tool_descs], *system, **options)
-            except Exception:
-                raise error from None
+        except (AttributeError, TypeError) as error:
+            if not re.search("dict|slice", str(error)):  # it did not take an object for a text
+                raise
+            text = function(tool_names, [as_text(desc) for desc in tool_descs], *system, **options)
         if system:
             text = text.removeprefix(_SYSTEM).lstrip("\n")
             if _SYSTEM in text:

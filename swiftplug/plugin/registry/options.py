@@ -223,7 +223,7 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
         if isinstance(annotation, str):
             try:
                 resolved[name] = eval(annotation, getattr(target, "__globals__", {}))
-            except Exception:  # evaluating may raise anything; then only the plugin itself can check the option
+            except (ImportError, NameError, AttributeError, TypeError, SyntaxError):  # only the plugin can check it
                 resolved[name] = Any
     return resolved
 
