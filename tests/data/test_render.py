@@ -293,6 +293,11 @@ def test_a_template_that_raises_is_a_refusal_with_its_own_words(tokenizer: PreTr
     with pytest.raises(RowError) as refusal:
         ChatRenderer(tokenizer).render(_conversation("q", "a"))
     assert (refusal.value.reason, refusal.value.detail) == ("the chat template refuses it", "a system, please")
+    good = _conversation("q", "a", system="s")
+    first, refused, last = ChatRenderer(tokenizer).render_all([good, _conversation("q", "a"), good], whole=True)
+    assert isinstance(refused, RowError)
+    assert refused.detail == "a system, please"
+    assert first == last == ChatRenderer(tokenizer).render_all([good], whole=True)[0]
 
 
 def test_a_date_that_changes_between_two_renderings(

@@ -17,6 +17,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -126,13 +127,11 @@ class ChatRenderer:
 
     def _write_all(self, conversations: Sequence[Conversation]) -> list[tuple[Turns, str]] | list[None]:
         """The turns of conversations and their texts; None for all if they must be rendered one by one."""
-        try:
+        with suppress(RowError):  # it does not tell which row; that one raises it again when it is rendered alone
             all_turns = [self._turns(conversation) for conversation in conversations]
             if conversations and not any(turns.tools or turns.chat_template_kwargs for turns in all_turns):
-                texts = self._tokenizer.apply_chat_template([turns.messages for turns in all_turns], tokenize=False)
+                texts = self._call_template([turns.messages for turns in all_turns])
                 return list(zip(all_turns, texts, strict=True))
-        except Exception:  # the row that raised it will raise it again when it is rendered alone
-            pass
         return [None] * len(conversations)
 
     def _write(self, conversation: Conversation) -> tuple[Turns, str]:
@@ -152,19 +151,19 @@ class ChatRenderer:
 
     def _apply(self, turns: Turns, messages: Messages, generation_prompt: bool = False) -> str:
         """The text of messages, with the tools and the template's variables of `turns`."""
+        text = self._call_template(
+            messages, tools=turns.tools, add_generation_prompt=generation_prompt, **turns.chat_template_kwargs
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _call_template(self, messages: Messages | list[Messages], **variables: Any) -> Any:
+        """The text of one conversation, or the texts of several."""
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                tools=turns.tools,
-                add_generation_prompt=generation_prompt,
-                tokenize=False,
-                **turns.chat_template_kwargs,
-            )
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, **variables)
         except Exception as error:  # a template is a program and may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RowError("the chat template refuses it", reason) from error
-        assert isinstance(text, str)
-        return text
 
     def _segmented(self, turns: Turns, text: str) -> Rendered:
         """A text with its segments: from the layout of these roles if it fits, else by rendering again."""
