@@ -116,6 +116,18 @@ def test_of_prompt_and_completion_only_the_completion_trains(column: str, comple
 
 
 @pytest.mark.parametrize(
+    "question",
+    [{"prompt": [{"role": "system", "content": "Be kind."}, USER]}, {"instruction": "Hi!"}, {"query": "Hi!"}],
+)
+def test_a_question_that_the_answers_conversation_does_not_begin_with_is_left_in_the_row(
+    question: dict[str, Any],
+) -> None:
+    conversation = converted({**question, "chosen": [USER, ANSWER]})
+    assert conversation.messages == converted({"messages": [USER, ANSWER]}).messages
+    assert conversation.columns == question
+
+
+@pytest.mark.parametrize(
     ("row", "suggestion"),
     [
         ({"question": "q", "answer": "a"}, "--set 'data.columns={question: prompt, answer: completion}'"),

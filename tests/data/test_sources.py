@@ -204,6 +204,12 @@ def test_what_cannot_be_read_of_arrow_names_file_and_column(tmp_path: Path) -> N
     pq.write_table(pa.Table.from_arrays([[1], [2]], names=["x", "x"]), tmp_path / "c.parquet")
     with pytest.raises(UserError, match=r"c\.parquet: a column is named twice: x, x"):
         rows(tmp_path / "c.parquet")
+    twice = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"b": 1, "b": 2}']))
+    pq.write_table(pa.table({"json": twice}), tmp_path / "d.parquet")
+    with pytest.raises(
+        UserError, match=r"d\.parquet: cannot read column 'json' of type .*: the key 'b' is there twice"
+    ):
+        rows(tmp_path / "d.parquet")
     with pytest.raises(UserError, match=r"b\.arrow: not an Arrow file: "):
         rows(written(tmp_path / "b.arrow", "ARROW?"))
 
@@ -220,6 +226,8 @@ def test_compressed_and_tab_separated_files(tmp_path: Path) -> None:
         rows(written(tmp_path / "b.jsonl.gz", gzip.compress(text.encode() * 100)[:-20]))
     with pytest.raises(UserError, match=r"c\.txt\.gz: unknown kind of file '\.gz'"):
         rows(written(tmp_path / "c.txt.gz", gzip.compress(b"x")))
+    with pytest.raises(UserError, match="gz: unknown kind of file ''"):
+        rows(written(tmp_path / "gz", gzip.compress(b"x")))
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -230,6 +238,8 @@ def test_json_object_that_holds_the_rows(tmp_path: Path, indent: int | None) -> 
     assert origins(path)[1] == f"{path}:2"
     one = {"prompt": "q", "completion": "a", "data": [1]}
     assert rows(written(tmp_path / "b.json", json.dumps(one, indent=indent))) == [one]
+    two = {"data": pair, "rows": pair}  # there is no telling which list is meant
+    assert rows(written(tmp_path / "b.json", json.dumps(two, indent=indent))) == [two]
     with pytest.raises(UserError, match=r"c\.json:4: not JSON: "):
         rows(written(tmp_path / "c.json", '{\n "data": [\n  {"a": 1},\n  {"a": }\n ]\n}'))
 

@@ -164,35 +164,39 @@ READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
 
 def reader_of(path: Path) -> Callable[[Path], Iterator[RawRow]] | None:
     """The function that reads files of this name; None if there is none. Text files may be compressed, as `.gz`."""
-    suffixes = path.name.lower().rsplit(".", 2)
-    if suffixes[-1] == "gz":
-        return READERS.get(f".{suffixes[-2]}") if suffixes[-2] not in ("parquet", "arrow") else None
-    return READERS.get(f".{suffixes[-1]}")
+    name = Path(path.name.lower())
+    if name.suffix != ".gz":
+        return READERS.get(name.suffix)
+    suffix = Path(name.stem).suffix
+    return READERS.get(suffix) if suffix not in (".parquet", ".arrow") else None
 
 
 def _converter(kind: "pa.DataType") -> Callable[[Any], Any]:
-    """The function that makes a plain value of what Arrow gives for a type."""
+    """The function that makes a plain value of what Arrow gives for a type; null stays null."""
+    convert = _converter_of_values(kind)
+    return lambda value: None if value is None else convert(value)
+
+
+def _converter_of_values(kind: "pa.DataType") -> Callable[[Any], Any]:
     import pyarrow as pa
     from pyarrow import types
 
     if isinstance(kind, pa.JsonType):
-        convert: Callable[[Any], Any] = json.loads
-    elif isinstance(kind, pa.BaseExtensionType):
-        convert = _converter(kind.storage_type)
-    elif types.is_dictionary(kind) or types.is_run_end_encoded(kind):
-        convert = _converter(kind.value_type)
-    elif types.is_map(kind):
+        return load_json
+    if isinstance(kind, pa.BaseExtensionType):
+        return _converter(kind.storage_type)
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        return _converter(kind.value_type)
+    if types.is_map(kind):
         key, item = _converter(kind.key_type), _converter(kind.item_type)
-        convert = lambda pairs: {key(name): item(value) for name, value in pairs}  # noqa: E731
-    elif types.is_struct(kind):
+        return lambda pairs: {key(name): item(value) for name, value in pairs}
+    if types.is_struct(kind):
         fields = {field.name: _converter(field.type) for field in kind}
-        convert = lambda value: {name: fields[name](each) for name, each in value.items() if each is not None}  # noqa: E731
-    elif types.is_nested(kind) and not types.is_union(kind):
+        return lambda value: {name: fields[name](each) for name, each in value.items() if each is not None}
+    if types.is_nested(kind) and not types.is_union(kind):
         each = _converter(kind.value_type)
-        convert = lambda values: [each(value) for value in values]  # noqa: E731
-    else:
-        convert = _plain
-    return lambda value: None if value is None else convert(value)
+        return lambda values: [each(value) for value in values]
+    return _plain
 
 
 def _plain(value: Any) -> Any:
@@ -241,8 +245,8 @@ def _rows_of_one_value(file: BufferedReader, path: Path) -> list[Any] | None:
     except (ValueError, RecursionError):
         value = _parse(_decode(first + file.read(), path, number), path, number)
     if isinstance(value, dict):
-        wrapper = next((key for key in WRAPPERS if isinstance(value.get(key), list)), None)
-        value = [value] if wrapper is None or COLUMNS & value.keys() else value[wrapper]
+        wrapped = [value[key] for key in WRAPPERS if isinstance(value.get(key), list)]
+        value = wrapped[0] if len(wrapped) == 1 and not COLUMNS & value.keys() else [value]
     return list(value)
 
 

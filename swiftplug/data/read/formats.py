@@ -35,7 +35,6 @@ SIMILAR = {
 TRANSCRIPT = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
 TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
-
 # What `apply_chat_template` takes besides the template's own variables.
 RESERVED = {
     *("conversation", "conversations", "messages", "tools", "chat_template", "add_generation_prompt", "tokenize"),
@@ -81,10 +80,13 @@ def to_conversation(
     if format is None:
         found = ", ".join(f"{name!r}{'' if row[name] is not None else ' (null)'}" for name in row) or "none"
         raise RowError("no known columns", f"found {found}, expected e.g. 'messages'{_suggest_columns(has, task)}")
+    given = dict(rest)
     messages = format.parse(rest)
     for column in format.answer, "chosen":
         if not messages or messages[-1]["role"] != "assistant" or column == "completion":
-            messages = _add_answer(messages, _parse_turns(rest, column, "assistant"))
+            before, messages = messages, _add_answer(messages, _parse_turns(rest, column, "assistant"))
+            if messages[: len(before)] != before:  # the answer brings another conversation
+                rest |= {name: given[name] for name in format.columns & given.keys()}
     is_conversation = format.columns & {"messages", "conversations"}
     if not is_conversation and {message["role"] for message in messages} == {"assistant"}:
         raise RowError("no question", f"there is only an answer{_suggest_rename('prompt', 'prompt', rest)}")
@@ -176,7 +178,7 @@ def _add_system(messages: Messages, rest: dict[str, Any]) -> Messages:
 
 
 def _add_answer(before: Messages, answer: Messages) -> Messages:
-    """The messages with the answer, which may be the whole conversation, what is before it included."""
+    """The messages with the answer, or the answer alone if it is a conversation that does not begin with them."""
     if not answer or answer[0]["role"] == "assistant":
         return before + answer
     repeated = [(message["role"], message["content"]) for message in answer[: len(before)]]
