@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from swiftplug.cli.main import app
+from swiftplug.errors import UserError
 from swiftplug.plugin import ORM, PRM, LossScale, Unscored
 from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.registry.trials import try_out
@@ -69,6 +70,10 @@ def mean(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
     return outputs.logits.float().pow(2).sum() / num_items_in_batch
 
 
+def no_pair(*, k: int = 1) -> Any:
+    return k / 2
+
+
 def needs_column(completions: Any, tests: Any, **kwargs: Any) -> Any:
     raise AssertionError("called")
 
@@ -84,8 +89,6 @@ def needs_column(completions: Any, tests: Any, **kwargs: Any) -> Any:
         ("optimizer", lambda args, model, dataset: (None, None)),
         ("tools", lambda tool_names, tool_descs: tool_descs[0]["function"]["name"]),
         ("orm", Async),
-        ("orm", NeedsOptions),
-        ("orm", needs_column),
         ("orm", lambda infer_requests, ground_truths: torch.ones(2)),
         ("prm", Steps),
         ("prm", Tensors),
@@ -97,8 +100,17 @@ def test_what_does_as_its_contract_says(kind: str, plugin: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("plugin", "cause"), [(NeedsOptions, "needs the option 'server'"), (needs_column, "needs the column 'tests'")]
+)
+def test_what_cannot_be_called_without_more_is_not_tried(plugin: Any, cause: str) -> None:
+    with pytest.raises(UserError, match=cause):
+        try_out("orm", "mine", plugin)
+
+
+@pytest.mark.parametrize(
     ("kind", "plugin", "cause"),
     [
+        ("metric", no_pair, "is float 0.5, expected a pair"),
         ("loss", lambda outputs, labels: outputs.logits, r"a tensor of shape \(2, 4, 8\), expected a scalar tensor"),
         ("loss", lambda outputs, labels: outputs.logits.sum() * float("nan"), "returned nan, expected a finite number"),
         ("loss", lambda outputs, labels: 0.5, "returned a float, expected a scalar tensor"),

@@ -38,9 +38,10 @@ class _NoConfig(BaseModel):
 
 
 def try_out(kind: str, name: str, plugin: Any) -> None:
-    """Call a plugin that fits its contract, unless it needs options or is of a kind that is not called.
+    """Call a plugin that fits its contract, unless it is of a kind that is not called.
 
     Raises:
+        UserError: It needs an option or a column.
         ContractError: It returns something else than its contract says.
         Exception: Whatever it raises on this input.
     """
@@ -48,10 +49,10 @@ def try_out(kind: str, name: str, plugin: Any) -> None:
         return
     with _offline():
         try:
-            bound = bind(kind, name, plugin, check_options({}, declared_options(kind, plugin)))
-        except (ContractError, UserError):  # it needs options
-            return
-        _TRIALS[kind](bound)
+            options = check_options({}, declared_options(kind, plugin))
+        except ContractError as error:
+            raise UserError(str(error)) from error
+        _TRIALS[kind](bind(kind, name, plugin, options))
 
 
 @contextmanager
@@ -118,8 +119,8 @@ def _try_tools(tools_format: Callable[..., Any]) -> None:
 
 
 def _try_scorer(scorer: BoundScorer) -> None:
-    if scorer.needed_columns:
-        return
+    if columns := scorer.needed_columns:
+        raise UserError(f"needs the column {columns[0]!r}")
     messages = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": r"It is \boxed{4}."}]
     for reward in check_rewards(scorer([InferRequest(messages), InferRequest(messages)], ["4", "4"]), 2):
         check_reward(scorer.kind, reward)
