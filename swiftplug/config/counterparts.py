@@ -69,6 +69,6 @@ def counterpart(name: str, keys: Collection[str]) -> str | None:
 def training_fields() -> frozenset[str]:
     """The fields of `transformers.TrainingArguments`, read from its source: importing it takes seconds."""
     spec = find_spec("transformers")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    texts = [file.read_text(encoding="utf-8") for folder in folders for file in Path(folder).glob("training_args.py")]
-    return frozenset(field for text in texts for field in re.findall(r"^    ([a-z]\w*): ", text, re.MULTILINE))
+    assert spec is not None and spec.origin is not None
+    text = Path(spec.origin).with_name("training_args.py").read_text(encoding="utf-8")
+    return frozenset(re.findall(r"^    ([a-z]\w*): ", text, re.MULTILINE))

@@ -119,8 +119,7 @@ def test_broken_metadata_is_told_and_disturbs_nobody(
     registry = Registry.discover()
     assert [text.startswith(problem or "") for text in registry.problems] == [True] * (problem is not None)
     assert registry.resolve("loss", PluginChoice(name="focal"), "--loss").bound
-    if problem and "group" in problem:
-        with pytest.raises(
-            UserError, match=r"--loss: there is no loss 'x'; broken 1\.0 has 'x' in the entry-point group"
-        ):
+    if problem:
+        with pytest.raises(UserError, match=r"--loss: there is no loss 'x'; ") as caught:
             registry.resolve("loss", PluginChoice(name="x"), "--loss")
+        assert f"; {problem}" in str(caught.value)

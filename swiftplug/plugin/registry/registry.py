@@ -219,11 +219,12 @@ class Registry:
         if not named:
             known = [plugin.qualified_name if ":" in name else plugin.name for plugin in self.found(kind)]
             misplaced = next((f"; {problem}" for problem in self.problems if f"has {name!r}" in problem), "")
+            unread = "".join(f"; {problem}" for problem in self.problems if problem.startswith("the metadata of"))
             other = next(
                 (f"; did you mean '{KINDS[it.kind].option} {name}'?" for it in self.found() if it.name == name), ""
             )
             hint = misplaced or install_hint(name) or other or nearest(name, known)
-            raise UserError(f"{where}: there is no {label} {name!r}{hint}")
+            raise UserError(f"{where}: there is no {label} {name!r}{hint}{unread}")
         if not allowed:
             raise UserError(f"{where}: {named[0]} is not allowed by {' and '.join(self._forbidden_by(named[0]))}")
         names = " and ".join(f"{plugin.qualified_name} ({plugin.source})" for plugin in allowed)
