@@ -66,7 +66,7 @@ class Arguments(RunArguments):
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         if self.tokenizer is None:
             tokenizer = self._load_tokenizer()
-            self.notes = set_chat_template(tokenizer, self.config.data.template)
+            self.notes += set_chat_template(tokenizer, self.config.data.template)
             self.tokenizer = tokenizer
         return self.tokenizer
 

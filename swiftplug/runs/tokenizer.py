@@ -1,8 +1,7 @@
 """Loads the tokenizer of a folder or hub id, without torch if nothing has imported it yet."""
 
+import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,8 +22,9 @@ def load_tokenizer(name: str, options: ModelOptions) -> PreTrainedTokenizerBase:
     """
     check_name(name)
     logging.disable_progress_bar()  # for reading and writing weights; downloads still show theirs
-    with _torch_when_used():
-        from transformers import AutoTokenizer
+    _put_off_torch()
+    from transformers import AutoTokenizer
+
     try:
         config = _config_for_tokenizer(name, options)
         tokenizer = AutoTokenizer.from_pretrained(name, config=config, **hub_options(options))
@@ -60,20 +60,17 @@ class _TorchWhenUsed(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if sys.modules.get("torch") is self:
             del sys.modules["torch"]
-        import torch
-
-        return getattr(torch, name)
+        return getattr(importlib.import_module("torch"), name)
 
 
-@contextmanager
-def _torch_when_used() -> Iterator[None]:
-    """While it lasts, `import torch` imports nothing yet: Transformers does so in modules that only models use."""
-    if "torch" in sys.modules:
-        yield
+def _put_off_torch() -> None:
+    """Import the one module behind `AutoTokenizer` that imports torch, for models, without waiting for torch."""
+    module = "transformers.modeling_rope_utils"
+    if "torch" in sys.modules or module in sys.modules:
         return
     stand_in = sys.modules["torch"] = _TorchWhenUsed("torch")
     try:
-        yield
+        importlib.import_module(module)
     finally:
         if sys.modules.get("torch") is stand_in:
             del sys.modules["torch"]

@@ -213,9 +213,10 @@ def _check_agreement(config: TrainConfig, given: dict[str, Any], has_eval: bool)
 
 def _precision(config: TrainConfig, given: dict[str, Any]) -> dict[str, bool]:
     """Autocast's type, by `dtype` or, where that is `auto`, by `training.bf16`, `training.fp16` or the device."""
+    on_cpu = given.get("use_cpu") or not torch.accelerator.is_available()  # Accelerate has no fp16 autocast there
     if config.dtype != "auto":
-        return {"bf16": config.dtype == "bfloat16", "fp16": config.dtype == "float16"}
+        return {"bf16": config.dtype == "bfloat16", "fp16": config.dtype == "float16" and not on_cpu}
     if given.get("bf16") or given.get("fp16"):
-        return {"bf16": bool(given.get("bf16")), "fp16": bool(given.get("fp16"))}
-    on_gpu = torch.cuda.is_available() and not given.get("use_cpu")
+        return {"bf16": bool(given.get("bf16")), "fp16": bool(given.get("fp16")) and not on_cpu}
+    on_gpu = torch.cuda.is_available() and not on_cpu
     return {"bf16": on_gpu and "bf16" not in given and torch.cuda.is_bf16_supported(), "fp16": False}

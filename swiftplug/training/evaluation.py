@@ -13,7 +13,7 @@ from swiftplug.errors import UserError
 from swiftplug.plugin import Chat
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.registry import BoundMetric, LoadedPlugin
-from swiftplug.plugin.registry.errors import ContractError
+from swiftplug.plugin.registry.errors import ContractError, one_line
 from swiftplug.plugin.registry.returns import check_metrics
 from swiftplug.runs.console import RunProgress
 
@@ -60,21 +60,29 @@ class Metrics:
         return _merged(self.of_texts, lambda metric: metric.compute(predictions, references))
 
 
-def measured_names(plugins: Sequence[LoadedPlugin]) -> frozenset[str] | None:
-    """What an evaluation gives, without `eval_`: found by computing the metrics of a made-up row; None if one fails."""
-    metrics = Metrics(plugins)
+def measured_names(plugins: Sequence[LoadedPlugin], notes: list[str]) -> frozenset[str] | None:
+    """What an evaluation gives, without `eval_`, found by computing the metrics of a made-up example.
+
+    None if a metric fails on it: it may still be right about real ones, so this is noted.
+    """
     labels = torch.tensor([[IGNORED_LABEL, 1, 2, 3]])
-    names = {"loss"}
-    try:
-        if metrics.of_tokens:
-            kept = metrics.preprocess(torch.eye(4)[None], labels)
-            predictions = tuple(nested_numpify(each) for each in kept)
-            names |= metrics.compute(EvalPrediction(predictions=predictions, label_ids=labels.numpy())).keys()
-        if metrics.of_texts:
-            names |= metrics.compute_on_texts(["1"], ["1"]).keys()
-    except Exception:  # a plugin may raise anything, and a made-up row proves nothing
+    failed = []
+
+    def attempt(metric: BoundMetric) -> Any:
+        try:
+            if metric.generate:
+                return metric.compute(["1"], ["1"])
+            kept = nested_numpify((metric.preprocess or _argmax)(torch.eye(4)[None], labels))
+            return metric.compute(EvalPrediction(predictions=kept, label_ids=labels.numpy()))
+        except Exception as error:
+            failed.append(f"{metric.name} fails on a made-up example ({one_line(error)})")
+            return {}
+
+    names = _merged([plugin.bound for plugin in plugins], attempt)
+    if failed:
+        notes.append(f"metrics: {'; '.join(failed)}, so what they return is known at the first evaluation only")
         return None
-    return frozenset(names)
+    return frozenset({"loss", *names})
 
 
 def generate_answers(

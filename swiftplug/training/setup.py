@@ -41,15 +41,26 @@ def set_up(config: TrainConfig) -> Arguments:
         check_offsets(args.load_tokenizer())
         if config.task != "pt":
             args.load_chat()  # notes a chat template without an end-of-turn token
-    arguments = args.training_args
+    args.notes += _not_in_force(config, args.training_args)
+    return args
+
+
+def _not_in_force(config: TrainConfig, arguments: TrainingArguments) -> Iterator[str]:
+    """What a config asks for and this run does not do."""
     asked = arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if asked and (arguments.world_size == 1 or arguments.device.type == "cpu"):
         processes = f"{format_count(arguments.world_size, 'process')} on {arguments.device.type}"
-        args.notes.append(
+        yield (
             f"training.fsdp: not in force, as it needs several processes on GPUs: this run has {processes}, and each "
             "holds the whole model"
         )
-    return args
+    if (config.dtype == "float16" or config.training.get("fp16")) and not arguments.fp16:
+        key = "training.fp16" if config.dtype == "auto" else "dtype: float16"
+        yield f"{key}: not in force, as a CPU has no fp16 autocast: this run computes in float32"
+    for name in ("save", "eval", "logging"):
+        strategy = getattr(arguments, f"{name}_strategy").value
+        if config.training.get(f"{name}_steps") is not None and strategy not in ("steps", "best"):
+            yield f"training.{name}_steps: not in force, as training.{name}_strategy is {strategy}"
 
 
 def _check_metrics(args: Arguments) -> None:
@@ -61,7 +72,7 @@ def _check_metrics(args: Arguments) -> None:
             f"metrics: {texts[0].found.name} compares generated answers, and rows of task pt have none; use task sft"
         )
     if wanted or args.plugins.of("callback"):
-        args.eval_names = measured_names(metrics)
+        args.eval_names = measured_names(metrics, args.notes)
     if wanted and args.eval_names is not None and wanted.removeprefix("eval_") not in args.eval_names:
         given = [f"eval_{name}" for name in args.eval_names]
         raise UserError(f"training.metric_for_best_model: no evaluation gives {wanted!r}{nearest(wanted, given)}")

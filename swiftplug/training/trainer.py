@@ -236,7 +236,10 @@ class PlugTrainer(Trainer):
             references = [str(text) for text in rows["reference"]]
             with self.progress.start("computing metrics"):
                 computed = self.metrics.compute_on_texts(predictions, references)
-            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in computed.items()}
+            named = {f"{metric_key_prefix}_{name}": value for name, value in computed.items()}
+            if twice := named.keys() & metrics.keys():
+                raise UserError(f"metrics: two results have the name {min(twice)!r}; use one of the metrics")
+            metrics |= named
         wanted = self.args.metric_for_best_model
         if wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
             raise UserError(f"training.metric_for_best_model: no evaluation gives {wanted!r}{nearest(wanted, metrics)}")

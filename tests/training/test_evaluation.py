@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from swiftplug.errors import UserError
 from swiftplug.runs.console import Activity
 
 # Metrics of every form, which write what they were given to a file.
@@ -91,6 +92,16 @@ def test_eval_loss_is_the_mean_over_trained_tokens(
     if metrics:
         assert result.metrics["eval_perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
         assert 0 <= result.metrics["eval_token_acc"] <= 1
+
+
+def test_two_metrics_of_different_forms_with_one_name(
+    run: Any, chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPY", str(tmp_path / "spied.json"))
+    plugins = METRICS.replace('"answers"', '"kept_numbers"')
+    given = {"metrics": ["shapes", "spy"], "eval_dataset": [f"{chat_file}#2"]}
+    with pytest.raises(UserError, match="metrics: two results have the name 'eval_kept_numbers'"):
+        run("r", ["training.max_steps=1"], plugins=plugins, **given)
 
 
 def test_metrics_of_every_form_act_together(

@@ -77,6 +77,63 @@ def test_quantization_without_its_library(dry_run: Any, monkeypatch: pytest.Monk
         dry_run({}, ["training.optim=adamw_8bit"])
 
 
+@pytest.mark.parametrize(
+    ("options", "sets", "line"),
+    [
+        ({}, ["training.fp16=true"], "training.fp16: not in force, as a CPU has no fp16 autocast"),
+        ({"dtype": "float16"}, [], "dtype: float16: not in force, as a CPU has no fp16 autocast"),
+        (
+            {},
+            ["training.save_strategy=no", "training.save_steps=5"],
+            "training.save_steps: not in force, as training.save_strategy is no",
+        ),
+        (
+            EVALUATED,
+            ["training.eval_strategy=epoch", "training.eval_steps=5"],
+            "training.eval_steps: not in force, as training.eval_strategy is epoch",
+        ),
+    ],
+)
+def test_what_is_not_in_force_is_said(
+    dry_run: Any, options: dict[str, Any], sets: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dry_run(options, ["training.use_cpu=true", *sets])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert line in printed
+    assert printed.count("not in force") == 1
+    assert "precision float32" in printed
+    dry_run({**EVALUATED}, ["training.use_cpu=true", "training.save_steps=5", "training.eval_steps=5"])
+    assert "not in force" not in capsys.readouterr().out
+
+
+METRICS = """
+from swiftplug.plugin import register_metric
+
+@register_metric("picky")
+class Picky:
+    generate = True
+    def __call__(self, predictions, references):
+        assert references != ["1"]
+        return {"token_acc": 1.0}
+
+@register_metric("answers")
+class Answers:
+    generate = True
+    def __call__(self, predictions, references):
+        return {"token_acc": 1.0}
+"""
+
+
+def test_metrics_on_a_made_up_example(dry_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics_of_a_file.py").write_text(METRICS)
+    given = {**EVALUATED, "plugins": {"files": [str(tmp_path / "metrics_of_a_file.py")]}}
+    wanted = ["training.metric_for_best_model=blue"]
+    dry_run({**given, "metrics": ["picky"]}, wanted)  # which may well give it for real examples
+    assert "metrics: picky fails on a made-up example (AssertionError" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="metrics 'acc' and 'answers' both return 'token_acc'; use one of them"):
+        dry_run({**given, "metrics": ["acc", "answers"]}, wanted)
+
+
 @pytest.mark.parametrize("form", ["true", "full_shard"])
 def test_fsdp_that_is_not_in_force_is_said(
     dry_run: Any, form: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
