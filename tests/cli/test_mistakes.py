@@ -67,7 +67,7 @@ def test_options(line: str, message: str) -> None:
     assert error_of(app, line.split(), prog_name="swiftplug", standalone_mode=False).startswith(message)
 
 
-def test_a_plugin_that_is_named_twice_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plugin_that_is_named_twice_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     error_of(
         app, ["train", "no.yaml", "--tuner", "lora", "--tuner", "ia3"], prog_name="swiftplug", standalone_mode=False
     )
@@ -105,7 +105,7 @@ def test_keys_of_other_tools_that_a_command_lacks() -> None:
     assert "did you mean" not in message
 
 
-def test_an_option_of_a_plugin_is_told_from_where_it_came(tmp_path: Path) -> None:
+def test_an_option_of_a_plugin_is_reported_with_where_it_came_from(tmp_path: Path) -> None:
     path = tmp_path / "t.yaml"
     path.write_text(CONFIG)
 

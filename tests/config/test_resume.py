@@ -1,4 +1,4 @@
-"""Which folder and which config a resumed run takes, and how another config is told."""
+"""Which folder and which config a resumed run takes, and how a difference is reported."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def difference(before: list[str], now: list[str], model: Any = TrainConfig) -> s
         (["training.report_to=[none]"], ["training.dataloader_num_workers=1", "output_dir=moved"], ""),
     ],
 )
-def test_a_difference_is_told_by_key(before: list[str], now: list[str], expected: str) -> None:
+def test_a_difference_is_reported_by_key(before: list[str], now: list[str], expected: str) -> None:
     found = difference(before, now)
     assert found == expected or (expected.startswith("(") and expected in found)
 
@@ -81,7 +81,7 @@ def test_resume_takes_the_newest_folder_of_the_config(tmp_path: Path, monkeypatc
     begun("runs/c-x")
     assert taken() == "runs/c-9"
     assert taken("seed=1") == "runs/c-10"
-    assert taken("seed=3") == "runs/c-10"  # none: the newest, so that the difference is told
+    assert taken("seed=3") == "runs/c-10"  # none: the newest, so that the difference is reported
     assert taken(resume=False) == "runs/c-11"
 
 

@@ -110,7 +110,7 @@ def test_the_public_api_and_discovery_import_nothing_heavy(statement: str, tmp_p
         ("Name: broken\nVersion: 1.0\n", b"\xff[swiftplug.losses]\nx = a:b\n", None),
     ],
 )
-def test_broken_metadata_is_told_and_disturbs_nobody(
+def test_broken_metadata_is_reported_and_disturbs_nobody(
     install: Any, metadata: str, entry_points: str | bytes, problem: str | None
 ) -> None:
     info = install("broken", {}, {}) / "broken-1.0.dist-info"

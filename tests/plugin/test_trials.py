@@ -128,6 +128,7 @@ def test_what_cannot_be_called_without_more_is_not_tried(plugin: Any, cause: str
         ("optimizer", lambda args, model, dataset: ("adamw", None), "returned a str first"),
         ("tools", lambda tool_names, tool_descs: tool_descs, "returned a list, expected text"),
         ("orm", lambda completions: ["good", "bad"], "returned the reward 'good', expected a finite number"),
+        ("orm", lambda completions, solution: [*solution, "5"], "returned 3 rewards for 2 candidates"),
         ("orm", lambda completions: [1.0], "returned 1 reward for 2 candidates"),
         ("orm", lambda completions: 1.0, "returned a float, expected a list of 2 rewards"),
         ("orm", lambda infer_requests, ground_truths: [float("nan")] * 2, "returned the reward nan"),

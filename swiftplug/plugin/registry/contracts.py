@@ -165,8 +165,8 @@ def _check_call(function: Any, call: Call, name: str = "", *, takes_options: boo
         if first not in call.forms:
             begins = f"has the first parameter {first!r}" if first else "has no parameter that has a name"
             raise ContractError(
-                f"{begins}, expected 'infer_requests', or 'completions' or 'prompts' as in ms-swift and TRL: what a "
-                "scorer gets is told by the names of its parameters"
+                f"{begins}, expected 'infer_requests', or 'completions' or 'prompts' as in ms-swift and TRL: a scorer "
+                "gets what its parameters name"
             )
         if first != call.forms[0] or any(each.kind is each.VAR_KEYWORD for each in parameters):  # it gets all by name
             return

@@ -26,7 +26,7 @@ from swiftplug.plugin.registry.returns import (
     check_rewards,
     check_weights,
 )
-from swiftplug.plugin.registry.scorers import BoundScorer
+from swiftplug.plugin.registry.scorers import REFERENCE_NAMES, BoundScorer
 from swiftplug.plugin.rewards import InferRequest
 
 _CONTEXT = "Thought: 2 + 2 is 4.\nAction: add\nAction Input: {}\n\\boxed{4}"
@@ -119,7 +119,7 @@ def _try_tools(tools_format: Callable[..., Any]) -> None:
 
 
 def _try_scorer(scorer: BoundScorer) -> None:
-    if columns := scorer.needed_columns:
+    if columns := [name for name in scorer.needed_columns if name not in REFERENCE_NAMES]:
         raise UserError(f"needs the column {columns[0]!r}")
     messages = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": r"It is \boxed{4}."}]
     for reward in check_rewards(scorer([InferRequest(messages), InferRequest(messages)], ["4", "4"]), 2):
