@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,8 +20,9 @@ SETTINGS = {"revision": "v1", "quantization": None, "attn_implementation": None,
 class FakeChat:
     """A token is a character; a template that opens each answer with `<`, and ends it with `>` or the text `##`."""
 
-    end_ids: list[int] = [ord(">")]  # noqa: RUF012 - as the protocol has it
-    stop_text = "##"
+    def __init__(self) -> None:
+        self.end_ids = [ord(">")]
+        self.stop_text = "##"
 
     def encode(self, prompt: Prompt) -> tuple[list[int], str]:
         text = f"{prompt.tools or ''}{prompt.messages[-1]['content']}<"
@@ -54,7 +55,7 @@ class Arguments:
 class FakeLLM:
     """Answers with the seed and the prompt; keeps what it was given."""
 
-    loaded: list["FakeLLM"] = []  # noqa: RUF012 - a record for the tests
+    loaded: ClassVar[list["FakeLLM"]] = []
 
     def __init__(self, **settings: Any) -> None:
         if settings["model"] != "org/name":
@@ -106,7 +107,7 @@ def test_each_candidate_is_drawn_with_its_own_seed() -> None:
         assert {completion.finish_reason for completion in it.completions} == {"stop"}
     (llm,) = FakeLLM.loaded
     fields = {"max_tokens": 16, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
-    stops = {"stop_token_ids": FakeChat.end_ids, "stop": ["##"]}
+    stops = {"stop_token_ids": [ord(">")], "stop": ["##"]}
     assert all(vars(params) == {**fields, **stops, "seed": params.seed} for params in llm.params)
 
 

@@ -41,7 +41,7 @@ class RewardCheckpoint:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
             loaded: Any = auto.from_pretrained(model, revision=revision, dtype=pick_dtype(dtype, self._device))
         except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UserError(f"reward_model: cannot load {model!r}: {reason}") from error
         set_chat_template(self._tokenizer, None)
         self._model = loaded.to(self._device).eval()

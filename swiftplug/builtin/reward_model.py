@@ -121,7 +121,7 @@ def _config_file(model: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(model, "config.json", revision=revision))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"reward_model: {model!r} is not a folder, and cannot be loaded from the hub: {reason}"
         ) from error

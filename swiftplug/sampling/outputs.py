@@ -50,7 +50,9 @@ def write_outputs(
 def _candidate_lines(row: Row) -> Iterator[dict[str, Any]]:
     for candidate in row.candidates:
         yield {
-            **_conversation(row, candidate, {"index": candidate.index}),
+            "id": row.id,
+            "index": candidate.index,
+            **_conversation(row, candidate),
             "reference": row.reference,
             "finish_reason": candidate.finish_reason,
             "scores": candidate.rewards or {},
@@ -64,18 +66,14 @@ def _sample_lines(row: Row) -> Iterator[dict[str, Any]]:
     for candidate in sorted(kept, key=rank):
         rejected = rejected_of(row, candidate)
         yield {
-            **_conversation(row, candidate, {}),
+            "id": row.id,
+            **_conversation(row, candidate),
             **({"rejected_response": rejected.text} if rejected else {}),
             "scores": candidate.scores,
         }
 
 
-def _conversation(row: Row, candidate: Candidate, index: dict[str, int]) -> dict[str, Any]:
+def _conversation(row: Row, candidate: Candidate) -> dict[str, Any]:
     messages = [*row.prompt, {"role": "assistant", "content": candidate.text}]
     rendered_with = {"tools": row.tools, TEMPLATE_KWARGS: row.columns.get(TEMPLATE_KWARGS)}
-    return {
-        "id": row.id,
-        **index,
-        "messages": messages,
-        **{key: value for key, value in rendered_with.items() if value},
-    }
+    return {"messages": messages, **{key: value for key, value in rendered_with.items() if value}}

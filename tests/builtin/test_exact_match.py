@@ -27,6 +27,12 @@ def resolve(**options):
         ("2", r"\boxed{2}", False),
         ("", r"\boxed{}", False),
         (r"\boxed{}", r"\boxed{}", True),
+        # reasoning is no answer
+        (r"<think>\boxed{2}</think>I do not know.", r"\boxed{2}", False),
+        (r"<think>\boxed{3}</think>\boxed{2}", r"\boxed{2}", True),
+        (r"<think>\boxed{2}", r"\boxed{2}", False),
+        (r"\boxed{3}?</think>\boxed{2}", r"<think>\boxed{3}</think>\boxed{2}", True),
+        (r"<think>\boxed{3}</think>2", r"<think>\boxed{3}</think>2", True),
         ("Paris", " Paris\n", True),
         ("paris", "Paris", False),
         (r"\boxed{Paris}", "Paris", False),

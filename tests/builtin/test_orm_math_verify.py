@@ -1,12 +1,12 @@
 """Equality as mathematics, and what becomes of formulas that never finish."""
 
 import gc
-import os
 import random
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from sympy import Rational, latex
@@ -14,6 +14,8 @@ from sympy import Rational, latex
 from swiftplug.plugin.rewards import Unscored
 
 pytest.importorskip("math_verify")
+
+PROCESSES = Path("/proc")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +182,7 @@ def test_the_process_ends_with_its_scorer(scorer):
     assert process.poll() is not None
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc"), reason="needs /proc to see other processes")  # noqa: PTH112
+@pytest.mark.skipif(not PROCESSES.is_dir(), reason="needs /proc to see other processes")
 def test_the_process_ends_with_a_run_that_is_killed():
     code = (
         "from swiftplug.builtin.orms.math_verify import MathVerify\n"
@@ -191,7 +193,7 @@ def test_the_process_ends_with_a_run_that_is_killed():
     )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pid = int(run.stdout.readline())
-    assert os.path.exists(f"/proc/{pid}")  # noqa: PTH110
+    assert (PROCESSES / str(pid)).exists()
     run.kill()
     run.communicate()
     deadline = time.monotonic() + 20
@@ -202,7 +204,6 @@ def test_the_process_ends_with_a_run_that_is_killed():
 
 def running(pid):
     try:
-        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
+        return (PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False

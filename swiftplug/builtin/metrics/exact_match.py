@@ -2,14 +2,15 @@ r"""The share of generated answers that match the reference exactly."""
 
 from pydantic import PositiveInt
 
-from swiftplug.builtin.boxed import last_boxed
+from swiftplug.builtin.boxed import last_boxed, without_reasoning
 
 
 class ExactMatch:
     r"""Share of generated answers that match the reference: its last `\boxed{...}`, or else the whole text.
 
     Where a reference has a `\boxed{...}`, the content of its last one is compared with that of the answer's last one;
-    otherwise the whole texts are compared. Surrounding white space is ignored.
+    otherwise the whole texts are compared. A box in `<think>...</think>` does not count, surrounding white space is
+    ignored.
 
     Example:
         >>> ExactMatch()(["Step 1: 1 + 1 = 2\n\\boxed{2}", "I do not know."], ["\\boxed{2}", "\\boxed{3}"])
@@ -33,8 +34,7 @@ class ExactMatch:
 
 
 def _matches(answer: str, reference: str) -> bool:
-    expected = last_boxed(reference)
+    found, expected = (last_boxed(without_reasoning(text)) for text in (answer, reference))
     if expected is None:
-        return answer.strip() == reference.strip()
-    found = last_boxed(answer)
+        found, expected = answer, reference
     return found is not None and found.strip() == expected.strip()

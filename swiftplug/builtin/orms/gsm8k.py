@@ -119,10 +119,8 @@ def _canonical(number: re.Match[str]) -> str:
     if number["unclear"]:
         return f"{sign}{number['unclear']}"
     if number["over"]:
-        value, exact = (
-            Fraction(int(number["over"]), int(number["under"])) + int(number["mixed"] or 0),
-            Context(prec=100),
-        )
+        value = Fraction(int(number["over"]), int(number["under"])) + int(number["mixed"] or 0)
+        exact = Context(prec=100)
         quotient = exact.divide(Decimal(value.numerator), Decimal(value.denominator))
         if exact.flags[Inexact]:
             return f"{sign}{value}"

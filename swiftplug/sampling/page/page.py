@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -70,16 +71,18 @@ class SamplesPage:
         self._scorers = scorers
         self._max_rows = max_rows
         self._rows = self._shown = self._characters = 0
-        # An unpaired surrogate, which UTF-8 cannot encode, becomes its JSON escape.
-        self._spool = TemporaryFile(  # noqa: SIM115
-            "w+", encoding="utf-8", errors="backslashreplace", newline="", dir=path.parent
-        )
 
     def __enter__(self) -> "SamplesPage":
+        with ExitStack() as stack:
+            # An unpaired surrogate, which UTF-8 cannot encode, becomes its JSON escape.
+            self._spool = stack.enter_context(
+                TemporaryFile("w+", encoding="utf-8", errors="backslashreplace", newline="", dir=self._path.parent)
+            )
+            self._on_exit = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._spool.close()
+        self._on_exit.close()
 
     def add(self, row: Row) -> None:
         """Add a row after selection; if the page is full, only count it."""
