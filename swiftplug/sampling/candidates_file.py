@@ -12,7 +12,7 @@ from swiftplug.data.read.report import UnreadKeys
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
 from swiftplug.sampling.ledger import NO_CANDIDATES, NO_INDEX, Ledger
-from swiftplug.sampling.rows import Candidate, Row, check_encodable, is_reference, prompt_key
+from swiftplug.sampling.rows import Candidate, Row, answer_text, check_encodable, is_reference, prompt_key
 
 _KNOWN = {"id", "index", "messages", "reference", "finish_reason", "stop_reason", "scores", "reasons", "tools"}
 _MAX_INDEX = 2**31  # a candidate with a larger index gets the row's next free index
@@ -104,13 +104,10 @@ def _parse_line(value: Any, where: str) -> Row:
     *prompt, answer = messages
     if "tool_calls" in answer:
         raise UserError(f"{where}: the candidate has tool_calls; expected the calls in its text, in the tools format")
-    text = str(answer["content"])
-    if reasoning := answer.get("reasoning_content"):
-        text = f"<think>\n{reasoning}\n</think>\n\n{text}"  # as engines write it
     index, reference = value.get("index"), value.get("reference")
     candidate = Candidate(
         index=index if isinstance(index, int) and 0 <= index < _MAX_INDEX else NO_INDEX,
-        text=text,
+        text=answer_text(answer),
         finish_reason=str(value.get("finish_reason") or value.get("stop_reason") or "unknown"),
     )
     return Row(

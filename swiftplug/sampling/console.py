@@ -31,7 +31,8 @@ def print_inputs(console: Console, config: SampleConfig, ledger: Ledger, file: C
     if file:
         print_line(console, f"candidates: {file.taken:,} of {config.candidates_file}")
         if file.unmatched:
-            print_line(console, f"  {file.unmatched:,} left out: of no row of the dataset: {file.first_unmatched}, ...")
+            first = file.first_unmatched + (", ..." if file.unmatched > 1 else "")
+            print_line(console, f"  {file.unmatched:,} left out: of no row of the dataset: {first}")
         if file.torn:
             print_line(console, f"  1 left out: the last line is incomplete: {file.torn}")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from swiftplug.config.resume import config_difference
 from swiftplug.config.schema import SampleConfig
-from swiftplug.data.chat.tools import message_text, write_turns
+from swiftplug.data.chat.tools import write_turns
 from swiftplug.data.read.conversation import Conversation
 from swiftplug.data.read.messages import MESSAGE_KEYS
 from swiftplug.data.read.report import UnreadKeys
@@ -22,7 +22,7 @@ from swiftplug.runs.plugins import RunPlugins, free_options
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.judging import check_judges
 from swiftplug.sampling.ledger import NO_REFERENCE, USABLE, Ledger
-from swiftplug.sampling.rows import READ_COLUMNS, WriteAnswer, read_rows, reference_candidate
+from swiftplug.sampling.rows import READ_COLUMNS, WriteAnswer, answer_text, read_rows, reference_candidate
 from swiftplug.sampling.scoring import Scorer
 
 
@@ -66,9 +66,9 @@ def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: RunPlugins, s
     """
     if difference := config_difference(ledger.get("config"), config, free_options=free_options(plugins)):
         raise UserError(f"--resume: the folder holds another run: {difference}")
-    inputs = _inputs(config, plugins, _open_sources(config, plugins))
-    for (name, fingerprint), (_, before) in zip(inputs, ledger.get("inputs"), strict=True):
-        if fingerprint != before:
+    before, inputs = ledger.get("inputs"), _inputs(config, plugins, _open_sources(config, plugins))
+    for name, fingerprint in [*inputs, *before]:
+        if [name, fingerprint] not in inputs or [name, fingerprint] not in before:
             raise UserError(
                 f"--resume: {name} has changed since this run began; restore it, or start over with --overwrite"
             )
@@ -100,8 +100,7 @@ def _answer_writer(config: SampleConfig, plugins: RunPlugins) -> WriteAnswer:
         if "tool_calls" in answer:
             hermes = plugins.registry.resolve("tools", PluginChoice(name="swiftplug:hermes"), "tools")
             answer = write_turns(conversation, hermes.bound).messages[-1]
-        reasoning = answer.get("reasoning_content")
-        return (f"<think>\n{reasoning}\n</think>\n\n" if reasoning else "") + message_text(answer)
+        return answer_text(answer)
 
     return write
 

@@ -62,11 +62,6 @@ class Candidate:
         """Whether it was sampled. The reference was not: statistics ignore it."""
         return self.finish_reason != REFERENCE
 
-    @property
-    def cut_off(self) -> bool:
-        """Whether it ended at the token limit, in the middle of the answer."""
-        return is_cut_off(self.finish_reason)
-
 
 @dataclass
 class Row:
@@ -148,6 +143,12 @@ def _to_row(raw: RawRow, columns: Mapping[str, str], system: str | None, write_a
     if system and messages[0]["role"] not in _SYSTEM_ROLES:
         messages = [{"role": "system", "content": system}, *messages]
     return Row(row_id, str(raw.origin), messages, read.tools, read.columns, reference)
+
+
+def answer_text(message: Mapping[str, Any]) -> str:
+    """A message as the text of a candidate, as engines write it: its reasoning in a `<think>` block, its content."""
+    reasoning = message.get("reasoning_content")
+    return (f"<think>\n{reasoning}\n</think>\n\n" if reasoning else "") + str(message["content"])
 
 
 def reference_candidate(row: Row, index: int) -> Candidate:

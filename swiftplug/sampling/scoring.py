@@ -59,22 +59,17 @@ class Scorer:
 
     def _rewards(self, pairs: Sequence[tuple[Row, Candidate]], timeout: float) -> Sequence[Any]:
         """What the plugin returns for these candidates, one value for each."""
-        requests = [_request(*pair) for pair in pairs]
-        returned = self._call(requests, [row.ground_truth for row, _ in pairs], timeout)
+        requests, references = [_request(*pair) for pair in pairs], [row.ground_truth for row, _ in pairs]
+        late = (
+            f"{self.plugin.found} did not score {format_count(len(pairs), 'candidate')} within {timeout:g} s "
+            "(score_timeout); what was sampled is kept: continue with --resume"
+        )
+        with naming_plugins([self.plugin]):  # in the main thread: libraries that use signals need that
+            returned = call_within(timeout, partial(self.bound, requests, references), late)
         try:
             return check_rewards(returned, len(pairs))
         except ContractError as error:
             raise UserError(f"{self.plugin.found} {error}") from None
-
-    def _call(self, requests: list[InferRequest], references: list[str | None], timeout: float) -> Any:
-        """Call the plugin in this thread, the main one: libraries that use signals need that."""
-        counted = format_count(len(requests), "candidate")
-        late = (
-            f"{self.plugin.found} did not score {counted} within {timeout:g} s (score_timeout); "
-            "what was sampled is kept: continue with --resume"
-        )
-        with naming_plugins([self.plugin]):
-            return call_within(timeout, partial(self.bound, requests, references), late)
 
     def _record(self, row: Row, candidate: Candidate, reward: Any) -> None:
         assert candidate.rewards is not None

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from swiftplug.config.schema import SampleConfig
-from swiftplug.sampling.rows import Candidate, Reward, Row
+from swiftplug.sampling.rows import Candidate, Reward, Row, is_cut_off
 from swiftplug.sampling.scoring import Scorer
 
 CUT_OFF = "cut off at the token limit"
@@ -68,7 +68,7 @@ class Selection:
                 reasons.append(_BELOW_THRESHOLD)
         if not candidate.text.strip():
             reasons.append("empty")
-        if candidate.cut_off and not self._config.keep_cut_off:
+        if is_cut_off(candidate.finish_reason) and not self._config.keep_cut_off:
             reasons.append(CUT_OFF)
         if candidate.finish_reason.lower() == "content_filter":
             reasons.append(FILTERED)

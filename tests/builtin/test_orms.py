@@ -142,6 +142,13 @@ SEARCH = 'Thought: I must look.\nAction: search\nAction Input: {"query": "Everes
         ("8849 m", "Final Answer: 8849 m", 0.0),
         (SEARCH, "Final Answer: 8849 m", 0.0),
         (" 8849 m", "8849 m", 1.0),
+        # reasoning is no answer
+        (f"<think>\nAction: guess\nAction Input: 1\n</think>\n\n{SEARCH}", SEARCH, 1.0),
+        (f"<think>\n{SEARCH}\n</think>\n\nI would search.", SEARCH, 0.0),
+        (f"<think>\n{SEARCH}", SEARCH, 0.0),
+        (SEARCH, f"<think>\nAction: guess\n</think>\n{SEARCH}", 1.0),
+        ("<think>\nHigh.\n</think>\n\n8849 m", "8849 m", 1.0),
+        ("<think>\n8849 m\n</think>\n\n8848 m", "8849 m", 0.0),
         ("Action: f\nAction Input: " + "[" * 100_000, "Action: f", 0.0),
         ("Action: f\nAction Input: " + "9" * 100_000, "Action: f\nAction Input: " + "9" * 100_000, 1.0),
     ],

@@ -211,3 +211,17 @@ def test_a_file_of_candidates_that_changed_is_named(sample: Command, tmp_path: P
     changed = sample(*arguments, "--resume")
     assert changed.returncode == 2
     assert "given.jsonl has changed" in changed.stderr
+
+
+def test_a_model_that_a_plugin_builds_by_now_is_named(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    arguments = ["--dataset", questions(2), "--engine", "dice", "--orm", "box", "--model", "acme"]
+    assert sample(*arguments, "--output-dir", "run").returncode == 0
+    metadata = tmp_path / "acme-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[swiftplug.models]\nacme = swiftplug.builtin.models.tiny:tiny\n")
+    changed = sample(*arguments, "--output-dir", "run", "--resume")
+    assert changed.returncode == 2
+    assert "model 'acme' of acme 1 has changed" in changed.stderr

@@ -55,8 +55,8 @@ class React(ComparingORM):
     """1.0 if a ReAct answer (arXiv 2210.03629) has the reference's actions and final answer, else 0.0.
 
     Compared is what follows `Action:` and `Action Input:`, call by call, and what follows `Final Answer:`. Each keyword
-    starts a line; its colon may be a Chinese one. Thoughts may differ. Text from the first `Observation:` on is
-    ignored: an agent is stopped there, and its tool writes what follows.
+    starts a line; its colon may be a Chinese one. Thoughts may differ, and what is in `<think>...</think>` does not
+    count. Text from the first `Observation:` on is ignored: there an agent is stopped, and its tool goes on.
 
     Names of actions are compared as text; arguments as JSON (ignoring the order of keys and white space, and 1 equals
     1.0) or, if they are not JSON, as text; no arguments equal `{}`. A reference without these keywords is compared with
@@ -71,13 +71,15 @@ class React(ComparingORM):
 
     def score(self, answer: str, reference: str) -> float:
         """1.0 for the right actions and final answer, else 0.0."""
+        answer, reference = without_reasoning(answer), without_reasoning(reference)
         expected = actions_of(reference)
         if expected is None:
             return float(answer.strip() == reference.strip())
         return float(actions_of(answer) == expected)
 
     def answer_of(self, text: str) -> str | None:
-        """The actions and the final answer, or the whole text if it has neither."""
+        """The actions and the final answer, or all that is not reasoning if there is neither."""
+        text = without_reasoning(text)
         return actions_of(text) or text.strip() or None
 
 
