@@ -32,11 +32,7 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(
-        self,
-        lengths: Sequence[int] | np.ndarray,
-        batch_size: int,
-        seed: int,
-        group_by_length: bool = True,
+        self, lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int, group_by_length: bool = True
     ) -> None:
         self.lengths = np.asarray(lengths[:])  # reads a column of a dataset at once
         self.batch_size = batch_size

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from swiftplug.config.schema import DataOptions
 from swiftplug.data.chat.render import ChatRenderer
-from swiftplug.data.chat.segments import TEMPLATE_TEXT, Rendered, Segment
+from swiftplug.data.chat.segments import Rendered, Segment
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError
 from swiftplug.data.read.formats import to_conversation
 from swiftplug.data.read.report import SplitReport, UnreadKeys
@@ -50,14 +50,12 @@ class WeighedRow(NamedTuple):
         input_ids: `(N,)` int32 token ids.
         starts: `(N,)` int64, the position of each token's first character in the text.
         weights: `(N,)` float32 weights.
-        labels: `(N,)` int32, the ids, and -100 where the weight is 0.
     """
 
     rendered: Rendered
     input_ids: np.ndarray
     starts: np.ndarray
     weights: np.ndarray
-    labels: np.ndarray
 
 
 @dataclass
@@ -156,9 +154,7 @@ class RowEncoder:
             spans = lay_weights(rendered, self.loss_scale, conversation.messages)
         except UserError as error:
             raise UserError(f"{conversation.origin}: {error}") from None
-        weights = token_weights(tokens.starts, spans)
-        labels = np.where(weights == 0, np.int32(IGNORED_LABEL), tokens.input_ids)
-        return WeighedRow(rendered, tokens.input_ids, tokens.starts, weights, labels)
+        return WeighedRow(rendered, tokens.input_ids, tokens.starts, token_weights(tokens.starts, spans))
 
     def _examples(self, conversation: Conversation, row: WeighedRow, report: SplitReport) -> list[Example]:
         """The examples of a row; raises a RowError if there are none."""
@@ -168,12 +164,13 @@ class RowEncoder:
         if not parts:
             report.shortest_too_long = min(length, report.shortest_too_long or length)
             raise RowError(TOO_LONG, lengths)
-        columns = {"input_ids": row.input_ids, "labels": row.labels, "loss_scale": row.weights}
+        labels = np.where(row.weights == 0, np.int32(IGNORED_LABEL), row.input_ids)
+        columns = {"input_ids": row.input_ids, "labels": labels, "loss_scale": row.weights}
         examples: list[Example] = [
             {name: values[part] for name, values in columns.items()} | {"length": part.stop - part.start}
             for part in parts
             # The first token of an example has nothing before it that could predict it.
-            if (row.labels[part][1:] != IGNORED_LABEL).any()
+            if row.weights[part][1:].any()
         ]
         if not examples:
             raise RowError(UNTRAINED, lengths)
@@ -206,9 +203,8 @@ class RowEncoder:
 def _render_text(text: str) -> Rendered:
     """A plain text as one response. Its suffix is the end-of-text token, which stands after the last character."""
     length = len(text)
-    response = Segment(0, length, ContextType.RESPONSE, True, "", TEMPLATE_TEXT)
-    end_of_text = Segment(length, length + 1, ContextType.SUFFIX, True, "", TEMPLATE_TEXT)
-    return Rendered(text, [response, end_of_text], [])
+    response = Segment(0, length, ContextType.RESPONSE, True)
+    return Rendered(text, [response, Segment(length, length + 1, ContextType.SUFFIX, True)], [])
 
 
 def _batches(conversations: Sequence[Conversation]) -> Iterator[list[Conversation]]:

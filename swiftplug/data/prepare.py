@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
@@ -136,31 +136,24 @@ def _key(source: Source, encoder: RowEncoder, plugins: Sequence[LoadedPlugin]) -
     """A hash of everything that affects how the rows of a source are encoded."""
     tokenizer, options = encoder.tokenizer, encoder.options
     package = Path(__file__).parents[1]
+    code = hashlib.sha256()
+    for file in sorted(chain.from_iterable(map(package.glob, CODE))):
+        code.update(file.read_bytes())
     facts = {
         "rows": source.fingerprint,
         "tokenizer": [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str()],
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "chat template": tokenizer.chat_template,
         "day": date.today().isoformat() if "strftime_now" in str(tokenizer.chat_template) else None,
-        "plugins": [_plugin_facts(plugin) for plugin in plugins],
+        "plugins": [
+            f"{each.found.qualified_name} {each.found.version} {each.source_hash} {sorted(each.options.items())}"
+            for each in plugins
+        ],
         "settings": [encoder.task, options.max_length, encoder.too_long, options.columns, encoder.generation],
-        "code": _hash_files(file for pattern in CODE for file in package.glob(pattern)),
+        "code": code.hexdigest(),
         "versions": [__version__, transformers.__version__, tokenizers.__version__],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _plugin_facts(plugin: LoadedPlugin) -> list[Any]:
-    """Everything that affects what a plugin does: its source, with the modules of its own, and its options."""
-    options = repr(sorted(plugin.options.items()))
-    return [plugin.found.qualified_name, plugin.found.version, plugin.source_hash, options]
-
-
-def _hash_files(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _encode(
@@ -249,9 +242,8 @@ def _start_worker(function: Callable[[list[RawRow]], EncodedRows], parent: int) 
     gc.freeze()  # else each collection would go through, and copy, all that the first process had loaded
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one answers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ["TOKENIZERS_PARALLELISM"] = (
-        "false"  # processes run in parallel already, and threads do not survive forks
-    )
+    # Processes run in parallel already, and threads do not survive forks.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _work(chunk: list[RawRow]) -> EncodedRows:

@@ -54,8 +54,8 @@ class EncodedStore:
     An entry is written to a temporary folder and renamed when complete, so a killed process leaves no partial entry. If
     several processes need the same entry, one makes it and the others wait. If the folder is read-only, or another
     user's file is in the way, its entries are still used where they can be read, and new ones go to a temporary folder
-    that is removed when the process exits. Above the size limit, the
-    least recently used entries are removed, except those that a running process uses.
+    that is removed when the process exits. Above the size limit, the least recently used entries are removed, except
+    those that a running process uses.
 
     Args:
         folder: The folder; by default `$SWIFTPLUG_CACHE`, else `~/.cache/swiftplug/data`.

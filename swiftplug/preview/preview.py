@@ -17,7 +17,6 @@ from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import RowError
 from swiftplug.data.read.report import UnreadKeys
 from swiftplug.data.read.sources import check_columns, concatenate, open_source
-from swiftplug.data.tokens import check_offsets
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
@@ -51,14 +50,13 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
     source = concatenate(sources)
     with naming_plugins(plugins.all()):
         tokenizer = opened.load_tokenizer()
-        check_offsets(tokenizer)
-        if config.task != "pt":
-            opened.load_chat()  # notes a chat template without an end-of-turn token
     loss_scale = combine(plugins.of("loss_scale"))
     encoder = RowEncoder(tokenizer, plugins.one("tools").bound, loss_scale, config.task, options)
     shown: list[PreviewRow] = []
     unread = UnreadKeys()
     with naming_plugins(plugins.all()):
+        if config.task != "pt":
+            opened.load_chat()  # notes a chat template without an end-of-turn token
         for row in islice(source.read(), rows):
             try:
                 shown += preview_rows(encoder.read(row, unread), encoder)

@@ -466,7 +466,7 @@ def test_pt_needs_no_answer() -> None:
         ),
         ({"messages": [USER, {**ANSWER, "weight": 0.5}]}, "`weight` is not 0 or 1", "message 2 has 0.5"),
         ({"messages": [{**USER, "weight": 1}, ANSWER]}, "`weight` is not for a message of this role", "'user'"),
-        ({"messages": [USER, {**ANSWER, "loss": True, "weight": 0}]}, "said in two ways", "'weight': 0"),
+        ({"messages": [USER, {**ANSWER, "loss": True, "weight": 0}]}, "given in two ways", "'weight': 0"),
         ({"messages": [USER, {**ANSWER, "loss_scale": -1}]}, "`loss_scale` is not a finite number of at", "-1"),
         ({"messages": [USER, ANSWER], "chat_template_kwargs": "no"}, "`chat_template_kwargs` is text that is not", ""),
         ({"messages": [USER, ANSWER], "chat_template_kwargs": [1]}, "`chat_template_kwargs` is not an object", "list"),

@@ -14,8 +14,9 @@ from functools import partial
 from itertools import takewhile
 from typing import NamedTuple, Protocol
 
-from swiftplug.data.chat.markers import Field, Messages, Occurrence, locate, text_fields
+from swiftplug.data.chat.markers import Field, Occurrence, locate, text_fields
 from swiftplug.data.read.conversation import RowError
+from swiftplug.data.read.messages import Messages
 from swiftplug.data.read.report import TOOLS_HINT
 
 ANSWER_NOT_LOCATED = "cannot locate an answer in what the chat template writes"

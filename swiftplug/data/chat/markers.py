@@ -16,9 +16,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from swiftplug.data.read.conversation import RowError
+from swiftplug.data.read.messages import Messages
 from swiftplug.plugin.tokenizer import REASONING_KEYS
 
-Messages = list[dict[str, Any]]
 Path = tuple[str | int, ...]
 
 NOT_LOCATED = "cannot locate a message in what the chat template writes"

@@ -29,10 +29,11 @@ from swiftplug.data.chat.answers import (
     learn_turn_format,
     opens_thinking,
 )
-from swiftplug.data.chat.markers import Messages, Occurrence, locate, text_fields
-from swiftplug.data.chat.segments import TEMPLATE_TEXT, Layout, Rendered, Segment
+from swiftplug.data.chat.markers import Occurrence, locate, text_fields
+from swiftplug.data.chat.segments import Layout, Rendered, Segment
 from swiftplug.data.chat.tools import Turns, message_text, with_text_arguments, write_turns
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin, has_value
+from swiftplug.data.read.messages import Messages
 from swiftplug.plugin import ContextType
 from swiftplug.plugin.tokenizer import with_reasoning_key
 from swiftplug.plugin.tools_format import ToolsFormat
@@ -72,7 +73,7 @@ class ChatRenderer:
             try:
                 turns, text = written or self._write(conversation)
                 if whole:
-                    response = Segment(0, len(text), ContextType.RESPONSE, True, "", TEMPLATE_TEXT)
+                    response = Segment(0, len(text), ContextType.RESPONSE, True)
                     results.append(Rendered(text, [response], [], self._unread(turns, text)))
                 else:
                     results.append(self._segmented(turns, text))
@@ -276,12 +277,11 @@ def _segments(turns: Turns, occurrences: Sequence[Occurrence], answers: Sequence
         if item.start < position:
             raise RowError("the template writes one message inside another")
         if position < item.start:
-            between = Segment(position, item.start, ContextType.OTHER, item.is_last_round, item.query, TEMPLATE_TEXT)
-            covering.append(between)
+            covering.append(Segment(position, item.start, ContextType.OTHER, item.is_last_round, item.query))
         covering.append(item)
         position = item.end
     if position < len(text):
-        covering.append(Segment(position, len(text), ContextType.OTHER, True, queries[-1], TEMPLATE_TEXT))
+        covering.append(Segment(position, len(text), ContextType.OTHER, True, queries[-1]))
     return covering
 
 

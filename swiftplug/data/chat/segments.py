@@ -27,8 +27,8 @@ class Segment(NamedTuple):
     end: int
     type: ContextType
     is_last_round: bool
-    query: str
-    message_index: int
+    query: str = ""
+    message_index: int = TEMPLATE_TEXT
     role: str = ""
 
 

@@ -17,14 +17,13 @@ from swiftplug.plugin.tools_format import ToolsFormat, ToolTurns
 
 _EXAMPLE_TOOL = {"name": "tool", "description": "", "parameters": {"type": "object", "properties": {}}}
 _TRAINING_KEYS = ("loss", "loss_scale")
-_PLAIN = {"role", "content"}
 
 
 class Turns(NamedTuple):
     """The input of the chat template.
 
     Attributes:
-        messages: Messages without the keys that only training uses.
+        messages: Messages without nulls and without the keys that only training uses.
         tools: The tools that are left to the template, or None.
         sources: For each message, the index of the (first) message of the row that it was made from; -1 for none.
         roles: For each message, the role in the row: a tool result keeps `tool` when it becomes a user turn.
@@ -40,7 +39,10 @@ class Turns(NamedTuple):
 
 def write_turns(conversation: Conversation, tools_format: ToolsFormat | None) -> Turns:
     """The turns of a conversation, with tools as the tools format writes them."""
-    messages = [_without_training_keys(message) for message in conversation.messages]
+    messages = [
+        {key: value for key, value in message.items() if key not in _TRAINING_KEYS and value is not None}
+        for message in conversation.messages
+    ]
     roles = [message["role"] for message in messages]
     tools = conversation.tools or None
     unchanged = Turns(messages, tools, list(range(len(messages))), roles, conversation.chat_template_kwargs)
@@ -107,13 +109,6 @@ class _PlainToolTurns:
 
     def format_results(self, results: Sequence[Mapping[str, Any]]) -> str:
         return "\n".join(result["content"] for result in results)
-
-
-def _without_training_keys(message: dict[str, Any]) -> dict[str, Any]:
-    """A message without nulls and without the keys that only training uses."""
-    if message.keys() == _PLAIN and message["content"] is not None:
-        return message
-    return {key: value for key, value in message.items() if key not in _TRAINING_KEYS and value is not None}
 
 
 def _description(tool: Any) -> dict[str, Any]:

@@ -73,10 +73,8 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[RawRow]:
             header = [name.removeprefix("\ufeff").strip() for name in next(reader, [])]
             if len(set(header)) < len(header):
                 raise UserError(f"{path}:1: a column is named twice: {', '.join(header)}")
-            other = next(
-                (each for each in ";\t," if len(header) == 1 and each in header[0] and each != delimiter), None
-            )
-            if other:
+            other = next((each for each in ";\t," if each != delimiter and each in "".join(header)), None)
+            if other and len(header) == 1:
                 cause = f"cells are separated by {other!r}, expected ',' (in a .tsv file '\\t')"
                 raise UserError(f"{path}:1: {cause}: {header[0]!r:.60}")
             line = reader.line_num + 1

@@ -17,14 +17,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 # Other names of roles, as in ShareGPT, ms-swift, Gemini, Llama and OpenAI's older format.
 ROLE_NAMES = {
     "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "observation": "tool",
-    "tool_response": "tool",
-    "function_response": "tool",
-    "function": "tool",
-    "ipython": "tool",
+    **dict.fromkeys(("gpt", "chatgpt", "model"), "assistant"),
+    **dict.fromkeys(("observation", "tool_response", "function_response", "function", "ipython"), "tool"),
 }
 # The keys of a question with its answer, where a list has such pairs in place of messages (ms-swift, Capybara).
 PAIRS = (("human", "assistant"), ("input", "output"))
@@ -170,9 +164,8 @@ def _split_pairs(turns: list[Any]) -> Iterator[Any]:
     for turn in turns:
         keys = next((keys for keys in PAIRS if isinstance(turn, dict) and turn.keys() == {*keys}), None)
         if keys:
-            yield from (
-                {"role": role, "content": turn[key]} for role, key in zip(("user", "assistant"), keys, strict=True)
-            )
+            yield {"role": "user", "content": turn[keys[0]]}
+            yield {"role": "assistant", "content": turn[keys[1]]}
         else:
             yield turn
 
@@ -261,7 +254,7 @@ def _parse_message(message: Any, where: str) -> dict[str, Any]:
 
 
 def _parse_training(parsed: dict[str, Any], where: str) -> None:
-    """Bring what a message says of its training into `loss` (bool) and `loss_scale` (at least 0)."""
+    """Bring what a message has about its training into `loss` (bool) and `loss_scale` (at least 0)."""
     given = {key: parsed.pop(key) for key in TRAINING_KEYS if key in parsed}
     flags = {key: FLAGS.get(str(value).strip().lower()) for key, value in given.items()}
     for key, flag in flags.items():
@@ -271,7 +264,7 @@ def _parse_training(parsed: dict[str, Any], where: str) -> None:
         if key == "weight" and flag and parsed["role"] != "assistant":
             raise RowError("`weight` is not for a message of this role", f"{where} is {parsed['role']!r} and has 1")
     if len({*flags.values()}) > 1:
-        raise RowError("whether a message trains is said in two ways", f"{where} has {given}")
+        raise RowError("whether a message trains is given in two ways", f"{where} has {given}")
     # OpenAI's weight of 1 asks for nothing: it is the default.
     if flags and (flags.keys() != {"weight"} or not flags["weight"]):
         parsed["loss"] = next(iter(flags.values()))

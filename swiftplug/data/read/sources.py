@@ -150,9 +150,8 @@ def _json_files(location: str, subset: str | None, split: str, revision: str | N
 
     builder = load_dataset_builder(location, name=subset, revision=revision)
     names = list((builder.config.data_files or {}).get(split, []))
-    if not isinstance(builder, Json) or builder.config.features or builder.config.field:
-        return {}
-    if any(reader_of(Path(name)) is not read_json for name in names):
+    is_plain = isinstance(builder, Json) and not builder.config.features and not builder.config.field
+    if not is_plain or any(reader_of(Path(name)) is not read_json for name in names):
         return {}
     return dict(zip(names, map(Path, DownloadManager().download(names)), strict=True))
 
