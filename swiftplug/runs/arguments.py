@@ -37,6 +37,7 @@ class Arguments(RunArguments):
         plugins: The run's plugins.
         notes: What the user should know about the tokenizer, once it is loaded.
         tokenizer: The tokenizer, once it is loaded.
+        kept_base: The folder of a copy of the config's model, to use in its place.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Arguments(RunArguments):
         self.plugins = plugins
         self.training_args = training_args
         self._tokenizer_only = tokenizer_only
+        self.kept_base: str | None = None
         self.notes: list[str] = []
         self._adapter: str | None = getattr(config, "adapter", None)
         self.tokenizer: PreTrainedTokenizerBase | None = None
@@ -189,6 +191,8 @@ class Arguments(RunArguments):
     def _checkpoint(self) -> str | None:
         """The folder or hub id that the config's model is; None if there is no model, or a plugin builds it."""
         plugin = self.plugins.model
+        if self.kept_base is not None:
+            return self.kept_base
         if plugin is None:
             return self.config.model and str(self.config.model.name)
         return plugin.bound if isinstance(plugin.bound, str) else None

@@ -29,6 +29,7 @@ from swiftplug.plugin.registry import LoadedPlugin, PluginChoice
 from swiftplug.runs.console import RunProgress, on_disk, print_line, print_plan
 from swiftplug.runs.errors import explaining_interruption, naming_full_disk, naming_plugins
 from swiftplug.runs.folder import (
+    KEPT_BASE,
     MARKER,
     STAGED_BASE,
     base_models,
@@ -106,7 +107,9 @@ def train(
         stack.enter_context(explaining_interruption(lambda: _stopped_at(run_dir, trainer, resume)))
         stack.enter_context(progress)
         with progress.start("loading plugins and tokenizer"):
-            args = set_up(config)
+            kept = run_dir / KEPT_BASE
+            # Without a checkpoint, an adapter that is trained further would be lost with the model.
+            args = set_up(config, kept if resume and kept.is_dir() and checkpoints(run_dir) else None)
         if not dry_run:
             _check_folder(run_dir, config, resume=resume, overwrite=overwrite)
         if resume:

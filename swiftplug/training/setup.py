@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
@@ -23,8 +24,10 @@ from swiftplug.training.evaluation import measured_names
 from swiftplug.training.loss import optional_arguments
 
 
-def set_up(config: TrainConfig) -> Arguments:
+def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
     """Resolve the plugins, check the arguments, and load the tokenizer; a preview needs no more.
+
+    `kept_base` is a copy of the config's model, to use if that is gone.
 
     Raises:
         UserError: Something is wrong with the input.
@@ -33,7 +36,11 @@ def set_up(config: TrainConfig) -> Arguments:
     has_eval = bool(config.eval_dataset) or config.data.val_size > 0
     if plugins.of("metric") and not has_eval:
         raise UserError("metrics: need eval_dataset or data.val_size")
-    args = Arguments(config, plugins, training_arguments(config, str(config.output_dir), has_eval))
+    arguments = training_arguments(config, str(config.output_dir), has_eval)
+    args = Arguments(config, plugins, arguments)
+    if kept_base and config.model and not plugins.model and not Path(config.model.name).expanduser().exists():
+        args.kept_base = str(kept_base)
+        args.notes.append(f"model: there is no folder {config.model.name} any more; its copy {kept_base} is used")
     _check_metrics(args)
     with naming_plugins(plugins.all()):
         args.check_plugins()
@@ -41,7 +48,7 @@ def set_up(config: TrainConfig) -> Arguments:
         check_offsets(args.load_tokenizer())
         if config.task != "pt":
             args.load_chat()  # notes a chat template without an end-of-turn token
-    args.notes += _not_in_force(config, args.training_args)
+    args.notes += _not_in_force(config, arguments)
     return args
 
 

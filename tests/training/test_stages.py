@@ -164,3 +164,19 @@ def test_what_cannot_be_built_on_is_refused_before_the_model(run: Any, first: Pa
         run("next", ["tuner.r=4"], model=str(first), tuner="lora")
     with pytest.raises(UserError, match="cannot be merged into a quantized model"):
         run("next", [], model=str(first), tuner="full")
+
+
+def test_a_new_stage_is_resumed_when_the_first_is_gone(run: Any, first: Path, capfd: Any) -> None:
+    """Its folder has its base model; the weights are those of a run that was not interrupted."""
+    sets = ["tuner.r=2", "training.max_steps=2", "training.save_strategy=steps", "training.save_steps=1"]
+    second = run("second", sets, model=str(first), tuner="lora").run_dir
+    expected = plain(second)
+    shutil.rmtree(second / "checkpoint-2")
+    shutil.rmtree(first)
+    capfd.readouterr()
+    run("second", sets, model=str(first), tuner="lora", resume=True)
+    assert f"there is no folder {first} any more; its copy {second}/base_model is used" in " ".join(
+        capfd.readouterr().out.split()
+    )
+    torch.testing.assert_close(plain(second), expected, rtol=0, atol=0)
+    torch.testing.assert_close(ours(second), expected, rtol=1e-4, atol=1e-5)
