@@ -55,9 +55,22 @@ NOT_SETTABLE = {
 }
 
 # Fields that say something about evaluations.
-EVALUATION = ("eval_steps", "eval_delay", "eval_on_start", "metric_for_best_model", "greater_is_better")
+EVALUATION = (
+    "eval_steps",
+    "eval_delay",
+    "eval_on_start",
+    "metric_for_best_model",
+    "greater_is_better",
+    "load_best_model_at_end",
+)
 
-AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+# The least value of fields that Transformers does not check.
+LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+}
 
 
 def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> TrainingArguments:
@@ -127,11 +140,9 @@ def _check_early(arguments: TrainingArguments) -> None:
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
         if optimizer_class.__module__.startswith("torch.optim"):
             optimizer_class([torch.zeros(1)], **{"weight_decay": arguments.weight_decay, **options})
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         if "pass a" not in str(error):  # a few need the model, which is not loaded yet
             raise ValueError(f"optim {OptimizerNames(arguments.optim).value}: {error}") from error
-    except ImportError as error:
-        raise ImportError(f"optim {OptimizerNames(arguments.optim).value}: {error}") from error
     if arguments.use_liger_kernel and not is_liger_kernel_available():
         raise ImportError("use_liger_kernel needs liger-kernel; pip install liger-kernel")
 
@@ -179,14 +190,14 @@ def _check_agreement(config: TrainConfig, given: dict[str, Any], has_eval: bool)
     for name in ("bf16", "fp16"):
         if given.get(name) and config.dtype != "auto":
             raise UserError(f"training.{name}: excludes dtype: {config.dtype}; set only one of them")
-    for name in AT_LEAST_ONE:
-        if given.get(name) is not None and given[name] < 1:
-            raise UserError(f"training.{name}: found {given[name]}, expected 1 or more")
+    for name, least in LEAST.items():
+        if given.get(name) is not None and given[name] < least:
+            raise UserError(f"training.{name}: found {given[name]}, expected {least} or more")
     strategy = given.get("eval_strategy")
     if strategy not in (None, "no") and not has_eval:
         raise UserError(f"training.eval_strategy: {strategy!r} needs eval_dataset or data.val_size")
-    if (given.get("load_best_model_at_end") or given.get("save_strategy") == "best") and not has_eval:
-        raise UserError("training.load_best_model_at_end: needs eval_dataset or data.val_size")
+    if given.get("save_strategy") == "best" and not has_eval:
+        raise UserError("training.save_strategy: 'best' needs eval_dataset or data.val_size")
     for name in EVALUATION:
         if given.get(name) not in (None, False) and not has_eval:
             raise UserError(f"training.{name}: needs eval_dataset or data.val_size")
@@ -195,8 +206,6 @@ def _check_agreement(config: TrainConfig, given: dict[str, Any], has_eval: bool)
         raise UserError(
             f"training.max_steps: found {steps}, expected 1 or more; -1 leaves the length to num_train_epochs"
         )
-    if given.get("dataloader_num_workers", 0) < 0:
-        raise UserError(f"training.dataloader_num_workers: found {given['dataloader_num_workers']}, expected 0 or more")
     for name in ("num_train_epochs", "save_steps", "eval_steps", "logging_steps"):
         if given.get(name) is not None and given[name] <= 0:
             raise UserError(f"training.{name}: found {given[name]}, expected more than 0")

@@ -49,6 +49,8 @@ def dry_run(tiny_model_dir: Path, chat_file: Path) -> Any:
         ({}, ["training.num_train_epochs=0"], "num_train_epochs: found 0.0, expected more than 0"),
         ({}, ["training.save_steps=0"], "save_steps: found 0.0, expected more than 0"),
         ({}, ["training.dataloader_num_workers=-1"], "dataloader_num_workers: found -1, expected 0 or more"),
+        ({}, ["training.save_strategy=best"], "training.save_strategy: 'best' needs eval_dataset or data.val_size"),
+        ({}, ["training.load_best_model_at_end=true"], "training.load_best_model_at_end: needs eval_dataset"),
         *(
             ({}, [f"training.{field}"], f"training.{field.partition('=')[0]}: needs eval_dataset or data.val_size")
             for field in ("eval_steps=2", "eval_delay=1", "metric_for_best_model=loss", "greater_is_better=true")
