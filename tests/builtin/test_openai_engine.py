@@ -151,6 +151,16 @@ def test_tools_and_their_calls_are_sent_as_the_api_wants_them(openai_server, ope
     assert messages[2] == {"role": "tool", "content": "12"}  # the caller's own are left alone
 
 
+@pytest.mark.parametrize("tool", ["searches the web", '"search"', 3, None])
+def test_tools_that_are_no_functions_fail_their_row_alone(openai_server, opened, tool):
+    question = [{"role": "user", "content": "2 + 2?"}]
+    asked = [Prompt("row", question, [tool]), Prompt("other", question)]
+    server = openai_server(lambda request: "4")
+    failed, answered = opened(server, n=2).generate(asked)
+    assert failed.id == "row" and repr(tool) in failed.failure and "--tools hermes" in failed.failure
+    assert [completion.text for completion in answered.completions] == ["4", "4"]
+
+
 CALL = {"function": {"name": "add", "arguments": '{"a": 1}'}, "id": "x", "type": "function"}
 
 

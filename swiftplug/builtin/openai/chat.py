@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 from swiftplug.builtin.tools.formats import hermes
-from swiftplug.plugin import Completion
+from swiftplug.plugin import Completion, UserError
 
 CUT_OFF = ("length", "max_tokens", "max_output_tokens", "model_length", "content_filter")
 """Values of `finish_reason`, in small letters, of an answer that ends too early."""
@@ -97,9 +97,24 @@ def to_api_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
 
 def to_api_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """Tools in the form of the API, from OpenAI-style or bare descriptions of functions; a string is parsed as JSON."""
-    parsed = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in parsed]
+    """Tools in the form of the API, from OpenAI-style or bare descriptions of functions; a string is parsed as JSON.
+
+    Raises:
+        UserError: A tool is not described by an object.
+    """
+    converted = []
+    for tool in tools:
+        described = tool
+        if isinstance(tool, str):
+            with suppress(ValueError, RecursionError):
+                described = json.loads(tool)
+        if not isinstance(described, dict):
+            raise UserError(
+                f"the tool {tool!r:.60} is not described by an object, as the server expects; describe it by one, or "
+                "use --tools hermes or another tools format, which writes it as text"
+            )
+        converted.append(described if "function" in described else {"type": "function", "function": described})
+    return converted
 
 
 def plain_text(content: Any) -> str:

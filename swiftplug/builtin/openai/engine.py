@@ -87,12 +87,18 @@ class OpenAIEngine(Engine):
         """
         assert self._client is not None, "not opened"
         indices = range(self._sampling.num_return_sequences)
-        drawn: dict[str, dict[int, Completion]] = {prompt.id: {} for prompt in prompts}
+        bodies: list[tuple[str, dict[str, Any]]] = []
+        for prompt in prompts:
+            try:
+                bodies.append((prompt.id, self._request(prompt)))
+            except UserError as error:
+                yield Answered(prompt.id, failure=str(error))
+        drawn: dict[str, dict[int, Completion]] = {prompt_id: {} for prompt_id, _ in bodies}
         requests = (
-            ((prompt.id, index), self._request(prompt, index))
-            for prompt in prompts
+            ((prompt_id, index), {**body, "seed": self._sampling.seed_of(prompt_id, index) % _NUM_SEEDS})
+            for prompt_id, body in bodies
             for index in indices
-            if prompt.id in drawn
+            if prompt_id in drawn
         )
         with closing(self._client.ask_all(requests, read_answer)) as answers:
             for (prompt_id, index), answer in answers:
@@ -120,12 +126,12 @@ class OpenAIEngine(Engine):
             self._client.close()
             self._client = None
 
-    def _request(self, prompt: Prompt, index: int) -> dict[str, Any]:
+    def _request(self, prompt: Prompt) -> dict[str, Any]:
+        """What is asked for all candidates of a prompt, without their seeds."""
         assert self._client is not None, "not opened"
         sampling = self._sampling
         return {
             "messages": to_api_messages(prompt.messages),
-            "seed": sampling.seed_of(prompt.id, index) % _NUM_SEEDS,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p if sampling.top_p < 1 else None,
             "top_k": sampling.top_k or None,
