@@ -66,7 +66,7 @@ def _not_in_force(config: TrainConfig, arguments: TrainingArguments) -> Iterator
         yield f"{key}: not in force, as a CPU has no fp16 autocast: this run computes in float32"
     for name in ("save", "eval", "logging"):
         strategy = getattr(arguments, f"{name}_strategy").value
-        if config.training.get(f"{name}_steps") is not None and strategy not in ("steps", "best"):
+        if config.training.get(f"{name}_steps") is not None and strategy != "steps":
             yield f"training.{name}_steps: not in force, as training.{name}_strategy is {strategy}"
 
 

@@ -91,6 +91,11 @@ def test_quantization_without_its_library(dry_run: Any, monkeypatch: pytest.Monk
         ),
         (
             EVALUATED,
+            ["training.save_strategy=best", "training.metric_for_best_model=loss", "training.save_steps=5"],
+            "training.save_steps: not in force, as training.save_strategy is best",
+        ),
+        (
+            EVALUATED,
             ["training.eval_strategy=epoch", "training.eval_steps=5"],
             "training.eval_steps: not in force, as training.eval_strategy is epoch",
         ),
