@@ -66,8 +66,10 @@ def prepare_process(*, debug: bool, num_proc: int = 1, uses_torch: bool = True) 
     if uses_torch:
         keep_freed_memory()
         wait_without_spinning()
-    # The threads of tokenizers do not survive in forked processes.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if num_proc == 1 else "false")
+    if hasattr(os, "register_at_fork"):
+        # The threads of tokenizers do not survive a fork, whoever forks: a child that used them would wait forever.
+        os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
     if not debug:
         silence_libraries()
 

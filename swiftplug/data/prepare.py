@@ -242,8 +242,7 @@ def _start_worker(function: Callable[[list[RawRow]], EncodedRows], parent: int) 
     gc.freeze()  # else each collection would go through, and copy, all that the first process had loaded
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one answers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # Processes run in parallel already, and threads do not survive forks.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes run in parallel already
 
 
 def _work(chunk: list[RawRow]) -> EncodedRows:
