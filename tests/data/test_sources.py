@@ -15,7 +15,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, Features, Json, List, Value
 
 from swiftplug.data.read.sources import Source, open_source
 from swiftplug.errors import UserError
@@ -103,10 +103,7 @@ def test_parquet_without_the_nulls_that_arrow_fills_in(tmp_path: Path) -> None:
 
 
 def test_parquet_of_mixed_types(tmp_path: Path) -> None:
-    json_type = pytest.importorskip("datasets", minversion="5").Json
-    from datasets import Features, Value
-
-    features = Features({"messages": [{"role": Value("string"), "content": json_type()}]})
+    features = Features({"messages": [{"role": Value("string"), "content": Json()}]})
     mixed = [
         {"messages": [{"role": "user", "content": "q"}]},
         {"messages": [{"role": "user", "content": [{"text": "q"}]}]},
@@ -121,10 +118,7 @@ CALLING = {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name
 
 
 def test_nulls_of_calls_survive_every_file_that_can_hold_them(tmp_path: Path) -> None:
-    json_type = pytest.importorskip("datasets", minversion="5").Json
-    from datasets import DatasetDict, Features, List
-
-    saved = Dataset.from_list([CALLING, CALLING], features=Features({"messages": List(json_type())}))
+    saved = Dataset.from_list([CALLING, CALLING], features=Features({"messages": List(Json())}))
     saved.to_parquet(tmp_path / "a.parquet")
     saved.save_to_disk(tmp_path / "saved")
     DatasetDict(train=saved, test=saved.select([1])).save_to_disk(tmp_path / "splits")

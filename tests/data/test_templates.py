@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 import trl
+from packaging.version import Version
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -215,12 +217,16 @@ def _conversation(template: str, case: str) -> Conversation:
 
 
 def _as_wanted(template: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages; for DeepSeek V3's template with the arguments of calls as JSON text, since it takes no object."""
-    if template != "deepseekv3":
-        return messages
+    """The messages as a template reads them.
+
+    DeepSeek V3's takes the arguments of calls as JSON text, no object. To the others that read `thinking`, Transformers
+    gives the reasoning by that name too since 5.21.
+    """
     copies = deepcopy(messages)
     for message in copies:
-        for call in message.get("tool_calls", []):
+        if Version(transformers.__version__) < Version("5.21") and "reasoning_content" in message:
+            message["thinking"] = message["reasoning_content"]
+        for call in message.get("tool_calls", []) if template == "deepseekv3" else []:
             call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
     return copies
 

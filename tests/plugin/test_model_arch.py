@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from peft import IA3Config, LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -72,7 +74,7 @@ EXPECTED: dict[str, dict[str, str | None]] = {
     "gpt_neox": {
         "embedding": "gpt_neox.embed_in",
         "module_list": "gpt_neox.layers",
-        "lm_head": "lm_head",
+        "lm_head": "lm_head" if Version(transformers.__version__) >= Version("5.14") else "embed_out",
         "attention": f"{NEOX}.attention",
         "qkv_proj": f"{NEOX}.attention.query_key_value",
         "o_proj": f"{NEOX}.attention.dense",

@@ -10,6 +10,9 @@ _MAX_HOPS = 3
 _DOCSTRING = r'[rR]?("""|\'\'\'|"|\')\s*+(?!\1)(?P<line>.+?)\s*(?:\1|\n)'
 # Lines that continue in the next one: they do not end in a colon, and the next one is indented or closes a bracket.
 _CONTINUED = r"(?:[^\n#]*(?<!:)\n(?=[ \t)\]}]))*"
+_DEFINITION = re.compile(r"^(?:class|def|async def) (\w+)", re.M)
+_BODY = re.compile(rf"{_CONTINUED}[^\n#]*:[ \t]*(?:#[^\n]*)?\n[ \t]+{_DOCSTRING}")
+_BELOW = re.compile(rf"{_CONTINUED}[^\n]*\n{_DOCSTRING}")
 
 
 def summary_of(value: str) -> str | None:
@@ -22,7 +25,7 @@ def summary_of(value: str) -> str | None:
         The line; None if there is no source to read or no docstring in it.
     """
     module, _, attribute = value.rpartition(":")
-    return _summary(module, re.escape(attribute.partition(".")[0]), _MAX_HOPS)
+    return _summary(module, attribute.partition(".")[0], _MAX_HOPS)
 
 
 def _summary(module: str, name: str, hops: int) -> str | None:
@@ -35,8 +38,8 @@ def _summary(module: str, name: str, hops: int) -> str | None:
         return None
     if line := _defined(text, name):
         return line
-    if assigned := re.search(rf"^{name}\b *(?::[^\n=]*)?= *", text, re.M):
-        below = re.compile(rf"{_CONTINUED}[^\n]*\n{_DOCSTRING}").match(text, assigned.end())
+    if assigned := re.search(rf"^{re.escape(name)}\b *(?::[^\n=]*)?= *", text, re.M):
+        below = _BELOW.match(text, assigned.end())
         call = re.compile(r"(\w+)\(").match(text, assigned.end())
         if line := below["line"] if below else _defined(text, call[1]) if call else None:
             return line
@@ -53,9 +56,8 @@ def _summary(module: str, name: str, hops: int) -> str | None:
 
 def _defined(text: str, name: str) -> str | None:
     """The first line of the docstring of a class or function that a module defines."""
-    definition = rf"^(?:class|def|async def) {name}\b{_CONTINUED}[^\n#]*:[ \t]*(?:#[^\n]*)?\n[ \t]+{_DOCSTRING}"
-    found = re.search(definition, text, re.M)
-    return found["line"] if found else None
+    bodies = (_BODY.match(text, found.end()) for found in _DEFINITION.finditer(text) if found[1] == name)
+    return next((body["line"] for body in bodies if body), None)
 
 
 @cache
