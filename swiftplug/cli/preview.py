@@ -34,9 +34,11 @@ def preview(
     Example: swiftplug preview --model HuggingFaceTB/SmolLM2-135M-Instruct --dataset train.jsonl --loss-scale last_round
     """
     from swiftplug.config.load import load_train_config
+    from swiftplug.runs.plugins import check_plugin_names
 
     config = load_train_config(request.path, request.options, request.sets).config
     prepare_process(debug=request.debug, num_proc=config.data.num_proc)
+    check_plugin_names(config)
     with loading_libraries():
         from swiftplug.preview.preview import preview as render
     from swiftplug.runs.folder import write_atomically

@@ -62,7 +62,8 @@ def load_train_config(
     _require(config.model, "model", "a folder, a hub id or a model plugin", path)
     _require(config.dataset, "dataset", "a file, a hub id or a plugin", path)
     if config.output_dir is None:
-        config.output_dir = _default_output_dir(config, Path(path).stem if path else config.task, resume)
+        name = Path(path).stem if path else config.task.name.rpartition(":")[2]
+        config.output_dir = _default_output_dir(config, name, resume)
     return Loaded(config, quickstart)
 
 

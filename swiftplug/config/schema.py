@@ -200,7 +200,9 @@ def _plain(value: Any) -> Any:
 class TrainConfig(RunConfig):
     """The config of a training run, merged and checked."""
 
-    task: Literal["pt", "sft"] = key("sft", "Train on all text (pt) or on the answers (sft).", DATA)
+    task: PluginField = key(
+        _built_in("sft"), "What is optimized: pt (all text), sft (answers), or preferences, such as dpo.", DATA
+    )
     eval_dataset: PluginList = key([], "Dataset to evaluate on. Repeat to concatenate several.", DATA)
     tuner: PluginField = key(_built_in("full"), "Full fine-tuning or an adapter, such as full or lora.", PLUGINS)
     optimizer: PluginField = key(

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from swiftplug.data.encode import SECOND
 from swiftplug.plugin.loss import IGNORED_LABEL
 
 # Number of batches that are sorted by length together. More need less padding, fewer mix better. As in Transformers.
@@ -67,11 +68,16 @@ class EpochSampler(Sampler[int]):
         return np.concatenate([steps.reshape(-1), rest[np.argsort(-self.lengths[rest], kind="stable")]])
 
 
+# What a row has besides tokens: one value, or one for each class.
+FACTS: dict[str, Any] = {"length": np.int64, "margin": np.float32, "rating": np.bool_}
+
+
 class Collator:
     """Pads examples on the right, to the length of the longest in the batch.
 
     Packed examples (with `position_ids`) are concatenated into one row instead. Their position ids restart at each
-    example; without an attention mask, that is how the model keeps them apart.
+    example; without an attention mask, that is how the model keeps them apart. Of examples with two conversations, all
+    the second ones (the columns that begin with `second_`) come after all the first ones.
 
     Args:
         pad_token_id: The padding of `input_ids`.
@@ -89,18 +95,26 @@ class Collator:
         """Make a batch.
 
         Args:
-            examples: Each with `input_ids`, `labels`, and optionally `loss_scale`, all of the same length. Other
-                columns are ignored.
+            examples: Each with `input_ids`, and optionally `labels` and `loss_scale`, all of the same length; and
+                optionally what `FACTS` names. Other columns are ignored.
 
         Returns:
-            `input_ids` and `labels`, `(B, T)` int64; `loss_scale`, `(B, T)` float32, if the examples have it; and
-            `attention_mask`, `(B, T)` int64, or for packed examples `position_ids`, `(1, T)` int64.
+            For B examples with N conversations `input_ids` and `labels`, `(N, T)` int64; `loss_scale`, `(N, T)`
+            float32, if the examples have it; `attention_mask`, `(N, T)` int64, or for packed examples `position_ids`,
+            `(1, T)` int64; and `length` and other facts, `(B, ...)`.
         """
+        batch = {
+            name: torch.from_numpy(np.stack([example[name] for example in examples]).astype(dtype))
+            for name, dtype in FACTS.items()
+            if name in examples[0]
+        }
+        if f"{SECOND}input_ids" in examples[0]:
+            seconds = [{name: example[f"{SECOND}{name}"] for name in ("input_ids", "labels")} for example in examples]
+            examples = [*examples, *seconds]
         packed = "position_ids" in examples[0]
         lengths = np.array([len(example["input_ids"]) for example in examples])
         # True where the batch holds a token and not padding; packed examples have no padding.
         mask = np.ones((1, lengths.sum()), bool) if packed else np.arange(lengths.max()) < lengths[:, None]
-        batch = {}
         for name, fill in self.padding.items():
             if name not in examples[0]:
                 continue

@@ -5,8 +5,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
-from typing import Any, Literal, NamedTuple
+from itertools import accumulate, groupby, islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +16,12 @@ from swiftplug.config.schema import DataOptions
 from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import Rendered, Segment
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError
-from swiftplug.data.read.formats import to_conversation
+from swiftplug.data.read.formats import to_conversation, to_pair
 from swiftplug.data.read.report import SplitReport, UnreadKeys
 from swiftplug.data.tokens import Tokens, check_offsets, tokenize
 from swiftplug.data.weights import lay_weights, token_weights
 from swiftplug.errors import UserError
-from swiftplug.plugin import ContextType, LossScale
+from swiftplug.plugin import ContextType, LossScale, Rows, Task
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.tools_format import ToolsFormat
 
@@ -35,6 +35,8 @@ INTEGERS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     {"input_ids": INTEGERS, "labels": INTEGERS, "loss_scale": pa.list_(pa.float32()), "length": pa.int32()}
 )
+SECOND = "second_"  # the columns of the second conversation of a row
+SECOND_COLUMNS = {f"{SECOND}input_ids": INTEGERS, f"{SECOND}labels": INTEGERS}
 GENERATION_COLUMNS = {"prompt_ids": INTEGERS, "opened": pa.string(), "reference": pa.string()}
 _NO_GENERATION = {"prompt_ids": [], "opened": "", "reference": ""}
 
@@ -66,7 +68,7 @@ class RowEncoder:
         tokenizer: A fast tokenizer with a chat template.
         tools_format: Writes tools into the prompt; None leaves them to the chat template.
         loss_scale: Assigns weights to text.
-        task: `sft` trains answers, `pt` trains everything: the whole text is one response.
+        task: What the rows are for; of `Rows.TEXT` the whole text is one response.
         options: How rows are read and cut to `max_length`.
         generation: Whether to add `prompt_ids`, `opened` and `reference`, for metrics that generate.
 
@@ -77,46 +79,50 @@ class RowEncoder:
     tokenizer: PreTrainedTokenizerBase
     tools_format: ToolsFormat | None
     loss_scale: LossScale
-    task: Literal["pt", "sft"]
+    task: Task
     options: DataOptions
     generation: bool = False
 
     def __post_init__(self) -> None:
         check_offsets(self.tokenizer)
         self.renderer = ChatRenderer(self.tokenizer, self.tools_format)
-        self.too_long = self.options.too_long or ("split" if self.task == "pt" else "drop")
-        self.schema = pa.schema([*SCHEMA, *pa.schema(GENERATION_COLUMNS)]) if self.generation else SCHEMA
+        self.too_long = self.options.too_long or ("split" if self.task.rows is Rows.TEXT else "drop")
+        further = SECOND_COLUMNS if self.task.rows is Rows.PAIRS else {}
+        further |= GENERATION_COLUMNS if self.generation else {}
+        self.schema = pa.schema([*SCHEMA, *pa.schema(further)])
 
     def encode_rows(self, rows: Sequence[RawRow]) -> EncodedRows:
         """Encode raw rows: their examples, with the columns of `schema`, and the counts."""
         report = SplitReport(rows=len(rows))
-        conversations = []
+        read = []
         for row in rows:
             try:
-                conversations.append(self.read(row, report.unread))
+                read.append(self.read(row, report.unread))
             except RowError as error:
                 report.drop(row.origin, error)
-        examples = pa.RecordBatch.from_pylist(self.encode(conversations, report), schema=self.schema)
+        examples = pa.RecordBatch.from_pylist(self.encode(read, report), schema=self.schema)
         _count_tokens(examples, report)
         return examples, report
 
-    def read(self, row: RawRow, unread: UnreadKeys) -> Conversation:
-        """The conversation of a raw row; what nothing reads of it is counted. Raises a RowError if it has none."""
-        conversation = to_conversation(row.row, row.origin, self.task, self.options.columns)
-        unread.count_row(conversation.columns)
-        return conversation
+    def read(self, row: RawRow, unread: UnreadKeys) -> tuple[Conversation, ...]:
+        """The conversations of a raw row; what nothing reads of it is counted. Raises a RowError if it has none."""
+        if self.task.rows is Rows.PAIRS:
+            conversations: tuple[Conversation, ...] = to_pair(row.row, row.origin, self.options.columns)
+        else:
+            conversations = (to_conversation(row.row, row.origin, self.task.rows, self.options.columns),)
+        unread.count_row(conversations[0].columns)
+        return conversations
 
-    def encode(self, conversations: Sequence[Conversation], report: SplitReport) -> list[Example]:
-        """Encode conversations, and count in `report` which are left out, cut or shortened."""
+    def encode(self, rows: Sequence[tuple[Conversation, ...]], report: SplitReport) -> list[Example]:
+        """Encode the conversations of rows, and count in `report` which are left out, cut or shortened."""
         examples = []
-        for batch in _batches(conversations):
-            for conversation, row in zip(batch, self.weigh(batch), strict=True):
+        for batch in _batches(rows):
+            weighed = iter(self.weigh([conversation for conversations in batch for conversation in conversations]))
+            for conversations in batch:
                 try:
-                    if isinstance(row, RowError):
-                        raise row
-                    examples += self._examples(conversation, row, report)
+                    examples += self._examples(conversations, _usable(islice(weighed, len(conversations))), report)
                 except RowError as error:
-                    report.drop(conversation.origin, error)
+                    report.drop(conversations[0].origin, error)
         return examples
 
     def weigh(self, conversations: Sequence[Conversation]) -> list[WeighedRow | RowError]:
@@ -131,7 +137,7 @@ class RowEncoder:
         texts = [conversation.text for conversation in conversations if conversation.text is not None]
         rendered: list[Rendered | RowError] = [_render_text(text) for text in texts]
         if not texts:
-            rendered = self.renderer.render_all(conversations, whole=self.task == "pt")
+            rendered = self.renderer.render_all(conversations, whole=self.task.rows is Rows.TEXT)
         written = [each.text for each in rendered if not isinstance(each, RowError)]
         tokens = iter(tokenize(self.tokenizer, written, plain=bool(texts)))
         return [
@@ -154,23 +160,30 @@ class RowEncoder:
             spans = lay_weights(rendered, self.loss_scale, conversation.messages)
         except UserError as error:
             raise UserError(f"{conversation.origin}: {error}") from None
-        return WeighedRow(rendered, tokens.input_ids, tokens.starts, token_weights(tokens.starts, spans))
+        weights = token_weights(tokens.starts, spans)
+        if self.task.weights == "binary" and (other := weights[(weights != 0) & (weights != 1)]).size:
+            raise UserError(
+                f"{conversation.origin}: loss_scale: found a token of weight {other[0]:g}; this task takes the weights "
+                "0 and 1"
+            )
+        return WeighedRow(rendered, tokens.input_ids, tokens.starts, weights)
 
-    def _examples(self, conversation: Conversation, row: WeighedRow, report: SplitReport) -> list[Example]:
+    def _examples(
+        self, conversations: Sequence[Conversation], rows: Sequence[WeighedRow], report: SplitReport
+    ) -> list[Example]:
         """The examples of a row; raises a RowError if there are none."""
-        length, max_length = len(row.input_ids), self.options.max_length
+        length, max_length = max(len(row.input_ids) for row in rows), self.options.max_length
         lengths = f"{length} tokens, max_length is {max_length}" if length > max_length else ""
         parts = self.cut(length)
         if not parts:
             report.shortest_too_long = min(length, report.shortest_too_long or length)
             raise RowError(TOO_LONG, lengths)
-        labels = np.where(row.weights == 0, np.int32(IGNORED_LABEL), row.input_ids)
-        columns = {"input_ids": row.input_ids, "labels": labels, "loss_scale": row.weights}
-        examples: list[Example] = [
-            {name: values[part] for name, values in columns.items()} | {"length": part.stop - part.start}
+        examples = [
+            {"length": min(part.stop, length) - part.start, **_columns(rows[0], part)}
+            | {f"{SECOND}{name}": values for second in rows[1:] for name, values in _columns(second, part).items()}
             for part in parts
             # The first token of an example has nothing before it that could predict it.
-            if row.weights[part][1:].any()
+            if all(row.weights[part][1:].any() for row in rows)
         ]
         if not examples:
             raise RowError(UNTRAINED, lengths)
@@ -178,10 +191,10 @@ class RowEncoder:
             # The prompt and the reference are the whole row's, so a row that was split is generated from only once.
             for example in examples[1:]:
                 example |= _NO_GENERATION
-            examples[0] |= self._for_generation(conversation, row.rendered)
+            examples[0] |= self._for_generation(conversations[0], rows[0].rendered)
         report.kept += 1
-        report.shortened += bool(row.rendered.shortened)
-        report.unread.count_rendered(row.rendered.unread, conversation.messages)
+        report.shortened += any(row.rendered.shortened for row in rows)
+        report.unread.count_rendered(rows[0].rendered.unread, conversations[0].messages)
         report.truncated += self.too_long == "truncate" and length > max_length
         report.split += self.too_long == "split" and length > max_length
         return examples
@@ -207,24 +220,44 @@ def _render_text(text: str) -> Rendered:
     return Rendered(text, [response, Segment(length, length + 1, ContextType.SUFFIX, True)], [])
 
 
-def _batches(conversations: Sequence[Conversation]) -> Iterator[list[Conversation]]:
-    """Batches of about `BATCH_CHARACTERS` characters, all chats or all plain texts."""
+def _columns(row: WeighedRow, part: slice) -> Example:
+    """A part of a row as the columns of an example."""
+    input_ids, weights = row.input_ids[part], row.weights[part]
+    labels = np.where(weights == 0, np.int32(IGNORED_LABEL), input_ids)
+    return {"input_ids": input_ids, "labels": labels, "loss_scale": weights}
+
+
+def _usable(rows: Iterator[WeighedRow | RowError]) -> list[WeighedRow]:
+    """The conversations of a row; raises the RowError of one that cannot be used."""
+    usable = []
+    for row in [*rows]:
+        if isinstance(row, RowError):
+            raise row
+        usable.append(row)
+    return usable
+
+
+def _batches(rows: Sequence[tuple[Conversation, ...]]) -> Iterator[list[tuple[Conversation, ...]]]:
+    """Batches of rows of about `BATCH_CHARACTERS` characters, all chats or all plain texts."""
     ends = accumulate(
-        len(conversation.text or "") + sum(len(message["content"]) for message in conversation.messages)
-        for conversation in conversations
+        len(conversations[0].text or "")
+        + sum(len(message["content"]) for conversation in conversations for message in conversation.messages)
+        for conversations in rows
     )
-    rows = zip(conversations, ends, strict=True)
-    for _, batch in groupby(rows, key=lambda row: (row[0].text is None, row[1] // BATCH_CHARACTERS)):
-        yield [conversation for conversation, _ in batch]
+    ending = zip(rows, ends, strict=True)
+    for _, batch in groupby(ending, key=lambda row: (row[0][0].text is None, row[1] // BATCH_CHARACTERS)):
+        yield [conversations for conversations, _ in batch]
 
 
 def _count_tokens(examples: pa.RecordBatch, report: SplitReport) -> None:
     weights = examples["loss_scale"].flatten().to_numpy()
     lengths = examples["length"].to_numpy()
-    predicted = np.ones(len(weights), dtype=bool)
-    predicted[np.cumsum(lengths) - lengths] = False  # nothing predicts a first token
     report.examples = len(lengths)
-    report.tokens = len(weights)
-    report.trained_tokens = int(np.count_nonzero((weights != 0) & predicted))
     report.longest = int(lengths.max(initial=0))
     report.weighted = bool(((weights != 0) & (weights != 1)).any())
+    for prefix in ("", SECOND) if f"{SECOND}labels" in examples.schema.names else ("",):
+        labels = examples[f"{prefix}labels"]
+        trained = labels.flatten().to_numpy() != IGNORED_LABEL
+        report.tokens += len(trained)
+        trained[labels.offsets.to_numpy()[:-1]] = False  # nothing predicts a first token
+        report.trained_tokens += int(np.count_nonzero(trained))

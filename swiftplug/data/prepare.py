@@ -23,7 +23,7 @@ from datetime import date
 from itertools import chain, islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import tokenizers
@@ -42,6 +42,7 @@ from swiftplug.data.store import EncodedStore, StoredRows
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
+from swiftplug.plugin import Task
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 from swiftplug.processes import describe_death, end_with_parent
 
@@ -76,7 +77,7 @@ def prepare_data(
     tokenizer: PreTrainedTokenizerFast,
     tools: LoadedPlugin,
     loss_scales: Sequence[LoadedPlugin],
-    task: Literal["pt", "sft"],
+    task: Task,
     options: DataOptions,
     seed: int,
     progress: Callable[[str], AbstractContextManager[Any]],
@@ -91,7 +92,7 @@ def prepare_data(
         tokenizer: A tokenizer with its chat template set.
         tools: The tools format.
         loss_scales: The loss scales; their weights multiply.
-        task: What the rows are used for.
+        task: What the rows are for.
         options: The `data` section of the config.
         seed: Seed of the choice of held-out rows.
         progress: Shows what is done while a context lasts, which gives an object whose `advance(rows)` counts.
@@ -149,7 +150,8 @@ def _key(source: Source, encoder: RowEncoder, plugins: Sequence[LoadedPlugin]) -
             f"{each.found.qualified_name} {each.found.version} {each.source_hash} {sorted(each.options.items())}"
             for each in plugins
         ],
-        "settings": [encoder.task, options.max_length, encoder.too_long, options.columns, encoder.generation],
+        "task": [encoder.task.rows, encoder.task.weights],
+        "settings": [options.max_length, encoder.too_long, options.columns, encoder.generation],
         "code": code.hexdigest(),
         "versions": [__version__, transformers.__version__, tokenizers.__version__],
     }

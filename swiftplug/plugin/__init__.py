@@ -35,6 +35,7 @@ from swiftplug.plugin.register import (
     register_optimizer,
     register_orm,
     register_prm,
+    register_task,
     register_tools,
     register_tuner,
     swift_counterpart,
@@ -42,6 +43,7 @@ from swiftplug.plugin.register import (
     tuners_map,
 )
 from swiftplug.plugin.rewards import ORM, PRM, AsyncORM, InferRequest, Unscored
+from swiftplug.plugin.task import PreferenceTask, Rows, SequenceLogps, Task, TaskLoss, TaskModel, row_count
 from swiftplug.plugin.tokenizer import set_chat_template
 from swiftplug.plugin.tools_format import AgentKeyword, ToolsFormat, ToolTurns, as_text
 from swiftplug.plugin.tuner import Tuner
@@ -63,9 +65,15 @@ __all__ = [
     "InferRequest",
     "LossScale",
     "ModelKeys",
+    "PreferenceTask",
     "Prompt",
+    "Rows",
     "RunArguments",
     "Sampling",
+    "SequenceLogps",
+    "Task",
+    "TaskLoss",
+    "TaskModel",
     "TokenLoss",
     "ToolTurns",
     "ToolsFormat",
@@ -94,8 +102,10 @@ __all__ = [
     "register_optimizer",
     "register_orm",
     "register_prm",
+    "register_task",
     "register_tools",
     "register_tuner",
+    "row_count",
     "set_chat_template",
     "split_parts_by_regex",
     "split_str_parts_by",

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from swiftplug.plugin.engine import Chat
+    from swiftplug.plugin.task import Task
 
 
 class RunArguments:
@@ -19,6 +20,7 @@ class RunArguments:
     Attributes:
         config: The whole config, as `config.yaml` in the run's folder has it.
         training_args: The `TrainingArguments` of a training run; None in a sampling run.
+        task: The task of a training run; None in a sampling run.
         eval_names: What an evaluation gives, without `eval_`: `loss`, and what the metrics return; None if that is not
             known before the first one.
         num_training_steps: The optimizer steps of the whole run; known when the optimizer is made, 0 before.
@@ -32,6 +34,7 @@ class RunArguments:
 
     config: Any
     training_args: Any = None
+    task: "Task | None" = None
     eval_names: frozenset[str] | None = None
     num_training_steps: int = 0
 

@@ -65,6 +65,7 @@ class Register:
         return plugin
 
 
+register_task = Register("task")
 register_callback = Register("callback")
 register_loss_scale = Register("loss_scale")
 register_metric = Register("metric")

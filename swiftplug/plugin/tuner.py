@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import torch
 
     from swiftplug.plugin.arguments import RunArguments
@@ -72,3 +74,14 @@ class Tuner:
             The model, wrapped as `prepare_model` would wrap it.
         """
         raise NotImplementedError
+
+    @staticmethod
+    def disabled(model: "torch.nn.Module") -> "AbstractContextManager[Any] | None":
+        """A context in which the model computes what its base model does; None if there is no such context.
+
+        A preference objective's reference model needs no memory of its own where there is one.
+
+        Args:
+            model: The model that `prepare_model` or `from_pretrained` returned.
+        """
+        return None

@@ -20,6 +20,7 @@ from swiftplug.data.read.sources import check_columns, concatenate, open_source
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
+from swiftplug.plugin import Rows
 from swiftplug.preview.rows import PreviewRow, preview_rows
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.errors import naming_plugins
@@ -43,7 +44,7 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
     Raises:
         UserError: The config or the data is invalid.
     """
-    plugins, options = resolve_plugins(config, ("model", "tools", "loss_scale")), config.data
+    plugins, options = resolve_plugins(config, ("task", "model", "tools", "loss_scale")), config.data
     opened = Arguments(config, plugins, tokenizer_only=True)
     sources = [open_source(choice, plugins.registry, "dataset") for choice in config.dataset]
     check_columns(options.columns, sources)
@@ -51,15 +52,16 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
     with naming_plugins(plugins.all()):
         tokenizer = opened.load_tokenizer()
     loss_scale = combine(plugins.of("loss_scale"))
-    encoder = RowEncoder(tokenizer, plugins.one("tools").bound, loss_scale, config.task, options)
+    encoder = RowEncoder(tokenizer, plugins.one("tools").bound, loss_scale, opened.task, options)
     shown: list[PreviewRow] = []
     unread = UnreadKeys()
     with naming_plugins(plugins.all()):
-        if config.task != "pt":
+        if opened.task.rows is not Rows.TEXT:
             opened.load_chat()  # notes a chat template without an end-of-turn token
         for row in islice(source.read(), rows):
             try:
-                shown += preview_rows(encoder.read(row, unread), encoder)
+                for conversation in encoder.read(row, unread):
+                    shown += preview_rows(conversation, encoder)
             except RowError as error:
                 shown.append(PreviewRow(str(row.origin), dropped=str(error)))
     if not shown:

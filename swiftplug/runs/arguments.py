@@ -51,6 +51,7 @@ class Arguments(RunArguments):
         self.config = config
         self.plugins = plugins
         self.training_args = training_args
+        self.task: Any = next((plugin.bound for plugin in plugins.of("task")), None)
         self._tokenizer_only = tokenizer_only
         self.kept_base: str | None = None
         self.notes: list[str] = []

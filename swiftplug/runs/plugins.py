@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from swiftplug.config.schema import RunConfig
+from swiftplug.config.schema import RunConfig, TrainConfig
 from swiftplug.data.read.sources import HUB_ID
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import KINDS, LoadedPlugin, PluginChoice, Registry
+from swiftplug.plugin.task import TASK_KINDS
 
 _REWARD_MODEL = "swiftplug:reward_model"
 _KIND_OF_KEY = {kind.key: kind.name for kind in KINDS.values() if kind.key != "dataset"}
@@ -77,6 +78,10 @@ def resolve_plugins(config: RunConfig, kinds: Collection[str] = KINDS) -> RunPlu
         UserError: One is unknown, ambiguous, broken, of the wrong form, or does not take its options.
     """
     registry = _discover(config)
+    if isinstance(config, TrainConfig):
+        where_task = partial(config.where, "task")
+        task = registry.resolve("task", config.task, where_task(), where_task)
+        kinds = set(kinds) - _idle_kinds(config, task, registry)
     by_kind: dict[str, list[LoadedPlugin]] = {
         kind: [] for key in type(config).model_fields if (kind := _KIND_OF_KEY.get(key, "")) in kinds
     }
@@ -84,7 +89,9 @@ def resolve_plugins(config: RunConfig, kinds: Collection[str] = KINDS) -> RunPlu
         by_kind["callback"] += registry.always_on_callbacks
     for kind, choices, path in _named(config, registry):
         where, where_option = config.where(*path), partial(config.where, *path)
-        if kind not in kinds:
+        if kind == "task":
+            by_kind[kind].append(task)
+        elif kind not in kinds:
             for choice in choices:
                 registry.check_name(kind, choice.name, where)
         elif len(choices) == 1:
@@ -92,6 +99,21 @@ def resolve_plugins(config: RunConfig, kinds: Collection[str] = KINDS) -> RunPlu
         else:
             by_kind[kind] += _resolve_combined(registry, choices, where, where_option)
     return RunPlugins(registry, by_kind)
+
+
+def _idle_kinds(config: TrainConfig, task: LoadedPlugin, registry: Registry) -> set[str]:
+    """The kinds of plugin that do not act in a task; raises a UserError if the config names a plugin of one."""
+    idle = set(TASK_KINDS - task.bound.kinds)
+    for kind, _, path in _named(config, registry):
+        key = str(path[0])
+        if kind in idle and getattr(config, key) != type(config).model_fields[key].default:
+            usable = [found for found in registry.found("task") if registry.check(found).status == "fits"]
+            tasks = [found.name for found in usable if kind in found.load().kinds]
+            raise UserError(
+                f"{config.where(key)}: a {kind.replace('_', ' ')} does not act in task {task.found.name}, but in "
+                f"{', '.join(tasks)}"
+            )
+    return idle
 
 
 def _discover(config: RunConfig) -> Registry:

@@ -10,6 +10,7 @@ from typing import Any
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError, RowOrigin
 from swiftplug.data.read.formats import parse_label, to_conversation
 from swiftplug.data.read.sources import Source
+from swiftplug.plugin import Rows
 
 REFERENCE = "reference"
 """The `finish_reason` of a candidate that is the reference answer, put among the candidates on request."""
@@ -123,7 +124,7 @@ def read_rows(
 
 
 def _to_row(raw: RawRow, columns: Mapping[str, str], system: str | None, write_answer: WriteAnswer) -> Row:
-    read = to_conversation(raw.row, raw.origin, "sample", columns)
+    read = to_conversation(raw.row, raw.origin, Rows.PROMPTS, columns)
     messages, reference = list(read.messages), None
     if messages and messages[-1]["role"] == "assistant":
         last = messages.pop()

@@ -6,13 +6,18 @@ model; it runs afterwards on the labelled positions only, a few hundred at a tim
 taken at once (as Liger does for cross entropy, arXiv 2410.10989; here for any loss that is a sum over tokens).
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedConfig
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig, TrainingArguments
+
+from swiftplug.plugin.loss import IGNORED_LABEL
 
 # 2**26 float32 logits are 256 MB, small beside a model whose vocabulary makes chunks matter.
 LOGITS_IN_CHUNK = 2**26
@@ -106,8 +111,87 @@ def run_headless(model: nn.Module, head: KnownHead, inputs: dict[str, Any]) -> t
     return outputs, seen[0]
 
 
+class LabelledForward:
+    """Runs a model so that its logits exist at labelled positions only.
+
+    Args:
+        model: A language model, not wrapped for several processes.
+        args: The run's `TrainingArguments`.
+
+    Attributes:
+        head: The model's head, if its form is known and it can run outside the model.
+    """
+
+    def __init__(self, model: nn.Module, args: TrainingArguments) -> None:
+        # These keep the head's weights where only the wrapped forward finds them.
+        whole_forward_only = args.torch_compile or args.fsdp or args.deepspeed or args.ddp_find_unused_parameters
+        self.head = None if whole_forward_only else find_known_head(model)
+        # The positions to keep are those of a row; virtual tokens that a tuner puts in front would shift them.
+        shifted = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+        self.keeps_logits = not shifted and "logits_to_keep" in inspect.signature(_base(model).forward).parameters
+
+    def __call__(
+        self, model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor
+    ) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """Run the model, wrapped for several processes or not.
+
+        Args:
+            model: The model.
+            inputs: What it takes.
+            labels: `(N, T)` token ids, not shifted; -100 where there is no target.
+
+        Returns:
+            The model's output; `(P, H)` states for the head or, without one, `(P, V)` float32 logits, at the P
+            positions before a label; and `(N, T)` which these positions are.
+        """
+        trained = nn.functional.pad(labels[:, 1:] != IGNORED_LABEL, (0, 1))
+        if self.head is not None:
+            outputs, hidden = run_headless(model, self.head, inputs)
+            return outputs, hidden[:, -labels.shape[1] :][trained], trained
+        if self.keeps_logits:
+            outputs = model(**inputs, logits_to_keep=trained)
+            return outputs, outputs.logits.float(), trained
+        outputs = model(**inputs)
+        return outputs, outputs.logits[:, -labels.shape[1] :][trained].float(), trained
+
+
+def _base(model: nn.Module) -> nn.Module:
+    """The model under PEFT's wrapper, whose own `forward` hides what it takes."""
+    get_base_model = getattr(model, "get_base_model", None)
+    return get_base_model() if callable(get_base_model) else model
+
+
+TokenLossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""`(logits (N, V), targets (N,)) -> losses (N,)`."""
+
+
+def token_losses(
+    token_loss: TokenLossFunction, head: KnownHead, hidden: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """The loss of each token, whose logits are computed a chunk at a time, and again for the gradient.
+
+    Args:
+        token_loss: The loss.
+        head: The model's output head.
+        hidden: `(N, H)` states of the positions that have a target.
+        targets: `(N,)` token ids.
+
+    Returns:
+        `(N,)` float32 losses.
+    """
+
+    def losses(states: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
+        return token_loss(head.finish(head.module(states).float()), chunk)
+
+    size = _chunk_size(head)
+    chunks = zip(hidden.split(size), targets.split(size), strict=True)
+    if len(targets) <= size or not torch.is_grad_enabled():
+        return torch.cat([losses(*chunk) for chunk in chunks])
+    return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
+
+
 def token_loss_sum(
-    token_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    token_loss: TokenLossFunction,
     head: KnownHead,
     hidden: torch.Tensor,
     targets: torch.Tensor,
@@ -117,7 +201,7 @@ def token_loss_sum(
     """The weighted sum of token losses, whose logits are computed a chunk at a time.
 
     Args:
-        token_loss: `(logits (N, V), targets (N,)) -> losses (N,)`.
+        token_loss: The loss.
         head: The model's output head.
         hidden: `(N, H)` states of the positions that have a target.
         targets: `(N,)` token ids.
@@ -127,7 +211,7 @@ def token_loss_sum(
     Returns:
         A float32 scalar, with a gradient for `hidden` and the head's trainable parameters.
     """
-    size = chunk_size or max(64, LOGITS_IN_CHUNK // head.vocab_size)
+    size = chunk_size or _chunk_size(head)
     chunks = [slice(start, start + size) for start in range(0, len(targets), size)]
 
     def chunk_sum(states: torch.Tensor, chunk: slice) -> torch.Tensor:
@@ -139,6 +223,10 @@ def token_loss_sum(
     trained = [parameter for parameter in head.module.parameters() if parameter.requires_grad]
     total: torch.Tensor = _ChunkedSum.apply(chunk_sum, chunks, hidden, *trained)
     return total
+
+
+def _chunk_size(head: KnownHead) -> int:
+    return max(64, LOGITS_IN_CHUNK // head.vocab_size)
 
 
 class _ChunkedSum(torch.autograd.Function):

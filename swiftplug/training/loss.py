@@ -1,12 +1,11 @@
 """The loss of one micro-batch: from a model and a loss plugin to a checked scalar, by the leanest exact path."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 from transformers import TrainingArguments
 
 from swiftplug.errors import UserError
@@ -14,7 +13,31 @@ from swiftplug.plugin.loss import IGNORED_LABEL, TokenLoss
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.registry.returns import check_loss
-from swiftplug.training.head import KnownHead, find_known_head, run_headless, token_loss_sum
+from swiftplug.plugin.task import Batch
+from swiftplug.training.head import KnownHead, LabelledForward, token_loss_sum
+
+_MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+class BatchLoss(NamedTuple):
+    """The loss of a batch.
+
+    Attributes:
+        loss: The loss: a scalar with a gradient, divided by the counts of the accumulation step.
+        outputs: The model's output.
+        sums: The parts of the loss before that division, without gradients, by what they are divided by.
+        logged: What is logged of it besides; see `TaskLoss`.
+    """
+
+    loss: torch.Tensor
+    outputs: Any
+    sums: dict[str, torch.Tensor]
+    logged: dict[str, torch.Tensor]
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """What a model takes of a batch."""
+    return {name: batch[name] for name in _MODEL_INPUTS if name in batch}
 
 
 def optional_arguments(loss: Callable[..., Any]) -> set[str]:
@@ -37,6 +60,9 @@ class LossComputer:
         model: The model to train, not wrapped for several processes.
         accelerator: The trainer's.
         args: The run's `TrainingArguments`.
+
+    Attributes:
+        adds_up: Whether the losses of an accumulation step add up to the step's; else each is a mean.
     """
 
     def __init__(
@@ -46,40 +72,45 @@ class LossComputer:
         self.name = f"loss {plugin.found.qualified_name!r} {plugin.found.version}".rstrip()
         self.function = plugin.bound
         self.takes = optional_arguments(self.function)
+        self.adds_up = "num_items_in_batch" in self.takes
         loss_class = type(self.function)
         self.is_token_loss = issubclass(loss_class, TokenLoss) and loss_class.__call__ is TokenLoss.__call__
         self.accelerator = accelerator
-        self.aux_coefficient = _aux_coefficient(model)
-        self.head: KnownHead | None = None
-        # These keep the head's weights where only the wrapped forward finds them.
-        whole_forward_only = args.torch_compile or args.fsdp or args.deepspeed or args.ddp_find_unused_parameters
-        if self.is_token_loss and not whole_forward_only:
-            self.head = find_known_head(model)
-        # The positions to keep are those of a row; virtual tokens that a tuner puts in front would shift them.
-        shifted = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
-        self.keeps_logits = not shifted and "logits_to_keep" in inspect.signature(_base(model).forward).parameters
+        self.aux_coefficient = aux_coefficient(model)
+        self.forward = LabelledForward(model, args) if self.is_token_loss else None
+
+    def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The trained tokens of a batch, by which the loss is divided."""
+        return {"tokens": (batch["labels"][:, 1:] != IGNORED_LABEL).sum()}
+
+    def first_rows(self, batch: Batch, rows: int) -> dict[str, Any]:
+        """A batch of which only the first rows count."""
+        labels = batch["labels"].clone()
+        labels[rows:] = IGNORED_LABEL
+        return {**batch, "labels": labels}
 
     def __call__(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        num_items: torch.Tensor | int | None,
-        need_logits: bool = False,
-    ) -> tuple[torch.Tensor, Any]:
-        """The loss of a batch, and the model's output.
+        self, model: torch.nn.Module, batch: Batch, totals: Mapping[str, torch.Tensor] | None, need_logits: bool = False
+    ) -> BatchLoss:
+        """The loss of a batch.
 
         Args:
             model: The model, wrapped for several processes or not.
-            inputs: A batch of the collator; `labels` and `loss_scale` are taken out of it.
-            num_items: What the sum is divided by, if the plugin takes it; None: the batch's own trained tokens.
+            batch: A batch of the collator.
+            totals: The counts of the whole accumulation step, by which the sum is divided, if the plugin takes them;
+                None: those of the batch.
             need_logits: Whether `outputs.logits` must be whole.
 
         Raises:
             UserError: The plugin returned something other than a scalar tensor with a gradient.
         """
-        labels, scale = inputs.pop("labels"), inputs.pop("loss_scale", None)
-        if self.is_token_loss and not need_logits:
-            outputs, loss = self._on_labels(model, inputs, labels, scale, num_items)
+        labels, scale = batch["labels"], batch.get("loss_scale")
+        inputs, count = model_inputs(batch), self.counts(batch)["tokens"]
+        num_items = totals["tokens"] if totals is not None else None
+        if self.forward is not None and not need_logits:
+            outputs, states, trained = self.forward(model, inputs, labels)
+            total = self._token_loss_sum(self.forward.head, states, labels, scale, trained)
+            loss = total / (count.clamp(min=1) if num_items is None else num_items)
         else:
             outputs = model(**inputs)
             # Virtual tokens that a tuner put in front have no labels.
@@ -92,53 +123,25 @@ class LossComputer:
                 raise UserError(f"{self.name}: {error}") from None
         # In training only: it depends on how rows are batched, and `eval_loss` must not.
         if self.aux_coefficient and model.training and outputs.aux_loss is not None:
-            loss = loss + self.aux_coefficient * self._share(labels, num_items) * outputs.aux_loss.to(loss.device)
-        return loss, outputs
+            share = count / num_items if num_items is not None and self.adds_up else 1.0
+            loss = loss + self.aux_coefficient * share * outputs.aux_loss.to(loss.device)
+        return BatchLoss(loss, outputs, {"tokens": loss.detach() * count}, {})
 
-    def check_finite(self, loss: torch.Tensor, step: int) -> None:
-        """Stop where a loss is not a number, before it reaches the weights.
-
-        Raises:
-            UserError: It is nan or infinite.
-        """
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"step {step}: the loss {self.plugin.found.qualified_name!r} is {loss.item()}; the weights are as they "
-                "were before this step. Look at the loss plugin, or lower training.learning_rate"
-            )
-
-    def _on_labels(
+    def _token_loss_sum(
         self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
+        head: KnownHead | None,
+        states: torch.Tensor,
         labels: torch.Tensor,
         scale: torch.Tensor | None,
-        num_items: torch.Tensor | int | None,
-    ) -> tuple[Any, torch.Tensor]:
-        trained = torch.nn.functional.pad(labels[:, 1:] != IGNORED_LABEL, (0, 1))  # the positions that predict one
+        trained: torch.Tensor,
+    ) -> torch.Tensor:
         targets = labels[:, 1:][trained[:, :-1]]
         weights = None if scale is None else scale[:, 1:][trained[:, :-1]]
-        if self.head is not None:
-            outputs, hidden = run_headless(model, self.head, inputs)
-            hidden = hidden[:, -labels.shape[1] :][trained]
-            with self.accelerator.autocast():
-                total = token_loss_sum(self._token_loss, self.head, hidden, targets, weights)
-        else:
-            if self.keeps_logits:
-                outputs = model(**inputs, logits_to_keep=trained)
-                logits = outputs.logits
-            else:
-                outputs = model(**inputs)
-                logits = outputs.logits[:, -labels.shape[1] :][trained]
-            losses = self._token_loss(logits.float(), targets)
-            total = (losses if weights is None else losses * weights).sum()
-        return outputs, total / (max(len(targets), 1) if num_items is None else num_items)
-
-    def _share(self, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor | float:
-        """The micro-batch's share of its accumulation step, by trained tokens, for what is not a sum over them."""
-        if num_items is None or "num_items_in_batch" not in self.takes:
-            return 1.0
-        return (labels[:, 1:] != IGNORED_LABEL).sum() / num_items
+        if head is None:
+            losses = self._token_loss(states, targets)
+            return (losses if weights is None else losses * weights).sum()
+        with self.accelerator.autocast():
+            return token_loss_sum(self._token_loss, head, states, targets, weights)
 
     def _token_loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         losses = self.function.token_loss(logits, targets)
@@ -154,13 +157,7 @@ class LossComputer:
         return losses
 
 
-def _base(model: torch.nn.Module) -> torch.nn.Module:
-    """The model under PEFT's wrapper, whose own `forward` hides what it takes."""
-    get_base_model = getattr(model, "get_base_model", None)
-    return get_base_model() if callable(get_base_model) else model
-
-
-def _aux_coefficient(model: torch.nn.Module) -> float:
+def aux_coefficient(model: torch.nn.Module) -> float:
     """The weight of a mixture-of-experts' load-balancing loss; 0 where the model has none or does not return it."""
     config = getattr(model, "config", None)
     if config is None or not getattr(config, "output_router_logits", False):

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, set_seed
 
 from swiftplug.errors import UserError
+from swiftplug.plugin import Rows
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.folder import KEPT_BASE, STAGED_BASE
 from swiftplug.runs.model import autocast_dtype
@@ -24,7 +25,7 @@ def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Mo
     compute_dtype = autocast_dtype(args.training_args)
     # In mixed precision the checkpoint's own type is kept until the tuner has decided what trains.
     base = args.base.load_model(torch.float32 if compute_dtype == torch.float32 else None)
-    if args.config.task != "pt":
+    if args.task.rows is not Rows.TEXT and args.task.head == "language":
         _end_where_trained(args, base)
     tuner = args.plugins.one("tuner")
     if isinstance(base, PeftModel):
@@ -43,6 +44,18 @@ def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Mo
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"{tuner.found} leaves no parameter to train")
     return model
+
+
+def load_reference(args: Arguments, model: torch.nn.Module) -> torch.nn.Module | None:
+    """A second copy of the model that the run starts from, if the task needs one and the tuner cannot be disabled."""
+    if not args.task.needs_reference:
+        return None
+    tuner = args.plugins.one("tuner").bound
+    if args.continued is None and tuner.disabled(model) is not None:
+        return None
+    compute_dtype = autocast_dtype(args.training_args)
+    reference = args.load_model(torch.float32 if compute_dtype == torch.float32 else None)
+    return reference.requires_grad_(False).to(compute_dtype).to(args.training_args.device)
 
 
 def _end_where_trained(args: Arguments, model: Any) -> None:

@@ -36,6 +36,10 @@ BOOKKEEPING = {
 }
 
 
+# What tasks log that helps only in curves.
+DETAILS = {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"}
+
+
 class ProgressLine(TrainerCallback):
     """Shows step, rate, tokens per second and the time left, and writes a line for each log.
 
@@ -60,7 +64,8 @@ class ProgressLine(TrainerCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Write a line of what was logged."""
-        shown = {name: value for name, value in kwargs["logs"].items() if name not in {*BOOKKEEPING, "train_loss"}}
+        hidden = {*BOOKKEEPING, *DETAILS, *(f"eval_{name}" for name in DETAILS), "train_loss"}
+        shown = {name: value for name, value in kwargs["logs"].items() if name not in hidden}
         if not state.is_world_process_zero or not shown:
             return
         evaluation = any(name.startswith("eval_") for name in shown)

@@ -50,7 +50,7 @@ from swiftplug.training.checkpoint import (
     remove_saved_files,
     saved_files,
 )
-from swiftplug.training.model import check_packing, load_model_to_train
+from swiftplug.training.model import check_packing, load_model_to_train, load_reference
 from swiftplug.training.progress import BOOKKEEPING, ProgressLine, RunLog, draw_curves
 from swiftplug.training.setup import plan_facts, read_data, set_up
 from swiftplug.training.trainer import PlugTrainer
@@ -139,11 +139,13 @@ def train(
         name = config.model.name if config.model else ""
         with progress.start(f"loading {name}", live=on_disk([name])):
             model = load_model_to_train(args, checkpoint)
+        reference = load_reference(args, model)
         callbacks = [plugin.bound(args) for plugin in args.plugins.of("callback")]
         trainer = PlugTrainer(
             args,
             model,
             progress,
+            reference,
             train_dataset=data.train,
             eval_dataset=data.eval,
             data_collator=Collator(args.load_tokenizer().pad_token_id),

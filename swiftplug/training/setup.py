@@ -14,6 +14,7 @@ from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.data.tokens import check_offsets
 from swiftplug.errors import UserError, nearest
 from swiftplug.formatting import format_count
+from swiftplug.plugin import Rows
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress, on_disk, plugin_fact
 from swiftplug.runs.errors import naming_plugins
@@ -46,8 +47,10 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
         args.check_plugins()
         check_loadable(config.model_options)
         check_offsets(args.load_tokenizer())
-        if config.task != "pt":
+        if args.task.rows is not Rows.TEXT:
             args.load_chat()  # notes a chat template without an end-of-turn token
+    if config.data.packing and args.task.rows not in (Rows.TEXT, Rows.ANSWERS):
+        raise UserError(f"data.packing: task {plugins.one('task').found.name} keeps each row apart; drop it")
     args.notes += _not_in_force(config, arguments)
     return args
 
@@ -74,9 +77,11 @@ def _check_metrics(args: Arguments) -> None:
     """Refuse metrics that cannot be computed, and a best model by one that no evaluation gives."""
     metrics, wanted = args.plugins.of("metric"), args.training_args.metric_for_best_model
     texts = [metric for metric in metrics if metric.bound.generate]
-    if texts and args.config.task == "pt":
+    if texts and args.task.rows is not Rows.ANSWERS:
+        task = args.plugins.one("task").found.name
         raise UserError(
-            f"metrics: {texts[0].found.name} compares generated answers, and rows of task pt have none; use task sft"
+            f"metrics: {texts[0].found.name} compares generated answers, and rows of task {task} have none; use task "
+            "sft"
         )
     if wanted or args.plugins.of("callback"):
         args.eval_names = measured_names(metrics, args.notes)
@@ -104,14 +109,14 @@ def read_data(args: Arguments, progress: RunProgress) -> PreparedData:
             tokenizer=tokenizer,
             tools=plugins.one("tools"),
             loss_scales=plugins.of("loss_scale"),
-            task=config.task,
+            task=args.task,
             options=config.data,
             seed=config.seed,
             progress=partial(progress.start, noun="row"),
             generation=any(metric.bound.generate for metric in plugins.of("metric")),
         )
-    loss = plugins.one("loss")
-    if "loss_scale" in data.train.column_names and "loss_scale" not in optional_arguments(loss.bound):
+    loss = next(iter(plugins.of("loss")), None)
+    if loss and "loss_scale" in data.train.column_names and "loss_scale" not in optional_arguments(loss.bound):
         scales = "+".join(scale.found.name for scale in plugins.of("loss_scale"))
         raise UserError(
             f"loss: {loss.found} takes no loss_scale, but tokens have weights other than 0 and 1 "
@@ -128,7 +133,6 @@ def read_data(args: Arguments, progress: RunProgress) -> PreparedData:
 def plan_facts(args: Arguments, data: PreparedData) -> Iterator[tuple[str, str]]:
     """What a run would do, as labelled facts: its plugins with their options, batches, steps, and where it writes."""
     config, arguments = args.config, args.training_args
-    yield "task", config.task
     if not args.plugins.model:
         yield "model", str(config.model and config.model.name)
     yield from map(plugin_fact, args.plugins.all())

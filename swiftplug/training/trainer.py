@@ -12,12 +12,11 @@ Four private methods of the base class are overridden, because it has no public 
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
@@ -27,7 +26,6 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from swiftplug.data.batching import EpochSampler
 from swiftplug.errors import UserError, nearest
-from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.registry.returns import check_optimizer
 from swiftplug.runs.arguments import Arguments
@@ -38,6 +36,7 @@ from swiftplug.training.checkpoint import FINAL_STAGING, STAGING, CheckpointKeep
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer
 from swiftplug.training.model import load_model_to_train
+from swiftplug.training.task_loss import TaskLossComputer
 
 
 class PlugTrainer(Trainer):
@@ -47,11 +46,20 @@ class PlugTrainer(Trainer):
         args: The run's arguments, with its plugins.
         model: The model as the tuner prepared it.
         progress: Shows what it is doing.
+        reference: The task's reference model, if it needs one and it is not the model with the tuner disabled.
         **kwargs: `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, as `Trainer` takes them.
     """
 
-    def __init__(self, args: Arguments, model: torch.nn.Module, progress: RunProgress, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        args: Arguments,
+        model: torch.nn.Module,
+        progress: RunProgress,
+        reference: torch.nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.run_args = args
+        self.reference = reference
         self.progress = progress
         self.plugins = args.plugins
         self.tokenizer: Any = args.load_tokenizer()
@@ -77,7 +85,17 @@ class PlugTrainer(Trainer):
         )
         self._order_callbacks()
         self._flops_per_token = _flops_per_token(model)
-        self.loss_computer = LossComputer(self.plugins.one("loss"), model, self.accelerator, self.args)
+        self.loss_computer = self._make_loss_computer(model)
+        self._logged: dict[
+            str, list[float]
+        ] = {}  # what the task logs: the sum and the number of values since the last log
+
+    def _make_loss_computer(self, model: torch.nn.Module) -> LossComputer | TaskLossComputer:
+        """The loss plugin's in tasks that have one, else the task's own."""
+        if "loss" in self.run_args.task.kinds:
+            return LossComputer(self.plugins.one("loss"), model, self.accelerator, self.args)
+        disabled = self.plugins.one("tuner").bound.disabled
+        return TaskLossComputer(self.plugins.one("task"), model, self.accelerator, self.args, self.reference, disabled)
 
     def _order_callbacks(self) -> None:
         """Put our callbacks where they must be, and reporters behind all plugins that add to the logs."""
@@ -94,18 +112,18 @@ class PlugTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor | None]:
-        """The micro-batches of an accumulation step, and the number of their trained tokens over all processes."""
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of an accumulation step, and what their losses are divided by, over all processes."""
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
-        if "num_items_in_batch" in self.loss_computer.takes:  # the mean of none is nan
-            batches[-1]["labels"] = self._without_repeated_rows(batches[-1]["labels"])
-        count = torch.as_tensor(sum((batch["labels"][:, 1:] != IGNORED_LABEL).sum() for batch in batches))
-        total = count.to(device)
+        if self.loss_computer.adds_up:  # the mean of none is nan
+            batches[-1] = self._without_repeated_rows(batches[-1])
+        counts = [self.loss_computer.counts(batch) for batch in batches]
+        totals = {name: torch.stack([count[name] for count in counts]).sum().to(device) for name in counts[0]}
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            total = self.accelerator.gather(total).sum()
-        return batches, total.clamp(min=1)
+            totals = {name: self.accelerator.gather(total).sum() for name, total in totals.items()}
+        return batches, {name: total.clamp(min=1) for name, total in totals.items()}
 
     # The run
 
@@ -148,9 +166,12 @@ class PlugTrainer(Trainer):
         return super().create_optimizer(model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, but no mean loss of no steps, which a run has that was resumed at its end."""
+        """Log, also what the task logs, but no mean loss of no steps, which a run has that was resumed at its end."""
         if self.state.global_step == self.first_step:
             logs.pop("train_loss", None)
+        if "loss" in logs:
+            logs |= _means(self._logged)
+            self._logged = {}
         super().log(logs, start_time)
 
     # Loss
@@ -160,17 +181,32 @@ class PlugTrainer(Trainer):
         model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
-        """The plugin's loss of one micro-batch, scaled so that those of an accumulation step add up to the step's."""
-        loss, outputs = self.loss_computer(model, dict(inputs), num_items_in_batch, need_logits=return_outputs)
-        if "num_items_in_batch" not in self.loss_computer.takes:
+        """The loss of one micro-batch, scaled so that those of an accumulation step add up to the step's."""
+        computed = self.loss_computer(model, inputs, num_items_in_batch, need_logits=return_outputs)
+        loss = computed.loss
+        if not self.loss_computer.adds_up:
             loss = loss / self.current_gradient_accumulation_steps
         elif self.args.average_tokens_across_devices:
             # Gradients are averaged over processes, but the tokens were counted over all of them.
             loss = loss * self.accelerator.num_processes
-        self.loss_computer.check_finite(loss, self.state.global_step + 1)
-        return (loss, outputs) if return_outputs else loss
+        self._check_finite(loss)
+        _add_up(self._logged, computed.logged)
+        return (loss, computed.outputs) if return_outputs else loss
+
+    def _check_finite(self, loss: torch.Tensor) -> None:
+        """Stop where a loss is not a number, before it reaches the weights.
+
+        Raises:
+            UserError: It is nan or infinite.
+        """
+        if not torch.isfinite(loss):
+            found = self.loss_computer.plugin.found
+            raise UserError(
+                f"step {self.state.global_step + 1}: the loss {found.qualified_name!r} is {loss.item()}; the weights "
+                f"are as they were before this step. Look at the {found.kind} plugin, or lower training.learning_rate"
+            )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As the base class has it, which goes through all modules again for each batch."""
@@ -181,28 +217,30 @@ class PlugTrainer(Trainer):
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Any, Any, Any]:
-        """The loss of an evaluation batch, added up by tokens, and its logits where a metric reads them."""
-        labels = self._without_repeated_rows(inputs["labels"])
-        count = (labels[:, 1:] != IGNORED_LABEL).sum()
+        """The parts of the loss of an evaluation batch, added up, and its logits where a metric reads them."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            batch = {**inputs, "labels": labels}
-            loss, outputs = self.loss_computer(model, batch, count.clamp(min=1), need_logits=not prediction_loss_only)
-        loss = loss.detach()
-        self._eval_sums += np.array([loss.item() * count.item(), count.item()])
+            batch = self._without_repeated_rows(inputs)
+            counts = {name: count.clamp(min=1) for name, count in self.loss_computer.counts(batch).items()}
+            computed = self.loss_computer(model, batch, counts, need_logits=not prediction_loss_only)
+        loss = computed.loss.detach()
+        for name, part in computed.sums.items():
+            sums = self._eval_sums.setdefault(name, [0.0, 0.0])
+            sums[0] += part.item()
+            sums[1] += self.loss_computer.counts(batch)[name].item()
+        _add_up(self._eval_logged, computed.logged)
         self._evaluating.advance()
         if prediction_loss_only:
             return loss, None, None
-        return loss, outputs.logits.detach(), inputs["labels"]
+        return loss, computed.outputs.logits.detach(), inputs["labels"]
 
-    def _without_repeated_rows(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels without the rows that accelerate repeats to give every process a last batch of the same size."""
+    def _without_repeated_rows(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch without the rows that accelerate repeats to give every process a last batch of the same size."""
         state = self.accelerator.gradient_state
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
-            return labels
-        real = state.remainder - self.args.process_index * labels.shape[0]
-        labels = labels.clone()
-        labels[max(real, 0) :] = IGNORED_LABEL
-        return labels
+            return batch
+        rows = len(batch["length"])
+        real = state.remainder - self.args.process_index * rows
+        return self.loss_computer.first_rows(batch, min(max(real, 0), rows))
 
     def evaluation_loop(
         self,
@@ -213,13 +251,15 @@ class PlugTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate; the loss is the mean over all trained tokens, and metrics that generate are added."""
-        self._eval_sums = np.zeros(2)  # the loss over all trained tokens, and their number
+        self._eval_sums: dict[str, list[float]] = {}  # the parts of the loss over the whole set, and their counts
+        self._eval_logged: dict[str, list[float]] = {}
         loop = super().evaluation_loop
         with self.progress.start("evaluating", "batch", len(dataloader)) as self._evaluating:
             output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = output.metrics or {}
-        total, count = np.sum(gather_object([self._eval_sums]), axis=0).tolist()
-        metrics[f"{metric_key_prefix}_loss"] = total / count if count else float("nan")
+        parts = _means(self._eval_sums)
+        metrics[f"{metric_key_prefix}_loss"] = sum(parts.values()) if parts else float("nan")
+        metrics |= {f"{metric_key_prefix}_{name}": mean for name, mean in _means(self._eval_logged).items()}
         if self.metrics.of_texts:
             rows: Any = self.eval_dataset
             predictions = generate_answers(
@@ -297,7 +337,7 @@ class PlugTrainer(Trainer):
         if getattr(self.model, "hf_device_map", None) is None:
             self.model.to(self.args.device)
         self.callback_handler.model = self.model
-        self.loss_computer = LossComputer(self.plugins.one("loss"), self.model, self.accelerator, self.args)
+        self.loss_computer = self._make_loss_computer(self.model)
 
 
 class _OrderOfEpoch(TrainerCallback):
@@ -315,6 +355,24 @@ class _OrderOfEpoch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.sampler.set_epoch(self.epoch)
         self.epoch += 1
+
+
+def _add_up(sums: dict[str, list[float]], logged: Mapping[str, torch.Tensor]) -> None:
+    """Add values to their sums and numbers, by name."""
+    for name, values in logged.items():
+        total = sums.setdefault(name, [0.0, 0.0])
+        total[0] += values.sum().item()
+        total[1] += values.numel()
+
+
+def _means(sums: dict[str, list[float]]) -> dict[str, float]:
+    """The means of the sums of all processes, by name; nan of nothing."""
+    totals: dict[str, list[float]] = {}
+    for each in gather_object([sums]):
+        for name, (total, count) in each.items():
+            before = totals.get(name, [0.0, 0.0])
+            totals[name] = [before[0] + total, before[1] + count]
+    return {name: total / count if count else float("nan") for name, (total, count) in totals.items()}
 
 
 def _marker(args: Arguments, run_dir: Path, place: Path) -> Marker:

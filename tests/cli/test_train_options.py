@@ -167,7 +167,7 @@ class TestErrors:
             (["missing.yaml"], "error: missing.yaml: no such config"),
             (["--model", "m"], "error: no dataset; "),
             (["--set", "trainng.x=1"], "error: --set trainng.x=1: unknown key 'trainng'; did you mean 'training'?"),
-            (["--task", "grpo"], "error: --task: found 'grpo', expected 'pt' or 'sft'"),
+            (["--task", "stf"], "error: --task: there is no task 'stf'; did you mean 'sft'?"),
         ],
     )
     def test_bad_input_is_one_line_and_exit_code_2(self, arguments: list[str], line: str, tmp_path: Path) -> None:

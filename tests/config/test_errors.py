@@ -36,8 +36,6 @@ def error_of(text: str | bytes, folder: Path, *sets: str, **options: Any) -> str
         ("data: {packing: 1}", "train.yaml:3: data.packing: found 1, expected true or false"),
         ("data: {columns: {a: 3}}", "train.yaml:3: data.columns.a: found 3, expected text; put it in quotes"),
         ("data: 3", "train.yaml:3: data: found 3, expected a mapping"),
-        ("task: stf", "train.yaml:3: task: found 'stf', expected 'pt' or 'sft'; did you mean 'sft'?"),
-        ("task: dpo", "train.yaml:3: task: found 'dpo', expected 'pt' or 'sft'"),
         ("seed: -1", "train.yaml:3: seed: found -1, expected greater than or equal to 0"),
         ("training: [1]", "train.yaml:3: training: found a list, expected a mapping"),
         ("model_options: {revision: 2024}", "model_options.revision: found 2024, expected text; put it in quotes"),
@@ -86,7 +84,6 @@ def test_lines_of_yaml(line: str, message: str, tmp_path: Path) -> None:
         ("callbacks.twin.n=3", "no 'twin' among 'callbacks'"),
         ("dataset.d.n=3", "several of 'dataset' have that name"),
         ("metrics.acc.n.m=3", "--set metrics.acc.n.m=3: 'metrics.0.n' is 1, which has no keys"),
-        ("task=dpo", "--set task=dpo: found 'dpo', expected 'pt' or 'sft'"),
     ],
 )
 def test_set(override: str, message: str, tmp_path: Path) -> None:
@@ -101,9 +98,6 @@ def test_options(tmp_path: Path) -> None:
     )
     assert error_of("model: m\ndataset: d\nplugins: 3", tmp_path, **{"plugins.files": ["a.py"]}) == (
         "--plugin: 'plugins' is 3, which has no keys"
-    )
-    assert error_of("model: m\ndataset: d\n", tmp_path, task="stf") == (
-        "--task: found 'stf', expected 'pt' or 'sft'; did you mean 'sft'?"
     )
 
 

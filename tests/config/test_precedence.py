@@ -30,10 +30,10 @@ def chosen(choice: Any) -> Any:
 
 
 def test_each_layer_beats_the_one_below(load: Any) -> None:
-    assert load("").task == "sft"
-    assert load("task: pt").task == "pt"
-    assert load("task: pt", {}, "task=sft").task == "sft"
-    assert load("task: sft", {"task": "pt"}, "task=sft").task == "pt"
+    assert load("").task.name == "swiftplug:sft"
+    assert load("task: pt").task.name == "pt"
+    assert load("task: pt", {}, "task=sft").task.name == "sft"
+    assert load("task: sft", {"task": "pt"}, "task=sft").task.name == "pt"
     config = load("data: {template: yaml.jinja}", {"data.template": "option.jinja"}, "data.template=set.jinja")
     assert config.data.template == "option.jinja"
 

@@ -135,7 +135,8 @@ def test_pads_on_the_right_to_the_longest() -> None:
             {"input_ids": np.array([4], dtype=np.int32), "labels": np.array([4], dtype=np.int32), "length": 1},
         ]
     )
-    assert set(batch) == {"input_ids", "labels", "attention_mask"}
+    assert set(batch) == {"input_ids", "labels", "attention_mask", "length"}
+    assert batch["length"].tolist() == [3, 1]
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
     assert batch["labels"].tolist() == [[-100, 2, 3], [4, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from swiftplug.builtin.tasks.language import Pretraining, SupervisedFineTuning
 from swiftplug.config.schema import DataOptions
 from swiftplug.data.encode import Example, RowEncoder
 from swiftplug.data.read.conversation import Conversation, RawRow, RowOrigin
@@ -16,6 +17,8 @@ from swiftplug.data.read.report import Dropped, SplitReport
 from swiftplug.errors import UserError
 from swiftplug.plugin import ContextType, LossScale
 from swiftplug.plugin.tokenizer import set_chat_template
+
+PT, SFT = Pretraining(), SupervisedFineTuning()
 
 
 class Half(LossScale):
@@ -50,19 +53,19 @@ def _encode(
     conversations: list[Conversation],
     tokenizer: PreTrainedTokenizerFast,
     loss_scale: LossScale | None = None,
-    task: Any = "sft",
+    task: Any = SFT,
     generation: bool = False,
     **options: Any,
 ) -> Encoded:
     given = DataOptions(**{"max_length": 1000, "too_long": "drop", **options})
     encoder = RowEncoder(tokenizer, None, loss_scale or LossScale(), task, given, generation)
     report = SplitReport()
-    return Encoded(encoder.encode(conversations, report), report)
+    return Encoded(encoder.encode([(each,) for each in conversations], report), report)
 
 
 def test_a_text_is_the_tokenizers_tokens_and_the_end_of_text_token(tokenizer: PreTrainedTokenizerFast) -> None:
     texts = ["学 plain text\n", "<|im_end|> inside", "ends in <|im_end|>"]
-    batch = _encode([_text(text) for text in texts], tokenizer, task="pt")
+    batch = _encode([_text(text) for text in texts], tokenizer, task=PT)
     for text, example in zip(texts, batch.examples, strict=True):
         ids = tokenizer(text)["input_ids"]
         expected = ids if ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
@@ -77,7 +80,7 @@ def test_a_text_begins_as_the_tokenizer_begins_texts(tokenizer: PreTrainedTokeni
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", begin)]
     )
-    batch = _encode([_text("hello"), _chat("q", "a"), _text("bye")], tokenizer, task="pt")
+    batch = _encode([_text("hello"), _chat("q", "a"), _text("bye")], tokenizer, task=PT)
     hello, chat, bye = (example["input_ids"].tolist() for example in batch.examples)
     assert hello == [begin, *tokenizer("hello", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     assert bye[0] == begin
@@ -85,13 +88,13 @@ def test_a_text_begins_as_the_tokenizer_begins_texts(tokenizer: PreTrainedTokeni
 
 
 def test_a_loss_scale_weighs_a_text_as_one_response(tokenizer: PreTrainedTokenizerFast) -> None:
-    [example] = _encode([_text("hello")], tokenizer, task="pt", loss_scale=Half()).examples
+    [example] = _encode([_text("hello")], tokenizer, task=PT, loss_scale=Half()).examples
     assert example["loss_scale"].tolist() == [0.5] * 6
 
 
 def test_pretraining_on_messages_trains_all_that_the_template_writes(tokenizer: PreTrainedTokenizerFast) -> None:
     conversation = _chat("q", "a", "r", "")
-    [example] = _encode([conversation], tokenizer, task="pt").examples
+    [example] = _encode([conversation], tokenizer, task=PT).examples
     ids = tokenizer.apply_chat_template(conversation.messages, return_dict=False)
     assert example["input_ids"].tolist() == example["labels"].tolist() == ids
 
@@ -175,7 +178,9 @@ def test_prompts_to_generate_from(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_a_split_row_is_generated_from_once(tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [RawRow({"prompt": "q", "completion": "a fairly long answer"}, RowOrigin("rows.jsonl", 1))]
     options = DataOptions(max_length=30, too_long="split")
-    examples, report = RowEncoder(tokenizer, None, LossScale(), "sft", options, generation=True).encode_rows(rows)
+    examples, report = RowEncoder(
+        tokenizer, None, LossScale(), SupervisedFineTuning(), options, generation=True
+    ).encode_rows(rows)
     [first, second] = examples.to_pylist()
     prompt = [{"role": "user", "content": "q"}]
     assert first["prompt_ids"] == tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
@@ -273,7 +278,7 @@ def test_what_the_chat_template_does_not_read_is_counted(tokenizer: PreTrainedTo
     tool = {"type": "function", "function": {"name": "look"}}
     answer = {"role": "assistant", "content": "a", "foo": 1, "reasoning": "hm"}
     row = {"messages": [{"role": "user", "content": "q", "name": "Bo"}, answer], "tools": [tool]}
-    encoder = RowEncoder(tokenizer, None, LossScale(), "sft", DataOptions(max_length=1000))
+    encoder = RowEncoder(tokenizer, None, LossScale(), SupervisedFineTuning(), DataOptions(max_length=1000))
     _, report = encoder.encode_rows([RawRow(row, RowOrigin("rows.jsonl", line)) for line in (1, 2)])
     assert report.kept == 2
     [line] = report.unread.lines()

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from swiftplug.builtin.models.tiny import byte_tokenizer
+from swiftplug.builtin.tasks.language import SupervisedFineTuning
 from swiftplug.config.schema import DataOptions
 from swiftplug.data.chat.generation import GenerationChat
 from swiftplug.data.encode import RowEncoder
@@ -20,8 +21,10 @@ GO = [{"role": "user", "content": "go"}]
 
 def encode(tokenizer: Any, conversation: Conversation) -> dict[str, Any]:
     """The one example of a conversation, with what metrics that generate need."""
-    encoder = RowEncoder(tokenizer, None, LossScale(), "sft", DataOptions(max_length=10**6), generation=True)
-    [example] = encoder.encode([conversation], SplitReport())
+    encoder = RowEncoder(
+        tokenizer, None, LossScale(), SupervisedFineTuning(), DataOptions(max_length=10**6), generation=True
+    )
+    [example] = encoder.encode([(conversation,)], SplitReport())
     return example
 
 

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from swiftplug.builtin.tasks.language import Pretraining, SupervisedFineTuning
 from swiftplug.config.schema import DataOptions
 from swiftplug.data import prepare as prepare_module
 from swiftplug.data.batching import Collator
@@ -20,6 +21,8 @@ from swiftplug.data.prepare import PreparedData, map_chunks, prepare_data
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.runs.console import RunProgress
+
+PT, SFT = Pretraining(), SupervisedFineTuning()
 
 WEIGHING = """
 from swiftplug.plugin import ContextType, LossScale, register_loss_scale
@@ -53,7 +56,7 @@ def prepare(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[...,
     registry = Registry.discover(files=[plugins])
 
     def run(
-        *dataset: Any, eval_dataset: Any = (), loss_scale: str = "default", task: Any = "sft", **given: Any
+        *dataset: Any, eval_dataset: Any = (), loss_scale: str = "default", task: Any = SFT, **given: Any
     ) -> PreparedData:
         generation = given.pop("generation", False)
         seed = given.pop("seed", 42)
@@ -143,7 +146,7 @@ def test_long_rows_are_cut(
 
 def test_pt_splits_and_ends_texts(prepare: Any, write_jsonl: Any, tokenizer: Any) -> None:
     text = "長い話。" * 20
-    data = prepare(write_jsonl([{"text": text}, {"text": "short"}]), task="pt", max_length=64)
+    data = prepare(write_jsonl([{"text": text}, {"text": "short"}]), task=PT, max_length=64)
     ids = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
     joined = [token for example in data.train for token in example["input_ids"].tolist()]
     assert joined == [*ids, *tokenizer("short").input_ids, tokenizer.eos_token_id]
@@ -231,9 +234,9 @@ def test_long_texts_are_tokenized_few_at_a_time(
 ) -> None:
     rows = [{"text": "x" * length} for length in (5, 30, 3, 3, 3, 40, 1)] + [{"text": ""}]
     path = write_jsonl(rows)
-    whole = prepare(path, task="pt")
+    whole = prepare(path, task=PT)
     monkeypatch.setattr("swiftplug.data.encode.BATCH_CHARACTERS", 10)
-    parts = prepare(path, task="pt", cache_dir=str(tmp_path / "other"))
+    parts = prepare(path, task=PT, cache_dir=str(tmp_path / "other"))
     assert parts.train.with_format(None)[:] == whole.train.with_format(None)[:]
     assert parts.report == whole.report
 
@@ -314,7 +317,7 @@ def test_of_prompt_and_completion_only_the_completion_trains(prepare: Any, write
     trained = example["labels"] != -100
     assert not trained[:before].any()
     assert trained[before : before + 2].all()
-    text = prepare(write_jsonl([{"prompt": prompt, "completion": completion}]), task="pt")
+    text = prepare(write_jsonl([{"prompt": prompt, "completion": completion}]), task=PT)
     assert (text.train[0]["labels"] != -100).all()
 
 

@@ -12,6 +12,7 @@ from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.read.formats import to_conversation
 from swiftplug.data.read.messages import ARGUMENT_KEYS
 from swiftplug.data.read.report import UnreadKeys
+from swiftplug.plugin import Rows
 
 ORIGIN = RowOrigin("data.jsonl", 7)
 USER = {"role": "user", "content": "你好 👋"}
@@ -20,9 +21,9 @@ SYSTEM = {"role": "system", "content": "Be kind."}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 
 
-def converted(row: Any, task: Any = "sft", columns: dict[str, str] | None = None) -> Conversation:
+def converted(row: Any, rows: Rows = Rows.ANSWERS, columns: dict[str, str] | None = None) -> Conversation:
     before = copy.deepcopy(row)
-    conversation = to_conversation(row, ORIGIN, task, columns)
+    conversation = to_conversation(row, ORIGIN, rows, columns)
     assert row == before, "the row was changed"
     return conversation
 
@@ -376,14 +377,14 @@ def test_columns_are_renamed() -> None:
 
 
 def test_text_rows() -> None:
-    assert converted({"text": "長い話"}, task="pt").text == "長い話"
-    assert converted({"text": "長い話", "label": 1}, task="pt").messages == []
-    assert converted({"text": "長い話"}, task="sft").text == "長い話"
-    assert converted({"messages": [USER, ANSWER], "text": "長い話"}, task="pt").text == "長い話"
+    assert converted({"text": "長い話"}, rows=Rows.TEXT).text == "長い話"
+    assert converted({"text": "長い話", "label": 1}, rows=Rows.TEXT).messages == []
+    assert converted({"text": "長い話"}, rows=Rows.ANSWERS).text == "長い話"
+    assert converted({"messages": [USER, ANSWER], "text": "長い話"}, rows=Rows.TEXT).text == "長い話"
 
 
 def test_pt_needs_no_answer() -> None:
-    assert converted({"messages": [SYSTEM, USER]}, task="pt").messages == [SYSTEM, USER]
+    assert converted({"messages": [SYSTEM, USER]}, rows=Rows.TEXT).messages == [SYSTEM, USER]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 import swiftplug
+from swiftplug.builtin.tasks.language import Pretraining, SupervisedFineTuning
 from swiftplug.config.schema import DataOptions
 from swiftplug.data import prepare
 from swiftplug.data.prepare import prepare_data
@@ -28,6 +29,8 @@ from swiftplug.data.store import EncodedStore
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.runs.console import RunProgress
+
+PT, SFT = Pretraining(), SupervisedFineTuning()
 
 # Counts its calls in a file, so that a test sees whether rows were encoded or read from the cache.
 COUNTING = """
@@ -67,7 +70,7 @@ class Bench:
         self,
         dataset: str | None = None,
         template: str | None = None,
-        task: Any = "sft",
+        task: Any = SFT,
         scale: dict[str, Any] | None = None,
         **options: Any,
     ) -> tuple[list[list[int]], list[str]]:
@@ -146,7 +149,7 @@ def test_nothing_is_encoded_twice(bench: Bench) -> None:
         {"too_long": "truncate"},
         {"columns": {"completion": "chosen"}},
         {"template": "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"},
-        {"task": "pt"},
+        {"task": PT},
     ],
 )
 def test_every_change_is_seen(bench: Bench, change: dict[str, Any]) -> None:

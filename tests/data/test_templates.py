@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from swiftplug.builtin.tasks.language import SupervisedFineTuning
 from swiftplug.config.schema import DataOptions
 from swiftplug.data.chat.generation import GenerationChat
 from swiftplug.data.chat.render import ChatRenderer
@@ -258,8 +259,8 @@ def test_ids_are_those_of_apply_chat_template_and_answers_alone_train(
     for tokenizer in tokenizers.values():
         tokenizer.chat_template = TEMPLATES[template]
         report = SplitReport()
-        encoder = RowEncoder(tokenizer, None, LossScale(), "sft", DataOptions(max_length=10**6))
-        examples = encoder.encode([conversation], report)
+        encoder = RowEncoder(tokenizer, None, LossScale(), SupervisedFineTuning(), DataOptions(max_length=10**6))
+        examples = encoder.encode([(conversation,)], report)
         if refusal:
             [[reason, dropped]] = report.dropped.items()
             assert dropped.count == 1
@@ -405,8 +406,10 @@ def test_prompt_and_reference_are_what_training_writes(template: str, tokenizer:
         if _expected_refusal(template, case) or (template.startswith("gptoss") and "tool" in case):
             continue
         conversation = _conversation(template, case)
-        encoder = RowEncoder(tokenizer, None, LossScale(), "sft", DataOptions(max_length=10**6), generation=True)
-        [example] = encoder.encode([conversation], SplitReport())
+        encoder = RowEncoder(
+            tokenizer, None, LossScale(), SupervisedFineTuning(), DataOptions(max_length=10**6), generation=True
+        )
+        [example] = encoder.encode([(conversation,)], SplitReport())
         text = encoder.renderer.render(conversation).text
         prompt = tokenizer.decode(example["prompt_ids"], clean_up_tokenization_spaces=False)
         assert prompt.endswith(example["opened"])

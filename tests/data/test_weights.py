@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from swiftplug.builtin.tasks.language import SupervisedFineTuning
 from swiftplug.config.schema import DataOptions
 from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import Rendered, Segment
@@ -116,7 +117,9 @@ def _conversation(answer: str, **message: Any) -> Conversation:
 
 def _encode(conversation: Conversation, tokenizer: PreTrainedTokenizerFast, scale: LossScale) -> dict[str, Any]:
     report = SplitReport()
-    examples = RowEncoder(tokenizer, None, scale, "sft", DataOptions(max_length=4096)).encode([conversation], report)
+    examples = RowEncoder(tokenizer, None, scale, SupervisedFineTuning(), DataOptions(max_length=4096)).encode(
+        [(conversation,)], report
+    )
     assert report.dropped == {}
     return examples[0]
 

@@ -15,6 +15,7 @@ import transformers
 from packaging.version import Version
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from swiftplug.builtin.tasks.language import Pretraining, SupervisedFineTuning
 from swiftplug.config.load import load_train_config
 from swiftplug.config.schema import DataOptions, ModelOptions
 from swiftplug.data.encode import RowEncoder
@@ -25,6 +26,8 @@ from swiftplug.plugin import ContextType, LossScale
 from swiftplug.preview.preview import preview, to_html, to_text
 from swiftplug.preview.rows import PreviewRow, preview_rows
 from swiftplug.runs.tokenizer import load_tokenizer
+
+PT, SFT = Pretraining(), SupervisedFineTuning()
 
 ANSI = re.compile(r"\x1b\[([0-9;]*)m")
 
@@ -52,7 +55,7 @@ def _chat(question: str, answer: str, line: int = 1) -> Conversation:
 
 
 def _encoder(
-    tokenizer: PreTrainedTokenizerFast, loss_scale: LossScale | None = None, task: Any = "sft", **options: Any
+    tokenizer: PreTrainedTokenizerFast, loss_scale: LossScale | None = None, task: Any = SFT, **options: Any
 ) -> RowEncoder:
     return RowEncoder(tokenizer, None, loss_scale or Vowels(), task, DataOptions(**{"max_length": 1000, **options}))
 
@@ -67,7 +70,7 @@ CONVERSATIONS = [_chat("<b>q & a</b>", "an answer: 42 👩‍👩‍👧 好", 1
 
 def test_rows_are_those_that_encoding_makes(tokenizer: PreTrainedTokenizerFast) -> None:
     shown = _rows(CONVERSATIONS, tokenizer)
-    examples = _encoder(tokenizer).encode(CONVERSATIONS, SplitReport())
+    examples = _encoder(tokenizer).encode([(each,) for each in CONVERSATIONS], SplitReport())
     for row, example, conversation in zip(shown, examples, CONVERSATIONS, strict=True):
         assert row.input_ids == example["input_ids"].tolist()
         assert row.weights == example["loss_scale"].tolist()
@@ -95,7 +98,7 @@ def test_long_rows_are_shown_as_they_are_cut(tokenizer: PreTrainedTokenizerFast)
     for too_long, sizes in (("truncate", [25]), ("split", [25, length - 25])):
         parts = _rows([conversation], tokenizer, max_length=25, too_long=too_long)
         assert [len(part.input_ids) for part in parts] == sizes
-        examples = _encoder(tokenizer, max_length=25, too_long=too_long).encode([conversation], SplitReport())
+        examples = _encoder(tokenizer, max_length=25, too_long=too_long).encode([(conversation,)], SplitReport())
         assert [part.input_ids for part in parts] == [example["input_ids"].tolist() for example in examples]
         for part in parts:
             assert "".join(segment.text for segment in part.segments) == "".join(part.tokens)
@@ -109,7 +112,7 @@ def test_long_rows_are_shown_as_they_are_cut(tokenizer: PreTrainedTokenizerFast)
 
 def test_a_plain_text_shows_the_token_that_ends_it(tokenizer: PreTrainedTokenizerFast) -> None:
     [row] = _rows(
-        [Conversation([], RowOrigin("t.jsonl", 1), text="学 text")], tokenizer, task="pt", loss_scale=LossScale()
+        [Conversation([], RowOrigin("t.jsonl", 1), text="学 text")], tokenizer, task=PT, loss_scale=LossScale()
     )
     assert "".join(row.tokens) == "学 text<|im_end|>"
     assert [(segment.type, segment.end_token) for segment in row.segments] == [

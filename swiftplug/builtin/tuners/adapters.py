@@ -5,7 +5,7 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Annotated, Any, Literal
 
 import peft
@@ -63,6 +63,15 @@ class Adapter(Tuner):
             _prepare_quantized(model)
         with _tied_weights_allowed():
             return PeftModel.from_pretrained(model, model_id, is_trainable=is_trainable)
+
+    @staticmethod
+    def disabled(model: torch.nn.Module) -> AbstractContextManager[Any] | None:
+        """The adapter switched off, unless the base model's own weights changed too; see `Tuner.disabled`."""
+        assert isinstance(model, PeftModel)
+        config = model.active_peft_config
+        own_weights = getattr(config, "bias", "none") != "none"  # biases are trained in place
+        moved = getattr(config, "init_lora_weights", True) in ("olora", "pissa")  # subtracted from the base weights
+        return None if own_weights or moved else model.disable_adapter()
 
 
 class LoRA(Adapter):

@@ -4,7 +4,8 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin, has_value, load_json
 from swiftplug.data.read.messages import (
@@ -16,6 +17,7 @@ from swiftplug.data.read.messages import (
     parse_json,
     parse_messages,
 )
+from swiftplug.plugin import Rows
 
 LABELLED = ("a label in place of an answer", "sft trains answers; a label is for classification")
 
@@ -43,19 +45,17 @@ RESERVED = {
 }
 
 
-def to_conversation(
-    row: Any, origin: RowOrigin, task: Literal["pt", "sft", "sample"], columns: Mapping[str, str] | None = None
-) -> Conversation:
+def to_conversation(row: Any, origin: RowOrigin, rows: Rows, columns: Mapping[str, str] | None = None) -> Conversation:
     """Convert a row of any accepted format to a conversation.
 
-    The format of a row is the first of `FORMATS` whose columns it has; else, and for `pt` always, its `text` is used.
-    Of a preference row, the preferred answer is used; of prompt and completion, only the completion trains. Any format
-    may have `system`, `tools` (or OpenAI's older `functions`) and `chat_template_kwargs`.
+    The format of a row is the first of `FORMATS` whose columns it has; else, and for `Rows.TEXT` always, its `text` is
+    used. Of a preference row, the preferred answer is used; of prompt and completion, only the completion trains. Any
+    format may have `system`, `tools` (or OpenAI's older `functions`) and `chat_template_kwargs`.
 
     Args:
         row: The row, as parsed from JSON.
         origin: Where it was read from.
-        task: What it is used for: `sft` needs an answer at the end, `sample` a question.
+        rows: What it is used for: `Rows.ANSWERS` needs an answer at the end, `Rows.PROMPTS` a question.
         columns: Columns to rename first, from the dataset's name to the one used here.
 
     Returns:
@@ -75,11 +75,11 @@ def to_conversation(
     check_media(rest, "the row")
     has = {name for name, value in rest.items() if value is not None}
     format = next((format for format in FORMATS if format.columns <= has), None)
-    if "text" in has and (task == "pt" or format is None):
-        return _text_conversation(rest, origin, task)
+    if "text" in has and (rows is Rows.TEXT or format is None):
+        return _text_conversation(rest, origin, rows)
     if format is None:
         found = ", ".join(f"{name!r}{'' if row[name] is not None else ' (null)'}" for name in row) or "none"
-        raise RowError("no known columns", f"found {found}, expected e.g. 'messages'{_suggest_columns(has, task)}")
+        raise RowError("no known columns", f"found {found}, expected e.g. 'messages'{_suggest_columns(has, rows)}")
     given = dict(rest)
     messages = format.parse(rest)
     for column in format.answer, "chosen":
@@ -100,17 +100,61 @@ def to_conversation(
     chat_template_kwargs = _parse_chat_template_kwargs(rest.pop("chat_template_kwargs", None))
     if not messages:
         raise RowError("no messages")
-    if task == "sft":
+    if rows is Rows.ANSWERS:
         _check_answer(messages[-1], rest, format)
     check_turns(messages)
     return Conversation(messages, origin, tools, chat_template_kwargs=chat_template_kwargs, columns=rest)
 
 
-def _text_conversation(rest: dict[str, Any], origin: RowOrigin, task: str) -> Conversation:
+def to_pair(row: Any, origin: RowOrigin, columns: Mapping[str, str] | None = None) -> tuple[Conversation, Conversation]:
+    """Convert a preference row: the conversation with the preferred answer, and the one with the rejected answer.
+
+    What they have in common is the prompt, and does not train.
+
+    Raises:
+        RowError: The row cannot be used.
+    """
+    chosen = to_conversation(row, origin, Rows.ANSWERS, columns)
+    found = [column for column in REJECTED if has_value(chosen.columns.get(column))]
+    if chosen.text is not None or not found:
+        raise RowError("no rejected answer", f"expected one of {', '.join(f'`{name}`' for name in REJECTED)}")
+    if len(found) > 1:
+        raise RowError("two rejected answers", f"found `{found[0]}` and `{found[1]}`")
+    prompt = chosen.messages[: _answer_start(chosen.messages)]
+    messages = _add_answer(prompt, _parse_turns(chosen.columns, found[0], "assistant"))
+    check_turns(messages)
+    common = _common_start(chosen.messages, messages)
+    answers = chosen.messages[common:], messages[common:]
+    if not answers[0] or not answers[1]:
+        raise RowError("the two answers are the same" if answers[0] == answers[1] else "an answer continues the other")
+    if common == 0 or any(answer[0]["role"] != "assistant" for answer in answers):
+        raise RowError("no common prompt", "the two conversations must differ from an assistant's message on")
+    if any(answer[-1]["role"] != "assistant" for answer in answers):
+        raise RowError("no answer", "the last message of both conversations must be the assistant's")
+    before = [{**message, "loss": False} if message["role"] == "assistant" else message for message in prompt[:common]]
+    rest = chosen.columns
+    return (
+        replace(chosen, messages=before + answers[0], columns=rest),
+        replace(chosen, messages=before + answers[1], columns={}),
+    )
+
+
+def _answer_start(messages: Messages) -> int:
+    """Where the last answer begins: the assistant's and tools' messages after the last question."""
+    return max((index + 1 for index, message in enumerate(messages) if message["role"] == "user"), default=0)
+
+
+def _common_start(one: Messages, other: Messages) -> int:
+    """How many messages two conversations have in common at their start."""
+    pairs = zip(one, other, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _text_conversation(rest: dict[str, Any], origin: RowOrigin, rows: Rows) -> Conversation:
     text = rest.pop("text")
     if not isinstance(text, str):
         raise RowError("`text` is not text", f"it is {describe(text)}")
-    if task == "sft" and rest.get("label") is not None:
+    if rows is Rows.ANSWERS and rest.get("label") is not None:
         raise RowError(*LABELLED)
     if not check_text(text, "`text`").strip():
         raise RowError("the text is empty")
@@ -159,6 +203,9 @@ FORMATS = (
     Format({"query"}, lambda rest: _parse_history(rest) + _parse_turns(rest, "query", "user"), "response"),
     Format({"chosen", "rejected"}, lambda rest: []),
 )
+
+REJECTED = ("rejected_response", "rejected", "rejected_messages")
+"""The columns that hold the rejected answer of a preference row."""
 
 COLUMNS = {"text", "system", "tools", "functions", "chat_template_kwargs", "history", "input"}.union(
     *(format.columns | {format.answer} for format in FORMATS)
@@ -269,14 +316,14 @@ def _check_answer(last: dict[str, Any], rest: dict[str, Any], format: Format) ->
         raise RowError("the answer is empty")
 
 
-def _suggest_columns(names: Iterable[str], task: str) -> str:
+def _suggest_columns(names: Iterable[str], rows: Rows) -> str:
     """How the columns of a row could be renamed to those of a format; empty if nothing fits."""
     names = sorted(names)
     found = {known: name for known in SIMILAR if (name := _find_similar(known, names))}
-    if "prompt" in found and ("completion" in found or task == "sample"):
-        wanted = ["system", "prompt"] if task == "sample" else ["system", "prompt", "completion"]
+    if "prompt" in found and ("completion" in found or rows is Rows.PROMPTS):
+        wanted = ["system", "prompt"] if rows is Rows.PROMPTS else ["system", "prompt", "completion"]
     else:
-        wanted = ["messages"] if "messages" in found else ["text"] if task == "pt" else []
+        wanted = ["messages"] if "messages" in found else ["text"] if rows is Rows.TEXT else []
     renamed = {found[known]: known for known in wanted if known in found}
     return f"; {_rename(renamed)}" if renamed else " (data.columns renames)"
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from swiftplug.data.read.conversation import RowError, RowOrigin, has_value
-from swiftplug.data.read.formats import COLUMNS
+from swiftplug.data.read.formats import COLUMNS, REJECTED
 from swiftplug.formatting import format_count, format_percent
 
 EXAMPLES = 3
 NAMES = 20  # unread keys that are named for each number of rows
-REJECTED = {"rejected", "rejected_response", "rejected_messages"}
 TOOLS_HINT = "--tools hermes, or another tools format, writes tools and calls as text"
 SUMS = ("rows", "kept", "examples", "truncated", "split", "shortened", "tokens", "trained_tokens")
 
@@ -67,7 +66,7 @@ class UnreadKeys:
         groups = [*_by_count(self.rows, "row"), *_by_count(self.messages, "message")]
         if not groups:
             return []
-        preferences = " (of preferences, only the preferred answer is used)" if REJECTED & self.rows.keys() else ""
+        preferences = " (of preferences, only the preferred answer is used)" if self.rows.keys() & set(REJECTED) else ""
         hint = f" ({TOOLS_HINT})" if "tools" in self.rows or "tool_calls" in self.messages else ""
         return [f"{', '.join(groups)}: not read{preferences}{hint}"]
 

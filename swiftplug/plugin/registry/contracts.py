@@ -8,6 +8,7 @@ from swiftplug.plugin.engine import Engine
 from swiftplug.plugin.loss import TokenLoss
 from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.rewards import ORM, PRM
+from swiftplug.plugin.task import PreferenceTask, Task
 from swiftplug.plugin.tuner import Tuner
 
 
@@ -36,6 +37,7 @@ FIRST_PARAMETERS = ("infer_requests", "completions", "prompts")
 
 # The methods that a plugin of each kind has. Where the only one is `__call__`, it may be a function too.
 CONTRACTS: dict[str, dict[str, Call]] = {
+    "task": {"loss": Call(("model", "batch")), "counts": Call(("batch",)), "check_run": Call(("args",))},
     "callback": {"__call__": Call(("args",))},
     "loss": {"__call__": Call(("outputs", "labels"), optional=("loss_scale", "num_items_in_batch"))},
     "loss_scale": {"get_loss_scale": Call(("context", "context_type", "is_last_round"), ("query",), ("role",))},
@@ -60,7 +62,7 @@ CONTRACTS: dict[str, dict[str, Call]] = {
 }
 # The methods of our base classes that a plugin has to define.
 _NOT_IMPLEMENTED = [
-    *(ORM.__call__, PRM.__call__, TokenLoss.token_loss, Engine.generate),
+    *(ORM.__call__, PRM.__call__, TokenLoss.token_loss, Engine.generate, Task.loss, PreferenceTask.pair_loss),
     *(Tuner.prepare_model, Tuner.save_pretrained, Tuner.from_pretrained),
 ]
 
@@ -81,6 +83,12 @@ def check_contract(kind: str, plugin: Any) -> None:
             contract = {}
         case "engine" if not issubclass(cls, Engine):
             raise ContractError(f"is {_describe(plugin)}, expected a subclass of swiftplug.plugin.Engine")
+        case "task" if not issubclass(cls, Task):
+            raise ContractError(f"is {_describe(plugin)}, expected a subclass of swiftplug.plugin.Task")
+        case "task" if "loss" in getattr(plugin, "kinds", ()):  # whose plugin computes the loss
+            contract = {name: call for name, call in contract.items() if name != "loss"}
+        case "task" if issubclass(cls, PreferenceTask):
+            contract = {"pair_loss": Call(("chosen", "rejected")), **contract}
         case "loss" if plugin is cls and issubclass(cls, TokenLoss):
             contract = {"token_loss": Call(("logits", "targets"))}
         case "metric" if not compares_texts(plugin):

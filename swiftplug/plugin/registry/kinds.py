@@ -26,6 +26,7 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
+        Kind("task", "swiftplug.tasks", "task", "--task"),
         Kind("callback", "swiftplug.callbacks", "callbacks", "--callback", many=True, tables=("extra_callbacks",)),
         Kind("loss", "swiftplug.losses", "loss", "--loss", tables=("LOSS_MAPPING", "loss_mapping", "loss_map")),
         Kind("loss_scale", "swiftplug.loss_scales", "loss_scale", "--loss-scale", tables=("loss_scale_map",)),

@@ -98,6 +98,10 @@ class BoundTuner:
     def from_pretrained(self, model: Any, model_id: str, **kwargs: Any) -> Any:
         return self.tuner.from_pretrained(model, model_id, **kwargs)
 
+    def disabled(self, model: Any) -> Any:
+        """None for tuners written for SWIFT 3.0, which have no such method."""
+        return self.tuner.disabled(model) if hasattr(self.tuner, "disabled") else None
+
 
 class DeclaredOptions(NamedTuple):
     """The options that a plugin declares.
