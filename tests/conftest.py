@@ -157,6 +157,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     browser.close()
 
 
+@pytest.fixture(scope="session")
+def trl_oracle() -> Any:
+    """What TRL does at the first step of a training, see `trl_oracle.py`."""
+    return _load("trl_oracle")
+
+
 def _load(name: str) -> Any:
     """A module that lies beside this one."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))

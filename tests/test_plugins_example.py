@@ -50,18 +50,18 @@ def log_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
 
 
-def test_every_kind_is_there_once_and_none_takes_the_name_of_a_built_in(tmp_path: Path) -> None:
+def test_every_kind_is_there_once_with_two_tasks_and_none_takes_the_name_of_a_built_in(tmp_path: Path) -> None:
     listed = json.loads(swiftplug("list-plugins", "--json", cwd=tmp_path))
     ours = {(it["kind"], it["name"]) for it in listed if it["distribution"] == DISTRIBUTION}
     theirs = {(it["kind"], it["name"]) for it in listed if it["distribution"] == "swiftplug"}
-    assert sorted(kind for kind, _ in ours) == sorted(KINDS)
-    assert {("loss", "custom_loss"), ("optimizer", "custom")} < ours
+    assert sorted(kind for kind, _ in ours) == sorted([*KINDS, "task"])
+    assert {("loss", "custom_loss"), ("optimizer", "custom"), ("task", "dpo_positive")} < ours
     assert not ours & theirs
 
 
 def test_every_one_fits_its_contract(tmp_path: Path) -> None:
     checked = json.loads(swiftplug("list-plugins", "--check", "--json", cwd=tmp_path))
-    assert [it["status"] for it in checked if it["distribution"] == DISTRIBUTION] == ["fits"] * len(KINDS)
+    assert [it["status"] for it in checked if it["distribution"] == DISTRIBUTION] == ["fits"] * (len(KINDS) + 1)
 
 
 def test_optimizer_and_loss_act_on_the_quickstart(tmp_path: Path) -> None:

@@ -1,16 +1,41 @@
 """A small dataset, and runs made in this process by the function that the command line calls."""
 
+import json
 import random
-from collections.abc import Callable, Sequence
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from swiftplug.config.load import load_train_config
+from swiftplug.training.loss import BatchLoss
 from swiftplug.training.run import TrainResult, train
+from swiftplug.training.task_loss import TaskLossComputer
 
 Run = Callable[..., TrainResult]
+
+# An optimizer that remembers the trained parameters and their gradients, and changes nothing.
+SPY = """
+import sys
+import torch
+from swiftplug.plugin import register_optimizer
+
+class Spy(torch.optim.SGD):
+    def step(self, closure=None):
+        seen = sys.modules["seen_by_spy"]
+        trained = {name: it for name, it in seen.model.named_parameters() if it.requires_grad}
+        seen.weights = {name: it.detach().clone() for name, it in trained.items()}
+        seen.gradients = {name: it.grad.clone() for name, it in trained.items() if it.grad is not None}
+
+@register_optimizer("spy")
+def spy(args, model, dataset):
+    sys.modules["seen_by_spy"].model = model
+    return Spy([it for it in model.parameters() if it.requires_grad], lr=0.0), None
+"""
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +87,50 @@ def run(tiny_model_dir: Path, chat_file: Path, tmp_path: Path, monkeypatch: pyte
         return result
 
     return start
+
+
+@pytest.fixture(scope="session")
+def bare_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, whose template writes nothing after the end of a turn: TRL would train that too."""
+    folder = tmp_path_factory.mktemp("bare") / "tiny"
+    shutil.copytree(tiny_model_dir, folder)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>\n", "<|im_end|>"))
+    return folder
+
+
+@pytest.fixture
+def first_step(
+    run: Run, trl_oracle: Any, bare_model_dir: Path, write_jsonl: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Train on all rows at once for one step: `first_step(task, rows, lora=None, **options of the task)`.
+
+    It returns an object with `step` (see `trl_oracle.Step`), the trained `weights` at its start, and the `metrics` that
+    the run logged.
+    """
+    seen: Any = ModuleType("seen_by_spy")
+    monkeypatch.setitem(sys.modules, "seen_by_spy", seen)
+    calls: list[tuple[Mapping[str, Any], BatchLoss]] = []
+    compute = TaskLossComputer.__call__
+
+    def recording(self: Any, model: Any, batch: Any, *args: Any, **kwargs: Any) -> BatchLoss:
+        calls.append((batch, compute(self, model, batch, *args, **kwargs)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(TaskLossComputer, "__call__", recording)
+
+    def step(task: str, rows: Sequence[dict[str, Any]], lora: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        given = {"task": task, "model": str(bare_model_dir), "dataset": [str(write_jsonl(rows))], "optimizer": "spy"}
+        sets = {f"task.{name}": value for name, value in options.items()}
+        if lora is not None:
+            given["tuner"] = "lora"
+            sets |= {f"tuner.{name}": value for name, value in lora.items()}
+        training = {"max_steps": 1, "max_grad_norm": 0, "logging_steps": 1, "per_device_train_batch_size": len(rows)}
+        sets |= {f"training.{name}": value for name, value in training.items()}
+        seen.metrics = run(sets=[f"{name}={json.dumps(it)}" for name, it in sets.items()], plugins=SPY, **given).metrics
+        [(batch, computed)] = calls
+        texts = trl_oracle.texts_of(batch["input_ids"], batch["attention_mask"], batch["labels"])
+        seen.step = trl_oracle.Step(texts, computed.loss.item(), seen.gradients)
+        return seen
+
+    return step

@@ -1,0 +1,124 @@
+"""TRL as an independent source: the tokens, the loss and the gradients of the first step of one of its trainers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+IGNORED = -100
+
+
+class Step(NamedTuple):
+    """A training step on one batch, before the weights change.
+
+    Attributes:
+        texts: For each conversation of the batch its token ids and its labels, without padding, in sorted order.
+        loss: The loss.
+        gradients: The gradient of each trained parameter, by name.
+    """
+
+    texts: list[tuple[list[int], list[int]]]
+    loss: float
+    gradients: dict[str, torch.Tensor]
+
+
+def texts_of(input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> list[Any]:
+    """The conversations of a padded batch; the label of a first token, which nothing predicts, does not count."""
+    labels = labels.clone()
+    labels[:, 0] = IGNORED
+    rows = zip(input_ids, attention_mask.bool(), labels, strict=True)
+    return sorted((ids[mask].tolist(), targets[mask].tolist()) for ids, mask, targets in rows)
+
+
+def trl_step(
+    trainer: str,
+    model_dir: Path,
+    rows: Sequence[dict[str, Any]],
+    folder: Path,
+    adapter: Mapping[str, torch.Tensor] | None = None,
+    lora: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Step:
+    """The first step of a TRL trainer on all rows at once, without dropout, in float32.
+
+    Args:
+        trainer: `DPO`, `KTO`, `CPO` or `ORPO`.
+        model_dir: The model.
+        rows: The dataset, in TRL's format.
+        folder: Where TRL may write.
+        adapter: The weights of a LoRA adapter, by parameter name; its base model is the reference. None trains the
+            whole model.
+        lora: The fields of its `LoraConfig`.
+        **options: Of the trainer's config.
+    """
+    config_class, trainer_class = _classes(trainer)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    args = config_class(
+        output_dir=str(folder),
+        per_device_train_batch_size=len(rows),
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        report_to=[],
+        **options,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    made = trainer_class(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=tokenizer,
+        peft_config=None if adapter is None else LoraConfig(task_type="CAUSAL_LM", **(lora or {})),
+    )
+    if adapter is not None:
+        assert not made.model.load_state_dict(dict(adapter), strict=False).unexpected_keys
+    made.model.train()
+    batch = next(iter(made.get_train_dataloader()))
+    loss = made.compute_loss(made.model, batch)
+    loss.backward()
+    gradients = {name: it.grad for name, it in made.model.named_parameters() if it.grad is not None}
+    return Step(_texts(batch), loss.item(), gradients)
+
+
+def _classes(trainer: str) -> tuple[Any, Any]:
+    if trainer in ("DPO", "KTO"):
+        import trl
+
+        return getattr(trl, f"{trainer}Config"), getattr(trl, f"{trainer}Trainer")
+    if trainer == "CPO":
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+        return CPOConfig, CPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    return ORPOConfig, ORPOTrainer
+
+
+def _texts(batch: Mapping[str, Any]) -> list[Any]:
+    """The conversations of a batch of TRL's, whose trainers name columns in three ways."""
+    if "chosen_input_ids" in batch:
+        columns = ("input_ids", "attention_mask", "labels")
+        answers = [texts_of(*(batch[f"{it}_{column}"] for column in columns)) for it in ("chosen", "rejected")]
+        return sorted(answers[0] + answers[1])
+    prefixes = ["", "KL_"] if "KL_input_ids" in batch else [""]
+    texts = []
+    for prefix in prefixes:
+        ids, trained = batch[f"{prefix}input_ids"], batch[f"{prefix}completion_mask"]
+        texts += texts_of(ids, batch[f"{prefix}attention_mask"], ids.masked_fill(trained == 0, IGNORED))
+    return sorted(texts)
+
+
+def assert_same(found: Step, expected: Step) -> None:
+    """The same tokens, and the same loss and gradients to 1e-5 of the largest."""
+    assert found.texts == expected.texts
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5, abs=1e-6)
+    assert found.gradients.keys() == expected.gradients.keys()
+    for name, gradient in expected.gradients.items():
+        largest = float(gradient.abs().max())
+        assert largest > 0
+        torch.testing.assert_close(found.gradients[name], gradient, rtol=1e-5, atol=1e-5 * largest)
