@@ -1,5 +1,6 @@
 """What README tells can be done as it stands."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -67,3 +68,9 @@ def test_links_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text())
     assert links
     assert [link for link in links if not (folder / link).exists()] == []
+
+
+def test_a_package_index_shows_it_without_links_that_lead_nowhere() -> None:
+    shown = importlib.metadata.metadata("swiftplug")["Description"]
+    assert "\nplugins_example has one plugin of every kind" in shown
+    assert set(re.findall(r"\]\(([^)]*)\)", shown)) == set(re.findall(r"\]\((https:[^)]*)\)", README))
