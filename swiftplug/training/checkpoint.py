@@ -74,7 +74,7 @@ def check_same_run(folder: Path, args: Arguments, allow_changed_plugins: bool) -
             f"processes: {there[-1]} there, {here[-1]} here, so a step takes {now} rows, not {rows}{keep}"
         )
     if difference := "; ".join(filter(None, differences)):
-        as_begun = format_command("train", folder, "--resume")
+        as_begun = format_command("train", folder, "--resume", *(["--nproc", there[-1]] if there[-1] > 1 else []))
         raise UserError(
             f"--resume: {folder / CONFIG} is another run's: {difference}; `{as_begun}` continues it as it began"
         )

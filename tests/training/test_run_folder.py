@@ -214,7 +214,8 @@ def test_a_step_may_be_shared_out_anew(run: Any, capsys: pytest.CaptureFixture[s
     record = json.loads((first.run_dir / "run.json").read_text())
     assert record["processes"] == 1
     (first.run_dir / "run.json").write_text(json.dumps({**record, "processes": 4}))
-    with pytest.raises(UserError, match=f"so a step takes 4 rows, not 16; --set {size}=8 keeps them"):
+    as_begun = "--resume --nproc 4` continues it as it began"
+    with pytest.raises(UserError, match=f"so a step takes 4 rows, not 16; --set {size}=8 keeps them; .*{as_begun}"):
         run("r", [*sets, f"{size}=2", f"{accumulation}=2"], resume=True)
     run("r", [*sets, f"{size}=16"], resume=True)
     assert "now 16 x 1 accumulated x 1 process, not 2 x 2 accumulated x 4 processes" in " ".join(
