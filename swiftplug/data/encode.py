@@ -16,7 +16,7 @@ from swiftplug.config.schema import DataOptions
 from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import Rendered, Segment
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError
-from swiftplug.data.read.formats import to_conversation, to_pair
+from swiftplug.data.read.formats import prompt_of, to_conversations, with_answer_of
 from swiftplug.data.read.report import SplitReport, UnreadKeys
 from swiftplug.data.tokens import Tokens, check_offsets, tokenize
 from swiftplug.data.weights import lay_weights, token_weights
@@ -27,6 +27,8 @@ from swiftplug.plugin.tools_format import ToolsFormat
 
 TOO_LONG = "longer than max_length"
 UNTRAINED = "no token to train on"
+SAME = "the two answers are the same"
+ALONE = RowError("no other answer to compare with", "the other rows that are read together with it cannot be used")
 
 # How much text is tokenized at once. A character takes some hundred bytes while it is, so this bounds the memory.
 BATCH_CHARACTERS = 2_000_000
@@ -36,7 +38,11 @@ SCHEMA = pa.schema(
     {"input_ids": INTEGERS, "labels": INTEGERS, "loss_scale": pa.list_(pa.float32()), "length": pa.int32()}
 )
 SECOND = "second_"  # the columns of the second conversation of a row
-SECOND_COLUMNS = {f"{SECOND}input_ids": INTEGERS, f"{SECOND}labels": INTEGERS}
+_SECOND_COLUMNS = {f"{SECOND}input_ids": INTEGERS, f"{SECOND}labels": INTEGERS}
+TASK_COLUMNS = {
+    Rows.PAIRS: {**_SECOND_COLUMNS, "margin": pa.float32()},
+    Rows.RATED: {**_SECOND_COLUMNS, "rating": pa.bool_()},
+}
 GENERATION_COLUMNS = {"prompt_ids": INTEGERS, "opened": pa.string(), "reference": pa.string()}
 _NO_GENERATION = {"prompt_ids": [], "opened": "", "reference": ""}
 
@@ -58,6 +64,18 @@ class WeighedRow(NamedTuple):
     input_ids: np.ndarray
     starts: np.ndarray
     weights: np.ndarray
+
+
+class ReadRow(NamedTuple):
+    """A row, before it is cut into the examples that are stored.
+
+    Attributes:
+        conversations: What was read of it.
+        examples: The conversations of each of its examples, as tokens or as the error that it is left out for.
+    """
+
+    conversations: tuple[Conversation, ...]
+    examples: list[list[WeighedRow | RowError]]
 
 
 @dataclass
@@ -86,9 +104,9 @@ class RowEncoder:
     def __post_init__(self) -> None:
         check_offsets(self.tokenizer)
         self.renderer = ChatRenderer(self.tokenizer, self.tools_format)
+        self.rated = self.task.rows is Rows.RATED
         self.too_long = self.options.too_long or ("split" if self.task.rows is Rows.TEXT else "drop")
-        further = SECOND_COLUMNS if self.task.rows is Rows.PAIRS else {}
-        further |= GENERATION_COLUMNS if self.generation else {}
+        further = TASK_COLUMNS.get(self.task.rows, {}) | (GENERATION_COLUMNS if self.generation else {})
         self.schema = pa.schema([*SCHEMA, *pa.schema(further)])
 
     def encode_rows(self, rows: Sequence[RawRow]) -> EncodedRows:
@@ -96,33 +114,31 @@ class RowEncoder:
         report = SplitReport(rows=len(rows))
         read = []
         for row in rows:
-            try:
+            with report.dropping(row.origin):
                 read.append(self.read(row, report.unread))
-            except RowError as error:
-                report.drop(row.origin, error)
         examples = pa.RecordBatch.from_pylist(self.encode(read, report), schema=self.schema)
-        _count_tokens(examples, report)
+        _count_tokens(examples, self.task.rows, report)
         return examples, report
 
     def read(self, row: RawRow, unread: UnreadKeys) -> tuple[Conversation, ...]:
         """The conversations of a raw row; what nothing reads of it is counted. Raises a RowError if it has none."""
-        if self.task.rows is Rows.PAIRS:
-            conversations: tuple[Conversation, ...] = to_pair(row.row, row.origin, self.options.columns)
-        else:
-            conversations = (to_conversation(row.row, row.origin, self.task.rows, self.options.columns),)
+        conversations = to_conversations(row.row, row.origin, self.task.rows, self.options.columns)
         unread.count_row(conversations[0].columns)
         return conversations
 
     def encode(self, rows: Sequence[tuple[Conversation, ...]], report: SplitReport) -> list[Example]:
-        """Encode the conversations of rows, and count in `report` which are left out, cut or shortened."""
+        """Encode the conversations of rows, and count in `report` which are left out, cut or shortened.
+
+        A row is used with all its conversations or left out. The second conversation of a rated answer has the answer
+        before it, that is the answer of the usable row before, among the rows of this call. (Before the first comes the
+        last; the rejected answers of pairs come after all others; answers to the same prompt are passed over if there
+        are others.) `prepare_data` calls it with 256 rows, in the dataset's order, so that it depends on nothing but
+        the dataset and the options that make its rows usable.
+        """
         examples = []
-        for batch in _batches(rows):
-            weighed = iter(self.weigh([conversation for conversations in batch for conversation in conversations]))
-            for conversations in batch:
-                try:
-                    examples += self._examples(conversations, _usable(islice(weighed, len(conversations))), report)
-                except RowError as error:
-                    report.drop(conversations[0].origin, error)
+        for row in self._with_other_answers(rows, report) if self.rated else self._weighed(rows):
+            with report.dropping(row.conversations[0].origin):
+                examples += self._examples(row, report)
         return examples
 
     def weigh(self, conversations: Sequence[Conversation]) -> list[WeighedRow | RowError]:
@@ -168,35 +184,72 @@ class RowEncoder:
             )
         return WeighedRow(rendered, tokens.input_ids, tokens.starts, weights)
 
-    def _examples(
-        self, conversations: Sequence[Conversation], rows: Sequence[WeighedRow], report: SplitReport
-    ) -> list[Example]:
-        """The examples of a row; raises a RowError if there are none."""
-        length, max_length = max(len(row.input_ids) for row in rows), self.options.max_length
+    def _weighed(self, rows: Sequence[tuple[Conversation, ...]]) -> Iterator[ReadRow]:
+        for batch in _batches(rows):
+            weighed = iter(self.weigh([conversation for conversations in batch for conversation in conversations]))
+            for conversations in batch:
+                own = [*islice(weighed, len(conversations))]
+                yield ReadRow(conversations, [[each] for each in own] if self.rated else [own])
+
+    def _with_other_answers(self, rows: Sequence[tuple[Conversation, ...]], report: SplitReport) -> Iterator[ReadRow]:
+        """The usable ones of rated rows, with the second conversation of each example.
+
+        It is cut to `max_length` whatever `too_long` says, for the length of another row's answer leaves no row out.
+        """
+        usable = []
+        for row in self._weighed(rows):
+            with report.dropping(row.conversations[0].origin):
+                for example in row.examples:
+                    self._parts(_without_errors(example), report)
+                usable.append(row)
+        rated = [row.conversations[place] for place in (0, 1) for row in usable if place < len(row.conversations)]
+        mixed = [with_answer_of(each, _other(rated, place)) for place, each in enumerate(rated)] if rated[1:] else []
+        seconds = dict(zip(map(id, rated), self.weigh(mixed) or [ALONE], strict=False))
+        for row in usable:
+            for conversation, example in zip(row.conversations, row.examples, strict=True):
+                example.append(_first_tokens(seconds[id(conversation)], self.options.max_length))
+            yield row
+
+    def _parts(self, example: Sequence[WeighedRow], report: SplitReport) -> list[slice]:
+        """The parts of an example that are examples of their own; raises a RowError if there are none."""
+        length, max_length = max(len(row.input_ids) for row in example), self.options.max_length
         lengths = f"{length} tokens, max_length is {max_length}" if length > max_length else ""
         parts = self.cut(length)
         if not parts:
             report.shortest_too_long = min(length, report.shortest_too_long or length)
             raise RowError(TOO_LONG, lengths)
-        examples = [
-            {"length": min(part.stop, length) - part.start, **_columns(rows[0], part)}
-            | {f"{SECOND}{name}": values for second in rows[1:] for name, values in _columns(second, part).items()}
-            for part in parts
-            # The first token of an example has nothing before it that could predict it.
-            if all(row.weights[part][1:].any() for row in rows)
-        ]
-        if not examples:
+        # The first token of an example has nothing before it that could predict it.
+        parts = [part for part in parts if all(row.weights[part][1:].any() for row in example)]
+        if not parts:
             raise RowError(UNTRAINED, lengths)
+        first, *seconds = (row.input_ids[parts[0]] for row in example)
+        if self.task.rows is Rows.PAIRS and np.array_equal(first, seconds[0]):
+            raise RowError(SAME, lengths)
+        return parts
+
+    def _examples(self, row: ReadRow, report: SplitReport) -> list[Example]:
+        """The examples of a row; raises a RowError if it cannot be used."""
+        weighed = [_without_errors(example) for example in row.examples]
+        examples = []
+        for conversation, (first, *seconds) in zip(row.conversations, weighed, strict=False):
+            for part in self._parts([first, *seconds], report):
+                columns = _columns(first, part) | conversation.facts
+                for second in seconds:
+                    columns |= {f"{SECOND}{name}": values for name, values in _columns(second, part).items()}
+                    columns["length"] = max(columns["length"], columns[f"{SECOND}length"])
+                examples.append(columns)
+        conversation, rendered = row.conversations[0], weighed[0][0].rendered
         if self.generation:
             # The prompt and the reference are the whole row's, so a row that was split is generated from only once.
             for example in examples[1:]:
                 example |= _NO_GENERATION
-            examples[0] |= self._for_generation(conversations[0], rows[0].rendered)
+            examples[0] |= self._for_generation(conversation, rendered)
         report.kept += 1
-        report.shortened += any(row.rendered.shortened for row in rows)
-        report.unread.count_rendered(rows[0].rendered.unread, conversations[0].messages)
-        report.truncated += self.too_long == "truncate" and length > max_length
-        report.split += self.too_long == "split" and length > max_length
+        too_long = any(len(each.input_ids) > self.options.max_length for example in weighed for each in example)
+        report.shortened += any(each.rendered.shortened for example in weighed for each in example)
+        report.unread.count_rendered(rendered.unread, conversation.messages)
+        report.truncated += self.too_long == "truncate" and too_long
+        report.split += self.too_long == "split" and too_long
         return examples
 
     def _for_generation(self, conversation: Conversation, rendered: Rendered) -> Example:
@@ -224,17 +277,30 @@ def _columns(row: WeighedRow, part: slice) -> Example:
     """A part of a row as the columns of an example."""
     input_ids, weights = row.input_ids[part], row.weights[part]
     labels = np.where(weights == 0, np.int32(IGNORED_LABEL), input_ids)
-    return {"input_ids": input_ids, "labels": labels, "loss_scale": weights}
+    return {"input_ids": input_ids, "labels": labels, "loss_scale": weights, "length": len(input_ids)}
 
 
-def _usable(rows: Iterator[WeighedRow | RowError]) -> list[WeighedRow]:
-    """The conversations of a row; raises the RowError of one that cannot be used."""
-    usable = []
-    for row in [*rows]:
+def _without_errors(example: Sequence[WeighedRow | RowError]) -> list[WeighedRow]:
+    """The conversations of an example; raises the RowError of one that cannot be used."""
+    weighed = []
+    for row in example:
         if isinstance(row, RowError):
             raise row
-        usable.append(row)
-    return usable
+        weighed.append(row)
+    return weighed
+
+
+def _first_tokens(row: WeighedRow | RowError, length: int) -> WeighedRow | RowError:
+    if isinstance(row, RowError):
+        return row
+    return WeighedRow(row.rendered, row.input_ids[:length], row.starts[:length], row.weights[:length])
+
+
+def _other(rated: Sequence[Conversation], place: int) -> Conversation:
+    """The conversation whose answer is given to a prompt that is not its own; see `RowEncoder.encode`."""
+    before = [*rated[place + 1 :], *rated[:place]][::-1]
+    prompt = prompt_of(rated[place])
+    return next((each for each in before if prompt_of(each) != prompt), before[0])
 
 
 def _batches(rows: Sequence[tuple[Conversation, ...]]) -> Iterator[list[tuple[Conversation, ...]]]:
@@ -249,13 +315,13 @@ def _batches(rows: Sequence[tuple[Conversation, ...]]) -> Iterator[list[tuple[Co
         yield [conversations for conversations, _ in batch]
 
 
-def _count_tokens(examples: pa.RecordBatch, report: SplitReport) -> None:
+def _count_tokens(examples: pa.RecordBatch, rows: Rows, report: SplitReport) -> None:
     weights = examples["loss_scale"].flatten().to_numpy()
     lengths = examples["length"].to_numpy()
     report.examples = len(lengths)
     report.longest = int(lengths.max(initial=0))
     report.weighted = bool(((weights != 0) & (weights != 1)).any())
-    for prefix in ("", SECOND) if f"{SECOND}labels" in examples.schema.names else ("",):
+    for prefix in ("", SECOND) if rows is Rows.PAIRS else ("",):
         labels = examples[f"{prefix}labels"]
         trained = labels.flatten().to_numpy() != IGNORED_LABEL
         report.tokens += len(trained)

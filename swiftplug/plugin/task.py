@@ -28,7 +28,8 @@ class Rows(StrEnum):
     ANSWERS = "answers"
     """Conversations, of which answers train; `labels` as before."""
     PAIRS = "pairs"
-    """A better and a worse answer, each after the same prompt; `labels` of both; `margin` `(B,)` where rows have it."""
+    """A better and a worse answer, each after the same prompt; `labels` of both; `margin` `(B,)` float32, 0 where a row
+    has none."""
     RATED = "rated"
     """An answer and whether it is good, `rating` `(B,)` bool; the second conversation of a row ends in the answer of
     another one. Pairs are taken apart."""

@@ -85,6 +85,7 @@ class Conversation:
         text: The text of a row without messages (pretraining), or None.
         chat_template_kwargs: The row's `chat_template_kwargs`: variables for the chat template.
         columns: All other columns of the row.
+        facts: What a task reads of the row besides its text: `rating` (bool), `margin` (float).
 
     Raises:
         RowError: A text, a name or a key has an unpaired surrogate.
@@ -96,6 +97,7 @@ class Conversation:
     text: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_unicode(json.dumps(vars(self), ensure_ascii=False, default=str), "the row")

@@ -1,6 +1,7 @@
 """Convert a row of any accepted format to a conversation."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin, has_value, load_json
 from swiftplug.data.read.messages import (
+    FLAGS,
     Messages,
     check_media,
     check_text,
@@ -55,7 +57,7 @@ def to_conversation(row: Any, origin: RowOrigin, rows: Rows, columns: Mapping[st
     Args:
         row: The row, as parsed from JSON.
         origin: Where it was read from.
-        rows: What it is used for: `Rows.ANSWERS` needs an answer at the end, `Rows.PROMPTS` a question.
+        rows: What it is used for: where answers train, one is needed at the end; for `Rows.PROMPTS` a question.
         columns: Columns to rename first, from the dataset's name to the one used here.
 
     Returns:
@@ -100,43 +102,110 @@ def to_conversation(row: Any, origin: RowOrigin, rows: Rows, columns: Mapping[st
     chat_template_kwargs = _parse_chat_template_kwargs(rest.pop("chat_template_kwargs", None))
     if not messages:
         raise RowError("no messages")
-    if rows is Rows.ANSWERS:
-        _check_answer(messages[-1], rest, format)
+    if rows in (Rows.ANSWERS, Rows.PAIRS, Rows.RATED):
+        _check_answer(messages[-1], rest, format, rows)
     check_turns(messages)
     return Conversation(messages, origin, tools, chat_template_kwargs=chat_template_kwargs, columns=rest)
 
 
-def to_pair(row: Any, origin: RowOrigin, columns: Mapping[str, str] | None = None) -> tuple[Conversation, Conversation]:
-    """Convert a preference row: the conversation with the preferred answer, and the one with the rejected answer.
+def to_conversations(
+    row: Any, origin: RowOrigin, rows: Rows, columns: Mapping[str, str] | None = None
+) -> tuple[Conversation, ...]:
+    """Convert a row of any accepted format to the conversations that a task reads of it.
 
-    What they have in common is the prompt, and does not train.
+    Of a preference row, `Rows.PAIRS` and `Rows.RATED` read two: with the preferred and with the rejected answer. The
+    facts are `margin` for `Rows.PAIRS` (0 if the row has none), and `rating` for `Rows.RATED`.
 
     Raises:
         RowError: The row cannot be used.
     """
-    chosen = to_conversation(row, origin, Rows.ANSWERS, columns)
-    found = [column for column in REJECTED if has_value(chosen.columns.get(column))]
-    if chosen.text is not None or not found:
+    conversation = to_conversation(row, origin, rows, columns)
+    if rows is Rows.PAIRS:
+        return _split_pair(conversation)
+    return _rate(conversation) if rows is Rows.RATED else (conversation,)
+
+
+def _split_pair(conversation: Conversation) -> tuple[Conversation, Conversation]:
+    """The conversation with the preferred answer, and the one with the rejected answer.
+
+    What they have in common is the prompt, and does not train.
+    """
+    rest, messages = conversation.columns, conversation.messages
+    found = _find_rejected(rest)
+    if conversation.text is not None or not found:
         raise RowError("no rejected answer", f"expected one of {', '.join(f'`{name}`' for name in REJECTED)}")
     if len(found) > 1:
         raise RowError("two rejected answers", f"found `{found[0]}` and `{found[1]}`")
-    prompt = chosen.messages[: _answer_start(chosen.messages)]
-    messages = _add_answer(prompt, _parse_turns(chosen.columns, found[0], "assistant"))
-    check_turns(messages)
-    common = _common_start(chosen.messages, messages)
-    answers = chosen.messages[common:], messages[common:]
+    others = _add_answer(messages[: _answer_start(messages)], _parse_turns(rest, found[0], "assistant"))
+    check_turns(others)
+    common = _common_start(messages, others)
+    answers = messages[common:], others[common:]
     if not answers[0] or not answers[1]:
         raise RowError("the two answers are the same" if answers[0] == answers[1] else "an answer continues the other")
     if common == 0 or any(answer[0]["role"] != "assistant" for answer in answers):
         raise RowError("no common prompt", "the two conversations must differ from an assistant's message on")
     if any(answer[-1]["role"] != "assistant" for answer in answers):
         raise RowError("no answer", "the last message of both conversations must be the assistant's")
-    before = [{**message, "loss": False} if message["role"] == "assistant" else message for message in prompt[:common]]
-    rest = chosen.columns
-    return (
-        replace(chosen, messages=before + answers[0], columns=rest),
-        replace(chosen, messages=before + answers[1], columns={}),
-    )
+    facts = {"margin": _parse_margin(rest)}
+    prompt = _untrained(messages[:common])
+    chosen, rejected = (replace(conversation, messages=prompt + answer, facts=facts) for answer in answers)
+    return chosen, replace(rejected, columns={})
+
+
+def _rate(conversation: Conversation) -> tuple[Conversation, ...]:
+    """The conversation with its rating, or two, the preferred answer rated good and the rejected one bad."""
+    rest, messages = conversation.columns, conversation.messages
+    rating = _parse_rating(rest)
+    if found := _find_rejected(rest):
+        if rating is not None:
+            raise RowError("an answer that is both labelled and one of a pair", f"found a label and `{found[0]}`")
+        good, bad = _split_pair(conversation)
+        return replace(good, facts={"rating": True}), replace(bad, facts={"rating": False})
+    if rating is None or conversation.text is not None:
+        raise RowError("no answer labelled good or bad", "expected `label`: true or false")
+    start = _answer_start(messages)
+    return (replace(conversation, messages=_untrained(messages[:start]) + messages[start:], facts={"rating": rating}),)
+
+
+def with_answer_of(conversation: Conversation, other: Conversation) -> Conversation:
+    """The conversation, ending in the other one's last answer."""
+    prompt = prompt_of(conversation)
+    answer = other.messages[len(prompt_of(other)) :]
+    return replace(conversation, messages=prompt + answer, columns={})
+
+
+def prompt_of(conversation: Conversation) -> Messages:
+    """The messages before the last answer."""
+    return conversation.messages[: _answer_start(conversation.messages)]
+
+
+def _find_rejected(rest: Mapping[str, Any]) -> list[str]:
+    return [column for column in REJECTED if has_value(rest.get(column))]
+
+
+def _untrained(prompt: Messages) -> Messages:
+    """The messages, of which no answer trains."""
+    return [{**message, "loss": False} if message["role"] == "assistant" else message for message in prompt]
+
+
+def _parse_margin(rest: dict[str, Any]) -> float:
+    """By how much the preferred answer is better; 0 if the row does not say."""
+    margin = parse_json(rest.pop("margin", None) or 0, "margin")
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise RowError("`margin` is not a finite number", f"it is {margin!r}")
+    return float(margin)
+
+
+def _parse_rating(rest: dict[str, Any]) -> bool | None:
+    """Whether the answer is labelled as good, by true or false, also as 1 or 0 or as text; None without a label."""
+    given = {column: rest.pop(column) for column in LABELS if has_value(rest.get(column))}
+    ratings = {column: FLAGS.get(str(value).strip().lower()) for column, value in given.items()}
+    for column, rating in ratings.items():
+        if rating is None:
+            raise RowError(f"`{column}` is not true or false", f"it is {given[column]!r}")
+    if len({*ratings.values()}) > 1:
+        raise RowError("an answer labelled both good and bad", f"it has {given}")
+    return next(iter(ratings.values()), None)
 
 
 def _answer_start(messages: Messages) -> int:
@@ -206,6 +275,9 @@ FORMATS = (
 
 REJECTED = ("rejected_response", "rejected", "rejected_messages")
 """The columns that hold the rejected answer of a preference row."""
+
+LABELS = ("label", "kto_tag")
+"""The columns that say whether the answer of a row is good (KTO)."""
 
 COLUMNS = {"text", "system", "tools", "functions", "chat_template_kwargs", "history", "input"}.union(
     *(format.columns | {format.answer} for format in FORMATS)
@@ -299,19 +371,19 @@ def _parse_chat_template_kwargs(value: Any) -> dict[str, Any]:
 
 def parse_label(row: Mapping[str, Any]) -> bool | None:
     """Whether the answer of a row is labelled as good (KTO); None if it is not labelled. In CSV files it is a text."""
-    labels = (str(row.get(column)).lower() for column in ("label", "kto_tag"))
+    labels = (str(row.get(column)).lower() for column in LABELS)
     return next((label == "true" for label in labels if label in ("true", "false")), None)
 
 
-def _check_answer(last: dict[str, Any], rest: dict[str, Any], format: Format) -> None:
+def _check_answer(last: dict[str, Any], rest: dict[str, Any], format: Format, rows: Rows) -> None:
     """Refuse a row without an answer to train on."""
     if last["role"] != "assistant":
         hint = _suggest_rename("completion", format.answer, rest)
         if rest.get("label") is not None and not hint:
             raise RowError(*LABELLED)
         raise RowError("no answer", f"the last message is {last['role']!r}, expected 'assistant'{hint}")
-    if parse_label(rest) is not None:
-        raise RowError("an answer labelled good or bad", "a true or false `label` is for alignment, not for sft")
+    if rows is not Rows.RATED and parse_label(rest) is not None:
+        raise RowError("an answer labelled good or bad", "task kto takes a true or false `label`")
     if not (last["content"].strip() or last.get("tool_calls") or last.get("reasoning_content")):
         raise RowError("the answer is empty")
 

@@ -1,7 +1,8 @@
 """What became of the rows of a run: how many were read, used, cut or left out, and why."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -109,10 +110,14 @@ class SplitReport:
     unread: UnreadKeys = field(default_factory=UnreadKeys)
     sha256: str = ""
 
-    def drop(self, origin: RowOrigin, error: RowError) -> None:
-        """Count a row that is left out."""
-        example = f"{origin} ({error.detail})" if error.detail else str(origin)
-        self._add_dropped(error.reason, Dropped(1, [example]))
+    @contextmanager
+    def dropping(self, origin: RowOrigin) -> Iterator[None]:
+        """Count the row that was read there as left out if a RowError is raised."""
+        try:
+            yield
+        except RowError as error:
+            example = f"{origin} ({error.detail})" if error.detail else str(origin)
+            self._add_dropped(error.reason, Dropped(1, [example]))
 
     def add(self, other: "SplitReport") -> None:
         """Add the counts of more rows of the same split."""
