@@ -43,7 +43,7 @@ from swiftplug.plugin.register import (
     tuners_map,
 )
 from swiftplug.plugin.rewards import ORM, PRM, AsyncORM, InferRequest, Unscored
-from swiftplug.plugin.task import PreferenceTask, Rows, SequenceLogps, Task, TaskLoss, TaskModel, row_count
+from swiftplug.plugin.task import Labels, PreferenceTask, Rows, SequenceLogps, Task, TaskLoss, TaskModel, row_count
 from swiftplug.plugin.tokenizer import set_chat_template
 from swiftplug.plugin.tools_format import AgentKeyword, ToolsFormat, ToolTurns, as_text
 from swiftplug.plugin.tuner import Tuner
@@ -63,6 +63,7 @@ __all__ = [
     "ContextType",
     "Engine",
     "InferRequest",
+    "Labels",
     "LossScale",
     "ModelKeys",
     "PreferenceTask",

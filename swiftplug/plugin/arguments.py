@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from swiftplug.plugin.engine import Chat
-    from swiftplug.plugin.task import Task
+    from swiftplug.plugin.task import Labels, Task
 
 
 class RunArguments:
@@ -21,6 +21,8 @@ class RunArguments:
         config: The whole config, as `config.yaml` in the run's folder has it.
         training_args: The `TrainingArguments` of a training run; None in a sampling run.
         task: The task of a training run; None in a sampling run.
+        labels: What the numbers of the model's head stand for, if it is not that of a language model: given by the task
+            (`num_labels`), or known when the data is read.
         eval_names: What an evaluation gives, without `eval_`: `loss`, and what the metrics return; None if that is not
             known before the first one.
         num_training_steps: The optimizer steps of the whole run; known when the optimizer is made, 0 before.
@@ -35,6 +37,7 @@ class RunArguments:
     config: Any
     training_args: Any = None
     task: "Task | None" = None
+    labels: "Labels | None" = None
     eval_names: frozenset[str] | None = None
     num_training_steps: int = 0
 
@@ -67,7 +70,9 @@ class RunArguments:
     def load_model(self, dtype: "torch.dtype | None" = None) -> "torch.nn.Module":
         """Load the run's model: from a folder, the hub, a model plugin or an earlier run.
 
-        An adapter is loaded through the tuner that trained it, and merged into the weights where it can be.
+        An adapter is loaded through the tuner that trained it, and merged into the weights where it can be. A model
+        for a task whose head is not that of a language model takes over all but the head of one that has another head
+        or other labels.
 
         Args:
             dtype: The data type of the weights; None keeps that of the checkpoint.

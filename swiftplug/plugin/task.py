@@ -43,6 +43,23 @@ class Rows(StrEnum):
     """Questions to be answered."""
 
 
+class Labels(NamedTuple):
+    """What the numbers stand for that a model's head gives.
+
+    Attributes:
+        names: A name for each of them, as in the config of the model (`id2label`).
+        problem_type: As in the config of the model; None if its own loss is not used.
+    """
+
+    names: tuple[str, ...]
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
+
+    @classmethod
+    def unnamed(cls, count: int) -> "Labels":
+        """Those of a head that gives `count` numbers without names, with the names that Transformers gives them."""
+        return cls(tuple(f"LABEL_{index}" for index in range(count)))
+
+
 class SequenceLogps(NamedTuple):
     """Log-probabilities of answers.
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from swiftplug.config.resume import CONFIG
 from swiftplug.config.schema import ModelOptions, RunConfig
 from swiftplug.errors import UserError
+from swiftplug.plugin import Labels
 from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.registry import PluginChoice
 from swiftplug.plugin.tokenizer import set_chat_template
-from swiftplug.runs.folder import KEPT_BASE, MARKER, Marker, absolute_name, is_adapter_run, load_tuner
+from swiftplug.runs.folder import KEPT_BASE, MARKER, Head, Marker, absolute_name, is_adapter_run, load_tuner
 from swiftplug.runs.plugins import RunPlugins
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Arguments(RunArguments):
         self.plugins = plugins
         self.training_args = training_args
         self.task: Any = next((plugin.bound for plugin in plugins.of("task")), None)
+        if self.task is not None and self.task.num_labels is not None:
+            self.labels = Labels.unnamed(self.task.num_labels)
         self._tokenizer_only = tokenizer_only
         self.kept_base: str | None = None
         self.notes: list[str] = []
@@ -59,6 +62,7 @@ class Arguments(RunArguments):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._built: torch.nn.Module | None = None  # by a model plugin, together with its tokenizer
         self._bases: dict[str, Arguments] = {}  # of adapters, by their folders
+        self._adapted: Marker | None = None  # of the adapter whose base model this is for
 
     def check_plugins(self) -> None:
         """Let each plugin that has a `check_run(args)` refuse a run that it cannot act in."""
@@ -89,11 +93,15 @@ class Arguments(RunArguments):
 
     def load_model(self, dtype: "torch.dtype | None" = None) -> "torch.nn.Module":
         import torch
+        from transformers import set_seed
 
-        from swiftplug.runs.model import autocast_dtype, load_adapter, load_weights
+        from swiftplug.runs.model import autocast_dtype, load_adapter, load_weights, with_head
 
         registry = self.plugins.registry
-        name = self._checkpoint
+        name, head = self._checkpoint, self.head
+        if head is not None:
+            pad_token_id = self.load_tokenizer().pad_token_id
+            set_seed(self.config.seed)
         if self.config.model is None:
             model = self._base_of(self._adapter).load_model(dtype)
         elif name is None:
@@ -103,10 +111,27 @@ class Arguments(RunArguments):
             model = load_adapter(self._base_of(name).load_model(dtype), name, registry, dtype)
         else:
             compute_dtype = autocast_dtype(self.training_args) if self.training_args else dtype or torch.float32
-            model = load_weights(name, self.config.model_options, dtype, compute_dtype)
+            model = load_weights(name, self.config.model_options, dtype, compute_dtype, head)
         if self._adapter is not None:
             model = load_adapter(model, self._adapter, registry, dtype)
+        if head is not None:
+            model = with_head(model, head, pad_token_id)
         return model.eval()
+
+    @property
+    def head(self) -> Head | None:
+        """The head of the run's model; None if it is that of a language model.
+
+        A training run's is known when the data is read.
+        """
+        if self._adapted is not None:
+            return self._adapted.head
+        if self.task is not None:
+            assert self.task.head == "language" or self.labels is not None
+            return None if self.labels is None else Head(self.task.head, self.labels)
+        place = self._adapter or self._checkpoint
+        marker = Marker.read(place) if place is not None else None
+        return marker.head if marker is not None else None
 
     def export_model(self, folder: str | Path) -> str:
         from peft import PeftModel
@@ -130,7 +155,7 @@ class Arguments(RunArguments):
         name, tuner = self._checkpoint, self.plugins.one("tuner")
         marker = Marker.read(name) if name is not None and is_adapter_run(name) else None
         chosen = {"name": tuner.found.qualified_name, "options": json.loads(json.dumps(tuner.options, default=str))}
-        return name if marker is not None and marker.tuner == chosen else None
+        return name if marker is not None and (marker.tuner, marker.head) == (chosen, self.head) else None
 
     @property
     def base(self) -> "Arguments":
@@ -145,15 +170,17 @@ class Arguments(RunArguments):
         return None if name is None or is_copy or is_adapter_run(name) else absolute_name(name)
 
     def explain_model(self) -> Iterator[str]:
-        """What a training run does with the adapter that its model has.
+        """What a training run does with the adapter and with the head that its model has.
 
         Raises:
-            UserError: It can be neither merged nor trained further, or a plugin or the base model is missing.
+            UserError: The adapter can be neither merged nor trained further, a plugin or the base model is missing, or
+                Transformers has no such model with the task's head.
         """
         from peft import PeftConfig
 
         name, tuner = self._checkpoint, self.plugins.one("tuner")
         marker = Marker.read(name) if name is not None and is_adapter_run(name) else None
+        yield from self._explain_head()
         if name is None or marker is None:
             return
         load_tuner(name, self.plugins.registry)
@@ -171,6 +198,30 @@ class Arguments(RunArguments):
         else:
             kept = "" if tuner.bound.saves_whole_model else f" and kept in {self.config.output_dir}/{KEPT_BASE}"
             yield f"model: the adapter of {name} is merged into its base model{kept}, and training starts from there"
+
+    def _explain_head(self) -> Iterator[str]:
+        from transformers import AutoConfig
+
+        from swiftplug.runs.model import check_head, keeps_head, own_labels
+        from swiftplug.runs.tokenizer import hub_options
+
+        name, head, own = self._checkpoint, self.head, None
+        if head is None:
+            return
+        if name is not None and is_adapter_run(name):
+            marker = Marker.read(name)
+            before = marker.head if marker is not None else None
+            own = before.labels if before is not None and before.kind == head.kind else None
+        elif name is not None:
+            config = AutoConfig.from_pretrained(name, **hub_options(self.config.model_options))
+            check_head(config, head.kind, f"model: {name}")
+            own = own_labels(config, head.kind)
+        task, count = self.plugins.one("task").found.name, len(head.labels.names)
+        if keeps_head(own, head.labels):
+            yield f"model: its head is trained further (task {task}, labels: {count})"
+        else:
+            found = "" if own is None else f"; its own has the labels {', '.join(own.names)}"
+            yield f"model: its head is new (task {task}, labels: {count}){found}"
 
     def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, with a padding token and its own chat template."""
@@ -218,8 +269,9 @@ class Arguments(RunArguments):
         if self._adapter is not None:
             changed["adapter"] = None
         used = RunPlugins(registry, {**self.plugins.by_kind, "model": plugins})
-        self._bases[folder] = Arguments(self.config.model_copy(update=changed), used, self.training_args)
-        return self._bases[folder]
+        base = self._bases[folder] = Arguments(self.config.model_copy(update=changed), used, self.training_args)
+        base._adapted = marker
+        return base
 
     def _build(self) -> "tuple[torch.nn.Module, Any]":
         """What the model plugin returns; it is seeded, so that a resumed run builds the same weights."""

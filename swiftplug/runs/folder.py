@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from swiftplug import __version__
 from swiftplug.config.load import to_yaml
 from swiftplug.config.resume import CONFIG
 from swiftplug.config.schema import RunConfig
 from swiftplug.errors import UserError
+from swiftplug.plugin import Labels
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 
 MANIFEST = "run.json"
@@ -194,6 +195,18 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
     write_atomically(folder / MANIFEST, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
+class Head(NamedTuple):
+    """The output head of a model, if it is not that of a language model.
+
+    Attributes:
+        kind: As in `Task.head`: what it gives numbers for.
+        labels: What these numbers stand for.
+    """
+
+    kind: Literal["sequence", "token"]
+    labels: Labels
+
+
 class Marker(NamedTuple):
     """`swiftplug.json`: how to load the weights beside it.
 
@@ -204,12 +217,22 @@ class Marker(NamedTuple):
         seed: The run's seed, which a model plugin may have used to initialize its weights.
         tuner: The qualified name of the tuner plugin, with its options. The Python file of a plugin is not recorded:
             a downloaded folder must not decide which code runs here.
+        task: The qualified name of the task, and its `head` with the names and the `problem_type` of its labels;
+            None in older files, whose models are language models.
     """
 
     base_model: dict[str, Any]
     model_options: dict[str, Any]
     seed: int
     tuner: dict[str, Any]
+    task: dict[str, Any] | None = None
+
+    @property
+    def head(self) -> Head | None:
+        """The model's head; None if it is that of a language model."""
+        if self.task is None or self.task["head"] == "language":
+            return None
+        return Head(self.task["head"], Labels(tuple(self.task["labels"]), self.task["problem_type"]))
 
     def base_choice(self, folder: str) -> dict[str, Any]:
         """The base model of what is in a folder, as a config names it.

@@ -3,17 +3,23 @@
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BitsAndBytesConfig,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     TrainingArguments,
 )
@@ -23,12 +29,20 @@ from transformers.utils.import_utils import is_bitsandbytes_available, is_flash_
 
 from swiftplug.config.schema import ModelOptions
 from swiftplug.errors import UserError, nearest
+from swiftplug.plugin import Labels
 from swiftplug.plugin.model_arch import attach_model_meta
 from swiftplug.plugin.registry import Registry
-from swiftplug.runs.folder import MARKER, Marker, load_tuner
+from swiftplug.runs.folder import MARKER, Head, Marker, load_tuner
 from swiftplug.runs.tokenizer import check_name, hub_options, load_error
 
 GENERATION_CONFIG = "generation_config.json"
+
+# By the kind of head: what loads a model with it, and the classes of such models.
+_AUTO: dict[str, Any] = {
+    "language": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    "sequence": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+    "token": (AutoModelForTokenClassification, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
+}
 
 
 def autocast_dtype(training_args: TrainingArguments) -> torch.dtype:
@@ -64,24 +78,31 @@ def check_loadable(options: ModelOptions) -> None:
 
 
 def load_weights(
-    name: str, options: ModelOptions, dtype: torch.dtype | None, compute_dtype: torch.dtype
+    name: str, options: ModelOptions, dtype: torch.dtype | None, compute_dtype: torch.dtype, head: Head | None
 ) -> torch.nn.Module:
-    """Load a causal language model from a folder or hub id.
+    """Load a model from a folder or hub id.
 
     Args:
         name: The folder or hub id.
         options: How to load it.
         dtype: The dtype of the weights; None keeps the one that they were saved in.
         compute_dtype: The dtype of computation with quantized weights.
+        head: The head that it should have, and has anew unless it has one of this kind (with any labels); None is that
+            of a language model.
 
     Raises:
         UserError: It cannot be loaded.
     """
     check_name(name)
+    auto, _ = _AUTO[head.kind if head else "language"]
     transformers_logging.disable_progress_bar()  # of reading and writing weights; downloads still show theirs
     try:
-        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(name, **hub_options(options))
+        if head and own_labels(config, head.kind) is None:
+            set_labels(config, head.labels)
+        model: torch.nn.Module = auto.from_pretrained(
             name,
+            config=config,
             dtype=dtype or "auto",
             attn_implementation=options.attn_implementation,
             quantization_config=_quantization(options.quantization, compute_dtype),
@@ -91,6 +112,81 @@ def load_weights(
         raise load_error(name, error) from error
     attach_model_meta(model)
     return model
+
+
+def model_class(config: PreTrainedConfig, kind: str) -> Any:
+    """The class of Transformers' model with a head of a kind (see `Task.head`) for a config; None if it has none."""
+    return _AUTO[kind][1].get(type(config), None)
+
+
+def check_head(config: PreTrainedConfig, kind: str, where: str) -> None:
+    """Check that Transformers has a model with a head of a kind for a config; raises a `UserError` if not."""
+    if model_class(config, kind) is None and _AUTO[kind][0].__name__ not in getattr(config, "auto_map", {}):
+        raise UserError(f"{where}: Transformers has no {config.model_type} model for {kind} classification")
+
+
+def own_labels(config: PreTrainedConfig, kind: str, architecture: str | None = None) -> Labels | None:
+    """The labels of a checkpoint whose head is of a kind; None if it has another one.
+
+    Args:
+        config: Its config.
+        kind: The kind of head.
+        architecture: The name of its class; None is that in the config.
+    """
+    suffix = _AUTO[kind][0].__name__.removeprefix("AutoModel")
+    if not (architecture or (config.architectures or [""])[0]).endswith(suffix):
+        return None
+    names: Any = config.id2label
+    return Labels(tuple(names[index] for index in sorted(names)), config.problem_type)
+
+
+def set_labels(config: PreTrainedConfig, labels: Labels) -> None:
+    """Write labels into the config of a model."""
+    config.id2label = dict(enumerate(labels.names))
+    config.label2id = {name: index for index, name in config.id2label.items()}
+    config.problem_type = labels.problem_type
+
+
+def keeps_head(own: Labels | None, wanted: Labels) -> bool:
+    """Whether a head with labels of its own gives the wanted numbers; if it has no names for them, any are right."""
+    if own is None or (own.problem_type or wanted.problem_type) != wanted.problem_type:
+        return False
+    return own.names in (wanted.names, Labels.unnamed(len(wanted.names)).names)
+
+
+def with_head(model: torch.nn.Module, head: Head, pad_token_id: int) -> torch.nn.Module:
+    """A model with a head: the model itself if its head is of this kind with these labels, else all but its head.
+
+    Args:
+        model: A Transformers model.
+        head: The head; a new one is made of random numbers.
+        pad_token_id: The token of the padding behind a sequence.
+
+    Raises:
+        UserError: Transformers has no such model.
+    """
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = inner.config
+    keeps = keeps_head(own_labels(config, head.kind, type(inner).__name__), head.labels)
+    set_labels(config, head.labels)
+    config.get_text_config().pad_token_id = pad_token_id
+    if keeps:
+        return model
+    check_head(config, head.kind, "model")
+    if isinstance(model, PeftModel):
+        raise UserError(f"model: has an adapter that PEFT cannot merge, so it cannot get a head for {head.kind}s")
+    auto, _ = _AUTO[head.kind]
+    with torch.device("meta"):  # all but the head is there already
+        changed: Any = auto.from_config(config, trust_remote_code=True)
+    if type(changed.base_model) is not type(inner.base_model):
+        raise UserError(f"model: a {type(inner).__name__} cannot become a {type(changed).__name__}")
+    changed.config = config  # also the decoder's
+    setattr(changed, changed.base_model_prefix, inner.base_model)
+    for name, module in changed.named_children():
+        if name != changed.base_model_prefix:
+            module.to_empty(device=inner.device).apply(changed._init_weights).to(inner.dtype)
+    attach_model_meta(changed)
+    return cast(torch.nn.Module, changed)
 
 
 def load_adapter(model: torch.nn.Module, folder: str, registry: Registry, dtype: torch.dtype | None) -> torch.nn.Module:

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from swiftplug.errors import UserError
 from swiftplug.plugin import Rows
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.folder import KEPT_BASE, STAGED_BASE
-from swiftplug.runs.model import autocast_dtype
+from swiftplug.runs.model import autocast_dtype, model_class
 
 
 def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Module:
@@ -79,8 +79,7 @@ def _keep_base(args: Arguments, base: torch.nn.Module, *, is_new: bool) -> str |
         return place
     if not isinstance(base, PreTrainedModel):
         return None
-    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
-    if known.get(type(base.config), None) is not type(base) and not hasattr(base.config, "auto_map"):
+    if model_class(base.config, args.task.head) is not type(base) and not hasattr(base.config, "auto_map"):
         return None
     if is_main and (is_new or not kept.is_dir()):
         staging = kept.with_name(STAGED_BASE)

@@ -99,7 +99,6 @@ def read_data(args: Arguments, progress: RunProgress) -> PreparedData:
     """
     config, plugins = args.config, args.plugins
     tokenizer: Any = args.load_tokenizer()
-    args.notes += args.explain_model()
     names = [choice.name for choice in [*config.dataset, *config.eval_dataset]]
     with naming_plugins(plugins.all()), progress.start("reading the data", live=on_disk(names)):
         data = prepare_data(
@@ -115,6 +114,7 @@ def read_data(args: Arguments, progress: RunProgress) -> PreparedData:
             progress=partial(progress.start, noun="row"),
             generation=any(metric.bound.generate for metric in plugins.of("metric")),
         )
+    args.notes += args.explain_model()
     loss = next(iter(plugins.of("loss")), None)
     if loss and "loss_scale" in data.train.column_names and "loss_scale" not in optional_arguments(loss.bound):
         scales = "+".join(scale.found.name for scale in plugins.of("loss_scale"))

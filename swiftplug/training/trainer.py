@@ -377,7 +377,7 @@ def _means(sums: dict[str, list[float]]) -> dict[str, float]:
 
 def _marker(args: Arguments, run_dir: Path, place: Path) -> Marker:
     """The contents of `swiftplug.json` for the weights of this run, when they are in the folder `place`."""
-    tuner, base = args.plugins.one("tuner"), args.base
+    tuner, base, head = args.plugins.one("tuner"), args.base, args.head
     model = base.config.model
     name = str(model and model.name)
     base_model = {
@@ -393,6 +393,11 @@ def _marker(args: Arguments, run_dir: Path, place: Path) -> Marker:
         model_options=base.config.model_options.model_dump(),
         seed=base.config.seed,
         tuner={"name": tuner.found.qualified_name, "options": tuner.options},
+        task={
+            "name": args.plugins.one("task").found.qualified_name,
+            "head": args.task.head,
+            **({"labels": head.labels.names, "problem_type": head.labels.problem_type} if head else {}),
+        },
     )
 
 

@@ -19,6 +19,9 @@ from swiftplug.plugin import Tuner, UserError, nearest
 # Fields that record where an adapter came from; PEFT fills them in itself.
 _NOT_OPTIONS = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
 
+# By the end of a model class's name; any other is a language model.
+_TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
+
 # Fields that name modules of the model.
 _MODULES = ("target_modules", "feedforward_modules", "modules_to_save")
 
@@ -205,13 +208,15 @@ def _config_class(peft_type: str, fields: Iterable[str]) -> type[PeftConfig]:
     return config_class
 
 
-def _make_config(tuner: str, config_class: type[PeftConfig], fields: dict[str, Any]) -> PeftConfig:
+def _make_config(
+    tuner: str, config_class: type[PeftConfig], fields: dict[str, Any], task_type: str = "CAUSAL_LM"
+) -> PeftConfig:
     init = str(fields.get("init_lora_weights"))
     if init.startswith("pissa_niter") or init in ("eva", "corda", "lora_ga"):
         # These change the base weights by random numbers or data, which PEFT does not save.
         raise UserError(f"tuner {tuner}: an adapter with init_lora_weights {init!r} cannot be loaded again exactly")
     try:
-        return config_class(task_type="CAUSAL_LM", **copy.deepcopy(fields))  # PEFT changes lists in place
+        return config_class(task_type=task_type, **copy.deepcopy(fields))  # PEFT changes lists in place
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"tuner {tuner}: {_one_line(error)}") from error
 
@@ -219,7 +224,9 @@ def _make_config(tuner: str, config_class: type[PeftConfig], fields: dict[str, A
 def _wrap(tuner: str, model: torch.nn.Module, config_class: type[PeftConfig], **fields: Any) -> PeftModel:
     """Put a new adapter on a base model, after checking that the model has the modules that the config names."""
     named = {option: _as_names(fields[option]) for option in _MODULES if option in fields}
-    config = _make_config(tuner, config_class, {**fields, **named})
+    # PEFT trains and saves the head of a model of these two types with the adapter.
+    task_type = next((kind for end, kind in _TASK_TYPES.items() if type(model).__name__.endswith(end)), "CAUSAL_LM")
+    config = _make_config(tuner, config_class, {**fields, **named}, task_type)
     for option in _MODULES:
         _check_modules(model, getattr(config, option, None), f"tuner {tuner}: {option}")
     _prepare_quantized(model)
