@@ -208,6 +208,11 @@ class TrainConfig(RunConfig):
     optimizer: PluginField = key(
         _built_in("default"), "Optimizer and learning rate scheduler; default follows TrainingArguments.", PLUGINS
     )
+    reference: Literal["auto", "precompute"] = key(
+        "auto",
+        "Reference model of preferences: auto is the model with its tuner disabled, or a second copy; "
+        "precompute computes its log-probabilities once, before training, and stores them.",
+    )
     loss: PluginField = key(_built_in("cross_entropy"), "Loss function, such as cross_entropy or focal.", PLUGINS)
     loss_scale: PluginField = key(
         _built_in("default"),

@@ -68,8 +68,10 @@ class EpochSampler(Sampler[int]):
         return np.concatenate([steps.reshape(-1), rest[np.argsort(-self.lengths[rest], kind="stable")]])
 
 
-# What a row has besides tokens: one value, or one for each class.
-FACTS: dict[str, Any] = {"length": np.int64, "margin": np.float32, "rating": np.bool_}
+REFERENCE_LOGPS = "reference_logps"
+
+# What a row has besides tokens: one value, or one for each class or conversation.
+FACTS: dict[str, Any] = {"length": np.int64, "margin": np.float32, "rating": np.bool_, REFERENCE_LOGPS: np.float32}
 
 
 class Collator:

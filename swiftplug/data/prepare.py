@@ -136,10 +136,6 @@ def prepare_data(
 def _key(source: Source, encoder: RowEncoder, plugins: Sequence[LoadedPlugin]) -> str:
     """A hash of everything that affects how the rows of a source are encoded."""
     tokenizer, options = encoder.tokenizer, encoder.options
-    package = Path(__file__).parents[1]
-    code = hashlib.sha256()
-    for file in sorted(chain.from_iterable(map(package.glob, CODE))):
-        code.update(file.read_bytes())
     facts = {
         "rows": source.fingerprint,
         "tokenizer": [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str()],
@@ -152,10 +148,18 @@ def _key(source: Source, encoder: RowEncoder, plugins: Sequence[LoadedPlugin]) -
         ],
         "task": [encoder.task.rows, encoder.task.weights],
         "settings": [options.max_length, encoder.too_long, options.columns, encoder.generation],
-        "code": code.hexdigest(),
+        "code": code_hash(*CODE),
         "versions": [__version__, transformers.__version__, tokenizers.__version__],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def code_hash(*patterns: str) -> str:
+    """A hash of the modules of this package whose paths match a pattern."""
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    for file in sorted(chain.from_iterable(map(package.glob, patterns))):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _encode(

@@ -67,6 +67,10 @@ class EncodedStore:
         self.limit = limit
         self.notes: list[str] = []
 
+    def find(self, key: str) -> StoredRows | None:
+        """The entry of a key, if there is one that others may use too."""
+        return _open(self.folder / key)
+
     def get(self, key: str, make: Callable[[SplitReport], Generator[pa.RecordBatch, None, None]]) -> StoredRows:
         """The entry of a key, made if it does not exist.
 
@@ -77,7 +81,7 @@ class EncodedStore:
         Raises:
             UserError: The entry cannot be written.
         """
-        stored = _open(self.folder / key)
+        stored = self.find(key)
         if stored is None:
             self._clean_up()
             with self._locked(key) as entry:

@@ -8,7 +8,7 @@ taken at once (as Liger does for cross entropy, arXiv 2410.10989; here for any l
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -165,10 +165,47 @@ TokenLossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """`(logits (N, V), targets (N,)) -> losses (N,)`."""
 
 
+def sequence_logps(
+    forward: LabelledForward,
+    model: nn.Module,
+    inputs: dict[str, Any],
+    labels: torch.Tensor,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """The log-probabilities of the labels of each row, summed.
+
+    Args:
+        forward: Runs the model.
+        model: The model, wrapped for several processes or not.
+        inputs: What it takes.
+        labels: `(N, T)` token ids, not shifted; -100 where there is no target.
+        autocast: Gives the context in which the head runs outside the model.
+
+    Returns:
+        The model's output, `(N,)` float32 sums, and `(N,)` numbers of labels.
+    """
+    outputs, states, trained = forward(model, inputs, labels)
+    targets = labels[:, 1:][trained[:, :-1]]
+    if forward.head is None:
+        losses = _negative_logps(states, targets)
+    else:
+        with autocast():
+            losses = token_losses(_negative_logps, forward.head, states, targets)
+    logps = losses.new_zeros(labels.shape).masked_scatter(trained, -losses).sum(dim=1)
+    return outputs, logps, trained.sum(dim=1)
+
+
+def _negative_logps(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
 def token_losses(
     token_loss: TokenLossFunction, head: KnownHead, hidden: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """The loss of each token, whose logits are computed a chunk at a time, and again for the gradient.
+    """The loss of each token, whose logits are computed a chunk at a time.
+
+    As the loss of a token depends on its own state alone, one gradient for each state is all that is kept of a chunk's
+    logits. For the gradient of a head that trains, those of several chunks are computed again.
 
     Args:
         token_loss: The loss.
@@ -184,10 +221,35 @@ def token_losses(
         return token_loss(head.finish(head.module(states).float()), chunk)
 
     size = _chunk_size(head)
-    chunks = zip(hidden.split(size), targets.split(size), strict=True)
-    if len(targets) <= size or not torch.is_grad_enabled():
+    chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
+    head_trains = any(parameter.requires_grad for parameter in head.module.parameters())
+    if not torch.is_grad_enabled() or (head_trains and len(chunks) == 1):
         return torch.cat([losses(*chunk) for chunk in chunks])
-    return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
+    if head_trains:
+        return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([_TokenLosses.apply(losses, *chunk) for chunk in chunks])
+
+
+class _TokenLosses(torch.autograd.Function):
+    """The losses of tokens, each a function of its own state; takes the gradient of each at once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
+        with torch.enable_grad():
+            states = hidden.detach().requires_grad_()
+            computed = losses(states, targets)
+            ctx.save_for_backward(*torch.autograd.grad(computed.sum(), states))
+        return computed.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (state_grads,) = ctx.saved_tensors
+        return None, state_grads * grad[:, None].to(state_grads.dtype), None
 
 
 def token_loss_sum(

@@ -40,22 +40,10 @@ def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Mo
             config.base_model_name_or_path, config.revision = place, args.base.config.model_options.revision
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"{tuner.found} returned a {type(model).__name__}; expected a torch.nn.Module")
-    _set_precision(model, compute_dtype)
+    set_precision(model, compute_dtype)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"{tuner.found} leaves no parameter to train")
     return model
-
-
-def load_reference(args: Arguments, model: torch.nn.Module) -> torch.nn.Module | None:
-    """A second copy of the model that the run starts from, if the task needs one and the tuner cannot be disabled."""
-    if not args.task.needs_reference:
-        return None
-    tuner = args.plugins.one("tuner").bound
-    if args.continued is None and tuner.disabled(model) is not None:
-        return None
-    compute_dtype = autocast_dtype(args.training_args)
-    reference = args.load_model(torch.float32 if compute_dtype == torch.float32 else None)
-    return reference.requires_grad_(False).to(compute_dtype).to(args.training_args.device)
 
 
 def _end_where_trained(args: Arguments, model: Any) -> None:
@@ -88,7 +76,7 @@ def _keep_base(args: Arguments, base: torch.nn.Module, *, is_new: bool) -> str |
     return str(kept.resolve())
 
 
-def _set_precision(model: torch.nn.Module, compute_dtype: torch.dtype) -> None:
+def set_precision(model: torch.nn.Module, compute_dtype: torch.dtype) -> None:
     """Make trainable weights float32, and frozen ones the type of autocast; quantized weights stay as they are."""
     quantized = getattr(model, "is_quantized", False)
     for parameter in model.parameters():

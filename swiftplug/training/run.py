@@ -50,8 +50,9 @@ from swiftplug.training.checkpoint import (
     remove_saved_files,
     saved_files,
 )
-from swiftplug.training.model import check_packing, load_model_to_train, load_reference
+from swiftplug.training.model import check_packing, load_model_to_train
 from swiftplug.training.progress import BOOKKEEPING, ProgressLine, RunLog, draw_curves
+from swiftplug.training.reference import add_reference_logps, describe_reference, load_reference
 from swiftplug.training.setup import plan_facts, read_data, set_up
 from swiftplug.training.trainer import PlugTrainer
 
@@ -136,6 +137,8 @@ def train(
         stack.enter_context(naming_plugins(plugins))
         stack.enter_context(naming_full_disk(run_dir))
         checkpoint = newest_checkpoint(run_dir) if resume else None
+        if config.reference == "precompute":
+            data = add_reference_logps(args, data, progress)
         name = config.model.name if config.model else ""
         with progress.start(f"loading {name}", live=on_disk([name])):
             model = load_model_to_train(args, checkpoint)
@@ -161,6 +164,8 @@ def train(
             facts = {"data": data.report.fingerprints(), "processes": args.world_size}
             begin_record(run_dir, config, plugins, resumed=resume, run=RUN, **facts)
         _print_start(console, plugins, model, checkpoint)
+        if args.task.needs_reference:
+            print_line(console, f"reference: {describe_reference(args, reference)}")
 
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

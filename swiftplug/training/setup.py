@@ -23,6 +23,7 @@ from swiftplug.runs.plugins import resolve_plugins
 from swiftplug.training.arguments import training_arguments
 from swiftplug.training.evaluation import measured_names
 from swiftplug.training.loss import optional_arguments
+from swiftplug.training.reference import planned_reference
 
 
 def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
@@ -51,6 +52,9 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
             args.load_chat()  # notes a chat template without an end-of-turn token
     if config.data.packing and args.task.rows not in (Rows.TEXT, Rows.ANSWERS):
         raise UserError(f"data.packing: task {plugins.one('task').found.name} keeps each row apart; drop it")
+    if config.reference != "auto" and not args.task.needs_reference:
+        task = plugins.one("task").found.name
+        raise UserError(f"{config.where('reference')}: task {task} needs no reference model; drop it")
     args.notes += _not_in_force(config, arguments)
     return args
 
@@ -139,6 +143,8 @@ def plan_facts(args: Arguments, data: PreparedData) -> Iterator[tuple[str, str]]
     sizes = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps, arguments.world_size
     yield "batch", f"{sizes[0]} x {sizes[1]} accumulated x {format_count(sizes[2], 'process')} = {math.prod(sizes)}"
     yield "steps", _steps(arguments, len(data.train))
+    if args.task.needs_reference:
+        yield "reference", planned_reference(args)
     yield "precision", "bf16 autocast" if arguments.bf16 else "fp16 autocast" if arguments.fp16 else "float32"
     yield "run folder", str(config.output_dir)
 

@@ -1,18 +1,19 @@
 """The loss of one micro-batch of a task that computes it itself: what its `TaskModel` gives, and the checked sum."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.nn.functional import cross_entropy
 from transformers import TrainingArguments
 
+from swiftplug.data.batching import REFERENCE_LOGPS
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.task import Batch, SequenceLogps, Task, TaskLoss, TaskModel, row_count
-from swiftplug.training.head import LabelledForward, token_losses
+from swiftplug.training.head import LabelledForward, sequence_logps
 from swiftplug.training.loss import BatchLoss, aux_coefficient, model_inputs
 
 _UNCOUNTED = "uncounted"  # marks a batch that is there only for the sake of other processes
@@ -110,32 +111,27 @@ class TaskLossComputer(TaskModel):
         picked = torch.cat([torch.arange(number * rows, (number + 1) * rows) for number in chosen])
         inputs = {name: value[picked] for name, value in model_inputs(batch).items()}
         labels = batch["labels"][picked]
-        self.last_outputs, logps, lengths = self._logps(self.model, self.forward, inputs, labels)
-        reference = self._reference_logps(inputs, labels) if self.task.needs_reference else None
-        references = [None] * len(chosen) if reference is None else reference.split(rows)
-        split = zip(logps.split(rows), lengths.split(rows), references, strict=True)
+        # The reference first: what the model keeps for its gradient is not there yet.
+        references = self._reference_logps(batch, chosen, inputs, labels) if self.task.needs_reference else None
+        computed = sequence_logps(self.forward, self.model, inputs, labels, self.accelerator.autocast)
+        self.last_outputs, logps, lengths = computed
+        split = zip(logps.split(rows), lengths.split(rows), references or repeat(None), strict=False)
         return [SequenceLogps(*each) for each in split]
 
-    def _logps(
-        self, model: torch.nn.Module, forward: LabelledForward, inputs: dict[str, Any], labels: torch.Tensor
-    ) -> tuple[Any, torch.Tensor, torch.Tensor]:
-        """The model's output, the `(N,)` log-probabilities of the labels of each row, and how many labels it has."""
-        outputs, states, trained = forward(model, inputs, labels)
-        targets = labels[:, 1:][trained[:, :-1]]
-        if forward.head is None:
-            losses = _nll(states, targets)
-        else:
-            with self.accelerator.autocast():
-                losses = token_losses(_nll, forward.head, states, targets)
-        logps = losses.new_zeros(len(labels)).index_add(0, trained.nonzero()[:, 0], -losses)
-        return outputs, logps, trained.sum(dim=1)
-
-    def _reference_logps(self, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), self.accelerator.autocast():
-            if self.reference is not None:
-                return self._logps(self.reference, self.reference_forward, inputs, labels)[1]
-            with self.without_tuner(self.unwrapped), _evaluating(self.unwrapped):
-                return self._logps(self.unwrapped, self.forward, inputs, labels)[1]
+    def _reference_logps(
+        self, batch: Batch, conversations: Sequence[int], inputs: dict[str, Any], labels: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """The reference's log-probabilities of these conversations, each `(B,)`."""
+        if REFERENCE_LOGPS in batch:
+            return [batch[REFERENCE_LOGPS][:, number] for number in conversations]
+        with torch.no_grad(), self.accelerator.autocast(), ExitStack() as stack:
+            model = self.reference
+            if model is None:
+                model = self.unwrapped
+                stack.enter_context(self.without_tuner(model))
+                stack.enter_context(_evaluating(model))
+            logps = sequence_logps(self.reference_forward, model, inputs, labels)[1]
+        return list(logps.split(row_count(batch)))
 
     def _checked(self, computed: Any, counts: Mapping[str, Any]) -> TaskLoss:
         where = self.plugin.found
@@ -154,10 +150,6 @@ class TaskLossComputer(TaskModel):
 
 def _without(batch: Batch, name: str) -> dict[str, Any]:
     return {each: value for each, value in batch.items() if each != name}
-
-
-def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return cross_entropy(logits, targets, reduction="none")
 
 
 @contextmanager

@@ -155,6 +155,47 @@ def test_an_opened_run_computes_what_was_trained(
         torch.testing.assert_close(logits(whole), expected)
 
 
+WITHOUT_BASE = [
+    ("lora", {"bias": "all"}),
+    ("lora", {"bias": "lora_only"}),
+    ("lora", {"init_lora_weights": "olora"}),
+    ("lora", {"init_lora_weights": "pissa"}),
+    ("peft", {"type": "lora", "target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 2]]}),
+    ("peft", {"type": "hra", "target_modules": ["q_proj"], "bias": "all"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), [*ALL, *OF_TIED, *NOT_MERGEABLE, *WITHOUT_BASE])
+def test_disabled_it_is_the_base_model_or_says_that_it_cannot_be(
+    tiny_model_dir: Path, name: str, options: dict[str, Any]
+) -> None:
+    if options.get("type") == "beft":
+        pytest.importorskip("peft", minversion="0.20", reason="PEFT has BEFT since 0.20")
+
+    def base() -> Any:
+        model = AutoModelForCausalLM.from_pretrained(
+            tiny_model_dir, dtype=torch.float32, attention_bias=True, mlp_bias=True
+        )
+        for key, parameter in model.named_parameters():
+            if key.endswith("bias"):
+                torch.nn.init.constant_(parameter, 0.1)
+        return model
+
+    plugin = tuner(name, **copy.deepcopy(options))
+    model = plugin.prepare_model(None, base())
+    learn(model)
+    trained, wanted = logits(model), {key: p.requires_grad for key, p in model.named_parameters()}
+    disabled = plugin.disabled(model)
+    can_be_none = name in ("full", "freeze") or (name, options) in WITHOUT_BASE or "init_lora_weights" in options
+    assert disabled is not None or can_be_none
+    if disabled is None:
+        return
+    with disabled:
+        assert torch.equal(logits(model), logits(base()))
+    assert torch.equal(logits(model), trained)
+    assert {key: p.requires_grad for key, p in model.named_parameters()} == wanted
+
+
 def test_lora_is_that_of_peft(base: Callable[[], Any]) -> None:
     """The same adapter as PEFT's own call gives, on every linear layer but the head, and no more."""
     torch.manual_seed(0)

@@ -62,6 +62,15 @@ def chat_file(chats: list[dict[str, Any]], write_jsonl: Any) -> Path:
 
 
 @pytest.fixture
+def pair_file(chats: list[dict[str, Any]], write_jsonl: Any) -> Path:
+    """The same conversations, each with a worse last answer, some longer and some shorter, as a JSONL file."""
+    worse = (f"It is {number}." + " No." * (number % 5) for number in range(len(chats)))
+    rows = [{**chat, "rejected_response": answer} for chat, answer in zip(chats, worse, strict=True)]
+    path: Path = write_jsonl(rows, "pairs.jsonl")
+    return path
+
+
+@pytest.fixture
 def run(tiny_model_dir: Path, chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Train the tiny model: `run(name, sets, plugins=SOURCE, **options)` leaves its folder at `tmp_path / name`."""
     monkeypatch.setenv("SWIFTPLUG_CACHE", str(tmp_path / "cache"))

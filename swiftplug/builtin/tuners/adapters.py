@@ -69,12 +69,14 @@ class Adapter(Tuner):
 
     @staticmethod
     def disabled(model: torch.nn.Module) -> AbstractContextManager[Any] | None:
-        """The adapter switched off, unless the base model's own weights changed too; see `Tuner.disabled`."""
+        """The adapter switched off, unless the base model itself changed too; see `Tuner.disabled`."""
         assert isinstance(model, PeftModel)
         config = model.active_peft_config
         own_weights = getattr(config, "bias", "none") != "none"  # biases are trained in place
-        moved = getattr(config, "init_lora_weights", True) in ("olora", "pissa")  # subtracted from the base weights
-        return None if own_weights or moved else model.disable_adapter()
+        # These change the base weights, or repeat layers.
+        moved = str(getattr(config, "init_lora_weights", "")) in ("olora", "pissa", "loftq")
+        repeated = getattr(config, "layer_replication", None)
+        return None if own_weights or moved or repeated else model.disable_adapter()
 
 
 class LoRA(Adapter):
