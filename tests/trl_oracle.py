@@ -116,7 +116,7 @@ def _texts(batch: Mapping[str, Any]) -> list[Any]:
 def assert_same(found: Step, expected: Step) -> None:
     """The same tokens, and the same loss and gradients to 1e-5 of the largest."""
     assert found.texts == expected.texts
-    assert found.loss == pytest.approx(expected.loss, rel=1e-5, abs=1e-6)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5, abs=1e-6), (found.loss, expected.loss)
     assert found.gradients.keys() == expected.gradients.keys()
     for name, gradient in expected.gradients.items():
         largest = float(gradient.abs().max())

@@ -1,6 +1,6 @@
 """The contract of tasks: what a run optimises, on which rows, with which other kinds of plugin."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -122,6 +122,17 @@ class TaskModel:
         """The model's output for a batch: `logits` are `(N, C)` for a head on the sequence, `(N, T, C)` for others."""
         raise NotImplementedError
 
+    def mean(self, values: "torch.Tensor") -> "torch.Tensor":
+        """The mean over the rows of this batch, and of those that the other processes have at the same time.
+
+        Args:
+            values: `(B,)`, one for each row.
+
+        Returns:
+            A scalar without a gradient.
+        """
+        raise NotImplementedError
+
 
 class Task:
     """Base class of tasks; the parameters of `__init__` are the options of the plugin.
@@ -158,6 +169,14 @@ class Task:
 
     def check_run(self, args: "RunArguments") -> None:
         """Refuse a run that cannot work, with a UserError; called before the data is read."""
+
+    def check_data(self, dataset: Any) -> Iterable[str]:
+        """What the user should know of the encoded training set, a line each; called before the model is loaded.
+
+        Raises:
+            UserError: The task cannot learn from it.
+        """
+        return ()
 
     def counts(self, batch: Batch) -> dict[str, Any]:
         """What the parts of the loss are divided by, for a batch: numbers or scalar tensors, by the names in `sums`."""
@@ -227,10 +246,10 @@ class PreferenceTask(Task):
 
     def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """The sum of the pairs' losses, and the share of the chosen answers' likelihood."""
+        from swiftplug.plugin.registry.returns import check_pair_losses  # which needs this module
+
         chosen, rejected = model.sequence_logps(batch)
-        sums = {"pairs": self.pair_loss(chosen, rejected).sum()}
-        if self.nll_weight:
-            sums["chosen tokens"] = -self.nll_weight * chosen.logps.sum()
+        sums = {"pairs": check_pair_losses(self.pair_loss(chosen, rejected), row_count(batch)).sum()}
         better, worse = self.reward(chosen).detach(), self.reward(rejected).detach()
         logged = {
             "rewards/chosen": better,
@@ -240,4 +259,7 @@ class PreferenceTask(Task):
             "logps/chosen": chosen.logps.detach(),
             "logps/rejected": rejected.logps.detach(),
         }
+        if self.nll_weight:
+            sums["chosen tokens"] = -self.nll_weight * chosen.logps.sum()
+            logged["nll_loss"] = -chosen.logps.detach().sum() / chosen.lengths.sum()
         return TaskLoss(sums, logged)

@@ -37,7 +37,7 @@ BOOKKEEPING = {
 
 
 # What tasks log that helps only in curves.
-DETAILS = {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"}
+DETAILS = {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "nll_loss"}
 
 
 class ProgressLine(TrainerCallback):

@@ -51,7 +51,7 @@ from swiftplug.training.checkpoint import (
     saved_files,
 )
 from swiftplug.training.model import check_packing, load_model_to_train
-from swiftplug.training.progress import BOOKKEEPING, ProgressLine, RunLog, draw_curves
+from swiftplug.training.progress import BOOKKEEPING, DETAILS, ProgressLine, RunLog, draw_curves
 from swiftplug.training.reference import add_reference_logps, describe_reference, load_reference
 from swiftplug.training.setup import plan_facts, read_data, set_up
 from swiftplug.training.trainer import PlugTrainer
@@ -233,7 +233,8 @@ def _print_start(
 
 def _print_end(console: Console, run_dir: Path, metrics: dict[str, Any], seconds: float) -> None:
     losses = [name for name in ("train_loss", "eval_loss") if name in metrics]
-    measured = sorted(name for name in metrics if name.startswith("eval_") and name not in {*BOOKKEEPING, *losses})
+    hidden = {*BOOKKEEPING, *losses, *(f"eval_{name}" for name in DETAILS)}
+    measured = sorted(name for name in metrics if name.startswith("eval_") and name not in hidden)
     shown = [", ".join(f"{name} {format_number(metrics[name])}" for name in names) for names in (losses, measured)]
     print_line(console, f"finished in {format_duration(seconds)}: {shown[0]}".rstrip(": "), "bold")
     if measured:

@@ -118,6 +118,8 @@ def read_data(args: Arguments, progress: RunProgress) -> PreparedData:
             progress=partial(progress.start, noun="row"),
             generation=any(metric.bound.generate for metric in plugins.of("metric")),
         )
+    with naming_plugins(plugins.all()):
+        args.notes += args.task.check_data(data.train)
     args.notes += args.explain_model()
     loss = next(iter(plugins.of("loss")), None)
     if loss and "loss_scale" in data.train.column_names and "loss_scale" not in optional_arguments(loss.bound):

@@ -10,8 +10,10 @@ from accelerate import Accelerator
 from transformers import TrainingArguments
 
 from swiftplug.data.batching import REFERENCE_LOGPS
-from swiftplug.errors import UserError, nearest
+from swiftplug.errors import UserError
 from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.plugin.registry.errors import ContractError
+from swiftplug.plugin.registry.returns import check_task_loss
 from swiftplug.plugin.task import Batch, SequenceLogps, Task, TaskLoss, TaskModel, row_count
 from swiftplug.training.head import LabelledForward, sequence_logps
 from swiftplug.training.loss import BatchLoss, aux_coefficient, model_inputs
@@ -47,6 +49,7 @@ class TaskLossComputer(TaskModel):
         self.accelerator = accelerator
         self.aux_coefficient = aux_coefficient(model)
         self.model = self.unwrapped = model
+        self.is_counted = True
         self.without_tuner = without_tuner
         self.last_outputs: Any = None
         if self.task.head == "language":
@@ -84,9 +87,12 @@ class TaskLossComputer(TaskModel):
         Raises:
             UserError: The task returned something other than its contract says.
         """
-        self.model, counts = model, self.counts(batch)
-        computed = self._checked(self.task.loss(self, _without(batch, _UNCOUNTED)), counts)
-        if _UNCOUNTED in batch:
+        self.model, self.is_counted, counts = model, _UNCOUNTED not in batch, self.counts(batch)
+        try:
+            computed = check_task_loss(self.task.loss(self, _without(batch, _UNCOUNTED)), counts)
+        except ContractError as error:
+            raise UserError(f"{self.plugin.found} {error}") from None
+        if not self.is_counted:
             computed = TaskLoss({name: part * 0 for name, part in computed.sums.items()})
         totals = counts if totals is None else totals
         parts = [part / totals[name].clamp(min=1) for name, part in computed.sums.items()]
@@ -118,6 +124,14 @@ class TaskLossComputer(TaskModel):
         split = zip(logps.split(rows), lengths.split(rows), references or repeat(None), strict=False)
         return [SequenceLogps(*each) for each in split]
 
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over the rows of all processes; see `TaskModel.mean`."""
+        values = values.detach().float() * self.is_counted
+        total: Any = torch.stack([values.sum(), values.new_tensor(len(values) * self.is_counted)])
+        total, count = self.accelerator.reduce(total)
+        mean: torch.Tensor = total / count.clamp(min=1)
+        return mean
+
     def _reference_logps(
         self, batch: Batch, conversations: Sequence[int], inputs: dict[str, Any], labels: torch.Tensor
     ) -> list[torch.Tensor]:
@@ -132,20 +146,6 @@ class TaskLossComputer(TaskModel):
                 stack.enter_context(_evaluating(model))
             logps = sequence_logps(self.reference_forward, model, inputs, labels)[1]
         return list(logps.split(row_count(batch)))
-
-    def _checked(self, computed: Any, counts: Mapping[str, Any]) -> TaskLoss:
-        where = self.plugin.found
-        if not isinstance(computed, TaskLoss) or not computed.sums:
-            raise UserError(f"{where} returned a {type(computed).__name__} from loss, expected a TaskLoss with sums")
-        for name, part in computed.sums.items():
-            if name not in counts:
-                raise UserError(
-                    f"{where} returned the part {name!r} of a loss that it does not count{nearest(name, counts)}"
-                )
-            if not isinstance(part, torch.Tensor) or part.dim():
-                shape = tuple(part.shape) if isinstance(part, torch.Tensor) else type(part).__name__
-                raise UserError(f"{where} returned {shape} as the part {name!r} of a loss, expected a scalar tensor")
-        return computed
 
 
 def _without(batch: Batch, name: str) -> dict[str, Any]:

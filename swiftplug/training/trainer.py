@@ -358,8 +358,10 @@ class _OrderOfEpoch(TrainerCallback):
 
 
 def _add_up(sums: dict[str, list[float]], logged: Mapping[str, torch.Tensor]) -> None:
-    """Add values to their sums and numbers, by name."""
+    """Add values to their sums and numbers, by name; a name that has none, such as of good answers, is left out."""
     for name, values in logged.items():
+        if not values.numel():
+            continue
         total = sums.setdefault(name, [0.0, 0.0])
         total[0] += values.sum().item()
         total[1] += values.numel()

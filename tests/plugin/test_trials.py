@@ -10,7 +10,7 @@ import torch
 
 from swiftplug.cli.main import app
 from swiftplug.errors import UserError
-from swiftplug.plugin import ORM, PRM, LossScale, Unscored
+from swiftplug.plugin import ORM, PRM, LossScale, PreferenceTask, Rows, Task, TaskLoss, Unscored
 from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.registry.trials import try_out
 
@@ -62,6 +62,42 @@ class Texts(PRM):
         return [[1.0, "good"], 1.0]
 
 
+class Hinge(PreferenceTask):
+    def pair_loss(self, chosen: Any, rejected: Any) -> Any:
+        return torch.relu(1 - chosen.ratios + rejected.ratios)
+
+
+class Summed(Hinge):
+    def pair_loss(self, chosen: Any, rejected: Any) -> Any:
+        return super().pair_loss(chosen, rejected).sum()
+
+
+class NotANumber(Hinge):
+    def pair_loss(self, chosen: Any, rejected: Any) -> Any:
+        return (rejected.logps - chosen.logps - 100).log()
+
+
+class WithoutGradient(Hinge):
+    def pair_loss(self, chosen: Any, rejected: Any) -> Any:
+        return chosen.reference - rejected.reference
+
+
+class Uncounted(Task):
+    rows = Rows.RATED
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        [answers] = model.sequence_logps(batch, [0])
+        return TaskLoss({"row": answers.logps.sum()})
+
+
+class Bare(Task):
+    rows = Rows.LABELLED
+    head = "sequence"
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        return torch.nn.functional.cross_entropy(model.outputs(batch).logits, batch["label"])
+
+
 def never(*args: Any, **kwargs: Any) -> Any:
     raise AssertionError("called")
 
@@ -82,6 +118,7 @@ def needs_column(completions: Any, tests: Any, **kwargs: Any) -> Any:
     ("kind", "plugin"),
     [
         ("loss", mean),
+        ("task", Hinge),
         ("loss_scale", Parts),
         ("metric", (lambda prediction: {"n": float(prediction.predictions.size)}, None)),
         ("metric", (lambda prediction: {"n": prediction.predictions.mean()}, lambda logits, labels: logits.amax(-1))),
@@ -110,6 +147,11 @@ def test_what_cannot_be_called_without_more_is_not_tried(plugin: Any, cause: str
 @pytest.mark.parametrize(
     ("kind", "plugin", "cause"),
     [
+        ("task", Summed, r"returned a tensor of shape \(\) from pair_loss, expected one loss per pair"),
+        ("task", NotANumber, "returned nan as the part 'pairs' of a loss, expected a finite number"),
+        ("task", WithoutGradient, "returned a loss without a gradient"),
+        ("task", Uncounted, "returned the part 'row' of a loss that it does not count; did you mean 'rows'?"),
+        ("task", Bare, "returned a Tensor from loss, expected a TaskLoss with sums"),
         ("metric", no_pair, "is float 0.5, expected a pair"),
         ("loss", lambda outputs, labels: outputs.logits, r"a tensor of shape \(2, 4, 8\), expected a scalar tensor"),
         ("loss", lambda outputs, labels: outputs.logits.sum() * float("nan"), "returned nan, expected a finite number"),

@@ -112,7 +112,7 @@ def bare_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactor
 def first_step(
     run: Run, trl_oracle: Any, bare_model_dir: Path, write_jsonl: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
-    """Train on all rows at once for one step: `first_step(task, rows, lora=None, **options of the task)`.
+    """Train on all rows at once for one step: `first_step(task, rows, lora=None, seed=42, **options of the task)`.
 
     It returns an object with `step` (see `trl_oracle.Step`), the trained `weights` at its start, and the `metrics` that
     the run logged.
@@ -128,13 +128,16 @@ def first_step(
 
     monkeypatch.setattr(TaskLossComputer, "__call__", recording)
 
-    def step(task: str, rows: Sequence[dict[str, Any]], lora: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    def step(
+        task: str, rows: Sequence[dict[str, Any]], lora: Mapping[str, Any] | None = None, seed: int = 42, **options: Any
+    ) -> Any:
         given = {"task": task, "model": str(bare_model_dir), "dataset": [str(write_jsonl(rows))], "optimizer": "spy"}
         sets = {f"task.{name}": value for name, value in options.items()}
         if lora is not None:
             given["tuner"] = "lora"
             sets |= {f"tuner.{name}": value for name, value in lora.items()}
         training = {"max_steps": 1, "max_grad_norm": 0, "logging_steps": 1, "per_device_train_batch_size": len(rows)}
+        sets["seed"] = seed
         sets |= {f"training.{name}": value for name, value in training.items()}
         seen.metrics = run(sets=[f"{name}={json.dumps(it)}" for name, it in sets.items()], plugins=SPY, **given).metrics
         [(batch, computed)] = calls

@@ -1,5 +1,6 @@
 """Preference objectives against TRL: the same tokens, loss and gradient at the first step of a real run."""
 
+import json
 import math
 import random
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.experimental.cpo import CPOTrainer
 
-from swiftplug.builtin.tasks.preferences import DPO, ORPO
+from swiftplug.builtin.tasks.preferences import DPO, KTO, ORPO
+from swiftplug.cli.main import app
 from swiftplug.config.load import load_train_config
 from swiftplug.errors import UserError
 from swiftplug.plugin import SequenceLogps
@@ -148,3 +150,128 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_read(task: di
     with pytest.raises(UserError) as error:
         resolve_plugins(load_train_config(None, {"task": "dpo"}, sets).config)
     assert cause in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def rated(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two good answers and four bad ones."""
+    return [
+        {"prompt": row["prompt"], "completion": row["chosen" if index < 2 else "rejected"], "label": index < 2}
+        for index, row in enumerate(pairs)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seed", "options"),
+    [  # with seed 1 the estimate of the KL is above 0
+        (1, {}),
+        (1, {"beta": 0.5, "desirable_weight": 1.5, "undesirable_weight": 0.5}),
+        (2, {"beta": 0.5}),
+        (1, {"loss_type": "apo_zero_unpaired"}),
+    ],
+)
+def test_kto_is_that_of_trl(
+    first_step: Any,
+    trl_oracle: Any,
+    rated: list[dict[str, Any]],
+    bare_model_dir: Path,
+    tmp_path: Path,
+    seed: int,
+    options: dict[str, Any],
+) -> None:
+    lora = {**LORA, "lora_alpha": 1}
+    found = first_step("kto", rated, lora, seed, **options)
+    expected = trl_oracle.trl_step("KTO", bare_model_dir, rated, tmp_path, found.weights, lora, **options)
+    if "loss_type" in options:  # without an estimate of the KL, TRL makes no texts for it
+        assert len(expected.texts) == len(rated) and all(text in found.step.texts for text in expected.texts)
+        expected = expected._replace(texts=found.step.texts)
+    else:
+        assert found.metrics["kl"] > 0.1 or (seed == 2 and found.metrics["kl"] == 0)
+    trl_oracle.assert_same(found.step, expected)
+    assert found.metrics["rewards/margins"] == pytest.approx(
+        found.metrics["rewards/chosen"] - found.metrics["rewards/rejected"]
+    )
+
+
+def test_kto_logs_no_reward_of_answers_that_a_step_has_none_of(first_step: Any, rated: list[dict[str, Any]]) -> None:
+    good = [{**row, "label": True} for row in rated]
+    metrics = first_step("kto", good, LORA).metrics
+    assert "rewards/chosen" in metrics and not {"rewards/rejected", "rewards/margins", "logps/rejected"} & set(metrics)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "options", "expected"),
+    [
+        (50, 60, {}, []),
+        (90, 10, {}, ["desirable_weight of 0.111 to 0.148, or a task.undesirable_weight of 6.75 to 9"]),
+        (90, 10, {"undesirable_weight": 8.0}, []),
+        (5, 0, {}, ["5 good and 0 bad answers; KTO learns from both"]),
+    ],
+)
+def test_kto_says_which_weights_balance_its_data(
+    good: int, bad: int, options: dict[str, float], expected: list[str]
+) -> None:
+    notes = [*KTO(**options).check_data({"rating": [True] * good + [False] * bad})]
+    assert len(notes) == len(expected) and all(part in note for part, note in zip(expected, notes, strict=True))
+
+
+SLIC = """
+import torch
+from swiftplug.plugin import PreferenceTask, register_task
+
+@register_task("slic")
+class SLiC(PreferenceTask):
+    needs_reference = False
+    def __init__(self, margin: float = 1.0):
+        self.margin = margin
+    def pair_loss(self, chosen, rejected):
+        return torch.relu(self.margin - chosen.means + rejected.means)
+"""
+
+
+@pytest.fixture
+def train_slic(pairs: Any, bare_model_dir: Path, write_jsonl: Any, tmp_path: Path) -> Any:
+    """The command line, with an objective in a plugin file."""
+
+    def start(source: str, *options: str) -> int:
+        file = tmp_path / "mine.py"
+        file.write_text(source)
+        line = ["train", "--plugin", str(file), "--task", "slic", "--model", str(bare_model_dir)]
+        line += ["--dataset", str(write_jsonl(pairs)), "--output-dir", str(tmp_path / "slic"), *options]
+        code: int = app(
+            [*line, "--set", "training.max_steps=2", "--set", "training.logging_steps=1"], standalone_mode=False
+        )
+        return code
+
+    return start
+
+
+def test_an_objective_of_ten_lines_in_a_file_trains(
+    train_slic: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not train_slic(SLIC, "--set", "task.margin=0.5", "--eval-dataset", str(tmp_path / "data.jsonl"))
+    printed = capsys.readouterr().out
+    assert "plugin: task 'slic' of" in printed and "rewards/margins" in printed and "logps" not in printed
+    log = [json.loads(line) for line in (tmp_path / "slic" / "log.jsonl").read_text().splitlines()]
+    assert {"rewards/chosen", "rewards/accuracies", "logps/rejected", "loss"} <= log[0].keys()
+    assert {"eval_loss", "eval_rewards/margins"} <= {name for entry in log for name in entry}
+    record = json.loads((tmp_path / "slic" / "run.json").read_text())
+    assert {it["name"]: it["options"] for it in record["plugins"]}["file:slic"] == {"margin": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("returned", "cause"),
+    [
+        (".mean()", "returned a tensor of shape () from pair_loss, expected one loss per pair, a tensor of shape (6,)"),
+        ("[:, None]", "returned a tensor of shape (6, 1) from pair_loss"),
+        (".tolist()", "returned a list from pair_loss"),
+        (".detach()", "returned a loss without a gradient, expected one that depends on the model"),
+        (" / 0 * 0", "the loss 'file:slic' is nan"),
+        (" + chosen.ratio", "raised AttributeError: 'SequenceLogps' object has no attribute 'ratio' (mine.py:11)"),
+    ],
+)
+def test_a_wrong_objective_is_named_before_it_reaches_the_weights(train_slic: Any, returned: str, cause: str) -> None:
+    with pytest.raises(UserError) as error:
+        train_slic(SLIC.rstrip() + returned, "--set", "training.per_device_train_batch_size=6")
+    message = str(error.value)
+    assert cause in message and "slic" in message and "\n" not in message

@@ -1,10 +1,11 @@
-"""Preference objectives on pairs of a better and a worse answer.
+"""Preference objectives: on pairs of a better and a worse answer, and on answers that are rated good or bad.
 
-All say what their loss is for one pair. Log-probabilities are those of an answer's trained tokens; with a reference
-model, a ratio is the log-probability under the model minus that under the reference.
+All say what their loss is for one pair, or one answer. Log-probabilities are those of an answer's trained tokens; with
+a reference model, a ratio is the log-probability under the model minus that under the reference.
 """
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -13,7 +14,9 @@ from torch.nn.functional import logsigmoid
 from swiftplug.plugin import (
     IGNORED_LABEL,
     PreferenceTask,
+    Rows,
     SequenceLogps,
+    Task,
     TaskLoss,
     TaskModel,
     UserError,
@@ -182,6 +185,75 @@ class ORPO(PreferenceTask):
             [texts] = model.sequence_logps(_with_prompt(batch), [0])
             computed.sums["chosen tokens"] = -texts.logps.sum()
         return computed
+
+
+class KTO(Task):
+    """Kahneman-Tversky optimisation, Ethayarajh et al., arXiv 2402.01306, on answers that are rated good or bad.
+
+    With the reward `beta * ratio` of an answer, a good one costs `1 - sigmoid(reward - z)` and a bad one
+    `1 - sigmoid(z - reward)`, each times its weight. z is `beta` times an estimate of how far the model is from the
+    reference: the mean ratio of answers to other prompts, over a batch of all processes, and at least 0. So, as in the
+    paper, the loss depends on the batch; it needs one of several rows.
+
+    Args:
+        beta: How strongly the model is held to the reference.
+        loss_type: `kto`, or `apo_zero_unpaired` (arXiv 2408.06266), for which z is 0.
+        desirable_weight: The weight of good answers.
+        undesirable_weight: The weight of bad answers.
+    """
+
+    rows = Rows.RATED
+    kinds = frozenset({"loss_scale"})
+    needs_reference = True
+
+    def __init__(
+        self,
+        beta: PositiveFloat = 0.1,
+        loss_type: Literal["kto", "apo_zero_unpaired"] = "kto",
+        desirable_weight: NonNegativeFloat = 1.0,
+        undesirable_weight: NonNegativeFloat = 1.0,
+    ) -> None:
+        self.beta = beta
+        self.loss_type = loss_type
+        self.desirable_weight = desirable_weight
+        self.undesirable_weight = undesirable_weight
+
+    def check_data(self, dataset: Any) -> Iterator[str]:
+        """Say what weights the paper advises (equation 8) where good and bad answers are far from balanced."""
+        ratings = dataset["rating"][:]
+        good, bad = sum(ratings), len(ratings) - sum(ratings)
+        found = f"task kto: {good} good and {bad} bad answers"
+        if not good or not bad:
+            yield f"{found}; KTO learns from both"
+        elif not 0.5 <= self.desirable_weight * good / max(self.undesirable_weight * bad, 1e-9) <= 2:
+            least = self.undesirable_weight * bad / good, self.desirable_weight * good / bad * 3 / 4
+            yield (
+                f"{found}; to balance them, the paper advises a task.desirable_weight of {least[0]:.3g} to "
+                f"{least[0] * 4 / 3:.3g}, or a task.undesirable_weight of {least[1]:.3g} to {least[1] * 4 / 3:.3g}"
+            )
+
+    def loss(self, model: TaskModel, batch: Any) -> TaskLoss:
+        """The sum of the answers' losses."""
+        kl = torch.zeros(())
+        if self.loss_type == "kto":
+            with torch.no_grad():
+                [mismatched] = model.sequence_logps(batch, [1])
+            kl = model.mean(mismatched.ratios).clamp(min=0)
+        [answers] = model.sequence_logps(batch, [0])
+        is_good, rewards, logps = batch["rating"], self.beta * answers.ratios, answers.logps.detach()
+        above = rewards - self.beta * kl
+        losses = 1 - torch.sigmoid(torch.where(is_good, above, -above))
+        weights = torch.where(is_good, self.desirable_weight, self.undesirable_weight)
+        good, bad = rewards.detach()[is_good], rewards.detach()[~is_good]
+        logged = {
+            "rewards/chosen": good,
+            "rewards/rejected": bad,
+            "rewards/margins": good.mean() - bad.mean() if len(good) and len(bad) else good[:0],
+            "logps/chosen": logps[is_good],
+            "logps/rejected": logps[~is_good],
+            "kl": kl,
+        }
+        return TaskLoss({"rows": (weights * losses).sum()}, logged)
 
 
 def _log_odds(logps: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,16 @@ All raise a ContractError, whose message continues "this plugin ...", and return
 """
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+from swiftplug.errors import nearest
 from swiftplug.formatting import format_count
 from swiftplug.plugin.loss import ContextType
 from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.rewards import Unscored
+from swiftplug.plugin.task import TaskLoss
 
 
 def check_loss(value: Any) -> Any:
@@ -24,6 +27,38 @@ def check_loss(value: Any) -> Any:
     if torch.is_grad_enabled() and not value.requires_grad:
         raise ContractError("returned a tensor without a gradient, expected one that depends on the logits")
     return value
+
+
+def check_pair_losses(losses: Any, pairs: int) -> Any:
+    """What a preference objective returns from `pair_loss`: a tensor with one loss for each pair."""
+    import torch
+
+    expected = f"expected one loss per pair, a tensor of shape ({pairs},)"
+    if not isinstance(losses, torch.Tensor):
+        raise ContractError(f"returned a {type(losses).__name__} from pair_loss, {expected}")
+    if losses.shape != (pairs,):
+        raise ContractError(f"returned a tensor of shape {tuple(losses.shape)} from pair_loss, {expected}")
+    return losses
+
+
+def check_task_loss(computed: Any, counts: Mapping[str, Any]) -> TaskLoss:
+    """What a task returns from `loss`: scalars by what they are divided by, in training with a gradient."""
+    import torch
+
+    if not isinstance(computed, TaskLoss) or not computed.sums:
+        raise ContractError(f"returned a {type(computed).__name__} from loss, expected a TaskLoss with sums")
+    for name, part in computed.sums.items():
+        if name not in counts:
+            raise ContractError(f"returned the part {name!r} of a loss that it does not count{nearest(name, counts)}")
+        if not isinstance(part, torch.Tensor) or part.dim():
+            found = f"a tensor of shape {tuple(part.shape)}" if isinstance(part, torch.Tensor) else type(part).__name__
+            raise ContractError(f"returned {found} as the part {name!r} of a loss, expected a scalar tensor")
+    if torch.is_grad_enabled() and not any(part.requires_grad for part in computed.sums.values()):
+        raise ContractError("returned a loss without a gradient, expected one that depends on the model")
+    for name, values in computed.logged.items():
+        if not isinstance(values, torch.Tensor):
+            raise ContractError(f"returned {name!r}: {values!r:.60} to be logged, expected a tensor")
+    return computed
 
 
 def check_weights(returned: Any, context: str, context_type: ContextType) -> tuple[list[str], list[float]]:

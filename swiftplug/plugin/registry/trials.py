@@ -24,10 +24,12 @@ from swiftplug.plugin.registry.returns import (
     check_optimizer,
     check_reward,
     check_rewards,
+    check_task_loss,
     check_weights,
 )
 from swiftplug.plugin.registry.scorers import REFERENCE_NAMES, BoundScorer
 from swiftplug.plugin.rewards import InferRequest
+from swiftplug.plugin.task import Batch, Rows, SequenceLogps, Task, TaskModel, row_count
 
 _CONTEXT = "Thought: 2 + 2 is 4.\nAction: add\nAction Input: {}\n\\boxed{4}"
 _TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
@@ -82,6 +84,57 @@ def _try_loss_scale(loss_scale: Any) -> None:
         check_weights(loss_scale.get_loss_scale(context, kind, True, query="What is 2 + 2?"), context, kind)
 
 
+def _try_task(task: Task) -> None:
+    import torch
+
+    if "loss" in task.kinds:  # whose plugin computes the loss
+        return
+    if task.rows is Rows.PROMPTS:
+        raise UserError("it needs answers that a model draws")
+    conversations = 2 if task.rows in (Rows.PAIRS, Rows.RATED) else 1
+    ids = torch.arange(conversations * 2 * 5).reshape(-1, 5) % 7 + 1
+    labels = ids % 2 if task.rows is Rows.STEPS else ids.clone()
+    labels[:, :2] = IGNORED_LABEL
+    facts = {"rating": torch.tensor([True, False]), "label": torch.tensor([0, 1]), "margin": torch.ones(2)}
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "length": torch.tensor([5, 5])}
+    loss = check_task_loss(task.loss(_TinyModel(task), {**batch, **facts}), task.counts({**batch, **facts}))
+    for name, part in loss.sums.items():
+        if not torch.isfinite(part):
+            raise ContractError(f"returned {part.item()} as the part {name!r} of a loss, expected a finite number")
+
+
+class _TinyModel(TaskModel):
+    """A small random model with the head of a task; it is its own reference, scaled."""
+
+    def __init__(self, task: Task) -> None:
+        import torch
+        import transformers
+
+        head = {"language": "CausalLM", "sequence": "SequenceClassification", "token": "TokenClassification"}[task.head]
+        config = _tiny_config()
+        config.num_labels = task.num_labels or 2
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.model: Any = getattr(transformers, f"LlamaFor{head}")(config)
+        self.needs_reference = task.needs_reference
+
+    def outputs(self, batch: Batch) -> Any:
+        return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+    def sequence_logps(self, batch: Batch, conversations: Any = None) -> list[SequenceLogps]:
+        targets = batch["labels"][:, 1:]
+        trained = targets != IGNORED_LABEL
+        logps = self.outputs(batch).logits[:, :-1].log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+        rows, sums = row_count(batch), (logps * trained).sum(dim=1)
+        references: Any = (sums.detach() * 0.9).split(rows) if self.needs_reference else [None] * (len(sums) // rows)
+        columns = zip(sums.split(rows), trained.sum(dim=1).split(rows), references, strict=True)
+        answers = [SequenceLogps(*each) for each in columns]
+        return answers if conversations is None else [answers[number] for number in conversations]
+
+    def mean(self, values: Any) -> Any:
+        return values.detach().mean()
+
+
 def _try_metric(metric: BoundMetric) -> None:
     import torch
     from transformers import EvalPrediction
@@ -102,14 +155,20 @@ def _try_metric(metric: BoundMetric) -> None:
 
 
 def _try_optimizer(make: Callable[..., Any]) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+    from transformers import LlamaForCausalLM, TrainingArguments
 
-    config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     with TemporaryDirectory() as folder:
         args = RunArguments()
         args.config, args.num_training_steps = _NoConfig(), 10
         args.training_args = TrainingArguments(output_dir=folder, use_cpu=True, report_to=[])
-        check_optimizer(make(args, LlamaForCausalLM(config), [{"input_ids": [1, 2]}]))
+        check_optimizer(make(args, LlamaForCausalLM(_tiny_config()), [{"input_ids": [1, 2]}]))
+
+
+def _tiny_config() -> Any:
+    from transformers import LlamaConfig
+
+    sizes: Any = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    return LlamaConfig(**sizes, num_attention_heads=2, pad_token_id=0)
 
 
 def _try_tools(tools_format: Callable[..., Any]) -> None:
@@ -127,6 +186,7 @@ def _try_scorer(scorer: BoundScorer) -> None:
 
 
 _TRIALS: dict[str, Callable[[Any], None]] = {
+    "task": _try_task,
     "loss": _try_loss,
     "loss_scale": _try_loss_scale,
     "metric": _try_metric,
