@@ -35,6 +35,7 @@ def weighted(tokenizer: Any, loss_scale: str) -> float:
     registry = Registry.discover()
     scale = registry.resolve("loss_scale", PluginChoice(name=loss_scale), "--loss-scale")
     tools = registry.resolve("tools", PluginChoice(name="template"), "--tools")
+    task = registry.resolve("task", PluginChoice(name="sft"), "--task")
     with tempfile.TemporaryDirectory() as cache:
         started = time.process_time()
         prepare_data(
@@ -43,7 +44,7 @@ def weighted(tokenizer: Any, loss_scale: str) -> float:
             tokenizer=tokenizer,
             tools=tools,
             loss_scales=[scale],
-            task="sft",
+            task=task.bound,
             options=DataOptions(cache_dir=cache),
             seed=0,
         )
