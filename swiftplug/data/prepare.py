@@ -47,7 +47,7 @@ from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 from swiftplug.processes import describe_death, end_with_parent
 
 CHUNK = 256  # number of rows that a process encodes at a time
-CHUNKS_ALONE = 3  # so few are encoded sooner than further processes have started
+CHUNKS_ALONE = 4  # so few are encoded sooner than further processes have started, on two free cores
 CHUNKS_AHEAD = 2  # per process; a source of any size is read no faster than it is encoded
 
 # The modules that affect how a row is encoded. Plugins have hashes of their own.
