@@ -16,10 +16,10 @@ from swiftplug.config.schema import DataOptions
 from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import Rendered, Segment
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError
-from swiftplug.data.read.formats import prompt_of, to_conversations, with_answer_of
+from swiftplug.data.read.formats import SAME_ANSWERS, to_conversations, with_answer_of
 from swiftplug.data.read.report import SplitReport, UnreadKeys
 from swiftplug.data.tokens import Tokens, check_offsets, tokenize
-from swiftplug.data.weights import lay_weights, token_weights
+from swiftplug.data.weights import lay_weights, scale_name, token_weights
 from swiftplug.errors import UserError
 from swiftplug.plugin import ContextType, LossScale, Rows, Task
 from swiftplug.plugin.loss import IGNORED_LABEL
@@ -27,7 +27,6 @@ from swiftplug.plugin.tools_format import ToolsFormat
 
 TOO_LONG = "longer than max_length"
 UNTRAINED = "no token to train on"
-SAME = "the two answers are the same"
 ALONE = RowError("no other answer to compare with", "the other rows that are read together with it cannot be used")
 
 # How much text is tokenized at once. A character takes some hundred bytes while it is, so this bounds the memory.
@@ -37,6 +36,8 @@ INTEGERS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     {"input_ids": INTEGERS, "labels": INTEGERS, "loss_scale": pa.list_(pa.float32()), "length": pa.int32()}
 )
+SPLITTABLE = (Rows.TEXT, Rows.ANSWERS)  # the rows that may become several examples
+
 SECOND = "second_"  # the columns of the second conversation of a row
 _SECOND_COLUMNS = {f"{SECOND}input_ids": INTEGERS, f"{SECOND}labels": INTEGERS}
 TASK_COLUMNS = {
@@ -103,6 +104,10 @@ class RowEncoder:
 
     def __post_init__(self) -> None:
         check_offsets(self.tokenizer)
+        if self.options.too_long == "split" and self.task.rows not in SPLITTABLE:
+            raise UserError(
+                f"data.too_long: {type(self.task).__name__} takes each row whole; expected drop or truncate"
+            )
         self.renderer = ChatRenderer(self.tokenizer, self.tools_format)
         self.rated = self.task.rows is Rows.RATED
         self.too_long = self.options.too_long or ("split" if self.task.rows is Rows.TEXT else "drop")
@@ -177,10 +182,13 @@ class RowEncoder:
         except UserError as error:
             raise UserError(f"{conversation.origin}: {error}") from None
         weights = token_weights(tokens.starts, spans)
-        if self.task.weights == "binary" and (other := weights[(weights != 0) & (weights != 1)]).size:
+        if self.task.weights == "binary" and (found := np.flatnonzero((weights != 0) & (weights != 1))).size:
+            start, end, weight = next(span for span in spans if span.end > tokens.starts[found[0]])
+            own = any("loss_scale" in message for message in conversation.messages)
+            given = f"{scale_name(self.loss_scale)}{' and a `loss_scale` of the row' if own else ''}"
             raise UserError(
-                f"{conversation.origin}: loss_scale: found a token of weight {other[0]:g}; this task takes the weights "
-                "0 and 1"
+                f"{conversation.origin}: {given} weighs {rendered.text[start:end]!r:.60} {weight:g}; "
+                f"{type(self.task).__name__} takes the weights 0 and 1 only"
             )
         return WeighedRow(rendered, tokens.input_ids, tokens.starts, weights)
 
@@ -224,7 +232,7 @@ class RowEncoder:
             raise RowError(UNTRAINED, lengths)
         first, *seconds = (row.input_ids[parts[0]] for row in example)
         if self.task.rows is Rows.PAIRS and np.array_equal(first, seconds[0]):
-            raise RowError(SAME, lengths)
+            raise RowError(SAME_ANSWERS, lengths)
         return parts
 
     def _examples(self, row: ReadRow, report: SplitReport) -> list[Example]:
@@ -238,16 +246,18 @@ class RowEncoder:
                     columns |= {f"{SECOND}{name}": values for name, values in _columns(second, part).items()}
                     columns["length"] = max(columns["length"], columns[f"{SECOND}length"])
                 examples.append(columns)
-        conversation, rendered = row.conversations[0], weighed[0][0].rendered
+        conversation, *others = row.conversations
         if self.generation:
             # The prompt and the reference are the whole row's, so a row that was split is generated from only once.
             for example in examples[1:]:
                 example |= _NO_GENERATION
-            examples[0] |= self._for_generation(conversation, rendered)
+            examples[0] |= self._for_generation(conversation, weighed[0][0].rendered)
         report.kept += 1
         too_long = any(len(each.input_ids) > self.options.max_length for example in weighed for each in example)
         report.shortened += any(each.rendered.shortened for example in weighed for each in example)
-        report.unread.count_rendered(rendered.unread, conversation.messages)
+        unread = dict.fromkeys(key for example in weighed for each in example for key in each.rendered.unread)
+        answers = [message for each in others for message in each.messages[each.answer_start :]]
+        report.unread.count_rendered(unread, conversation.messages + answers)
         report.truncated += self.too_long == "truncate" and too_long
         report.split += self.too_long == "split" and too_long
         return examples
@@ -299,8 +309,8 @@ def _first_tokens(row: WeighedRow | RowError, length: int) -> WeighedRow | RowEr
 def _other(rated: Sequence[Conversation], place: int) -> Conversation:
     """The conversation whose answer is given to a prompt that is not its own; see `RowEncoder.encode`."""
     before = [*rated[place + 1 :], *rated[:place]][::-1]
-    prompt = prompt_of(rated[place])
-    return next((each for each in before if prompt_of(each) != prompt), before[0])
+    prompts = [each.messages[: each.answer_start] for each in [rated[place], *before]]
+    return next((each for each, prompt in zip(before, prompts[1:], strict=True) if prompt != prompts[0]), before[0])
 
 
 def _batches(rows: Sequence[tuple[Conversation, ...]]) -> Iterator[list[tuple[Conversation, ...]]]:

@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerFast
 
 from swiftplug import __version__
 from swiftplug.config.schema import DataOptions
-from swiftplug.data.encode import EncodedRows, RowEncoder
+from swiftplug.data.encode import SPLITTABLE, EncodedRows, RowEncoder
 from swiftplug.data.packing import packed_batches
 from swiftplug.data.read.conversation import RawRow
 from swiftplug.data.read.report import DataReport, SplitReport
@@ -180,9 +180,10 @@ def _encode(
     if report.examples:
         return
     if report.shortest_too_long is not None:
+        shortens = "truncate or split" if encoder.task.rows in SPLITTABLE else "truncate"
         raise UserError(
             f"data.max_length: {encoder.options.max_length} is shorter than every usable row of {source.name}; the "
-            f"shortest has {report.shortest_too_long} tokens (data.too_long may truncate or split rows)"
+            f"shortest has {report.shortest_too_long} tokens (data.too_long may {shortens} rows)"
         )
     reason, dropped = max(report.dropped.items(), key=lambda item: item[1].count)
     raise UserError(

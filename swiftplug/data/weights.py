@@ -38,6 +38,7 @@ class CombinedLossScale(LossScale):
     def __init__(self, scales: Sequence[LossScale], names: Sequence[str] = ()) -> None:
         names = names or [f"loss scale {type(scale).__name__}" for scale in scales]
         self._scales = list(zip(scales, names, strict=True))
+        self.name = " + ".join(names)
 
     def get_loss_scale(
         self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
@@ -60,6 +61,11 @@ def _multiply(one: Sequence[WeightedSpan], other: Sequence[WeightedSpan]) -> lis
         first += one[first].end == end
         second += other[second].end == end
     return product
+
+
+def scale_name(scale: LossScale) -> str:
+    """What errors call a loss scale."""
+    return scale.name if isinstance(scale, CombinedLossScale) else f"loss scale {type(scale).__name__}"
 
 
 def combine(plugins: Sequence[LoadedPlugin]) -> LossScale:
@@ -114,7 +120,7 @@ def lay_weights(
     Raises:
         UserError: The loss scale breaks its contract.
     """
-    name = f"loss scale {type(loss_scale).__name__}"
+    name = scale_name(loss_scale)
     spans: list[WeightedSpan] = []
     response: list[WeightedSpan] = []  # the last one, as the loss scale weighs it
     for start, end, kind, is_last_round, query, index, role in rendered.segments:

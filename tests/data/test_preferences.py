@@ -1,5 +1,7 @@
 """Rows of preference tasks: pairs and rated answers, as they come from the dataset into batches."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from swiftplug.data.batching import Collator
 from swiftplug.data.prepare import PreparedData
+from swiftplug.data.read.conversation import RowError, RowOrigin
+from swiftplug.data.read.formats import to_conversations
 from swiftplug.errors import UserError
 from swiftplug.plugin import Rows, Task
 
@@ -161,6 +165,201 @@ def test_another_rows_long_answer_leaves_no_row_out(
     assert [len(example["second_input_ids"]) for example in data.train] == [45, 23]
     assert data.train["length"][:].tolist() == [45, 35]
     assert data.report.train.truncated == 0
+
+
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "x"}}}
+CALLING = [*turns("q"), {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "r"}]
+GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
+
+
+def pair(row: dict[str, Any]) -> list[list[str]]:
+    """The conversations of a row as `role: content`, with a star where an assistant's message trains."""
+    return [
+        [
+            f"{message['role']}: {message['content']}{'*' * (message['role'] == 'assistant' and 'loss' not in message)}"
+            for message in conversation.messages
+        ]
+        for conversation in to_conversations(row, RowOrigin("rows.jsonl", 1), Rows.PAIRS)
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": turns("q", "x", "r", "good"), "rejected_response": "bad"},
+        {"messages": turns("q", "x", "r", "good"), "rejected_response": [BAD]},
+        {"messages": turns("q", "x", "r", "good"), "rejected_messages": turns("q", "x", "r", "bad")},
+        {"prompt": turns("q", "x", "r"), "chosen": "good", "rejected": "bad"},
+        {"prompt": turns("q", "x", "r"), "chosen": [GOOD], "rejected": BAD},
+        {"prompt": json.dumps(turns("q", "x", "r")), "chosen": json.dumps([GOOD]), "rejected": json.dumps([BAD])},
+        {"chosen": turns("q", "x", "r", "good"), "rejected": turns("q", "x", "r", "bad")},
+        {
+            "prompt": "r",
+            "chosen": turns("q", "x", "r", "good"),
+            "rejected": turns("q", "x", "r", "bad"),
+            "messages": turns("q", "x", "r", "good"),
+        },
+        {
+            "chosen": "\n\nHuman: q\n\nAssistant: x\n\nHuman: r\n\nAssistant: good",
+            "rejected": "\n\nHuman: q\n\nAssistant: x\n\nHuman: r\n\nAssistant: bad",
+        },
+        {"instruction": "r", "input": "", "history": [["q", "x"]], "chosen": "good", "rejected": "bad"},
+        {"query": "r", "history": [["q", "x"]], "response": "good", "rejected_response": "bad"},
+        {
+            "conversations": [
+                {"from": "human", "value": "q"},
+                {"from": "gpt", "value": "x"},
+                {"from": "human", "value": "r"},
+            ],
+            "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"},
+        },
+    ],
+)
+def test_all_formats_of_one_pair(row: dict[str, Any]) -> None:
+    before = ["user: q", "assistant: x", "user: r"]
+    assert pair(row) == [[*before, "assistant: good*"], [*before, "assistant: bad*"]]
+    with_system = [["system: s", *each] for each in pair(row)]
+    assert pair({**row, "system": "s"}) == with_system
+
+
+def test_an_answer_of_several_messages() -> None:
+    before = ["user: q"]
+    chosen, common = {"messages": [*CALLING, GOOD]}, ["user: q", "assistant: ", "tool: r"]
+    other_call = {**CALL, "function": {"name": "look", "arguments": {"at": "y"}}}
+    rejected = [{"role": "assistant", "content": "", "tool_calls": [other_call]}, {"role": "tool", "content": "s"}, BAD]
+    # A single message replaces the last one, and several replace all that follows the question.
+    assert pair({**chosen, "rejected_response": "bad"}) == [[*common, "assistant: good*"], [*common, "assistant: bad*"]]
+    assert pair({**chosen, "rejected_response": rejected}) == [
+        [*before, "assistant: *", "tool: r", "assistant: good*"],
+        [*before, "assistant: *", "tool: s", "assistant: bad*"],
+    ]
+    # What a row has as its prompt is the prompt.
+    assert pair({"prompt": CALLING, "chosen": "good", "rejected": "bad"}) == [
+        [*common, "assistant: good*"],
+        [*common, "assistant: bad*"],
+    ]
+
+
+def test_pairs_have_the_tokens_of_the_chat_template_and_their_margin(
+    prepare: Prepare, write_jsonl: Any, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    sampled = {
+        "id": "5f",
+        "messages": turns("q", "x", "r", "good"),
+        "rejected_response": "bad",
+        "scores": {"math": 1.0},
+    }
+    thinking = [*turns("t"), {"role": "assistant", "content": "bad", "reasoning_content": "hm"}]
+    rows = [sampled, {"prompt": "t", "chosen": "good", "rejected": thinking, "margin": 1.5}]
+    data = prepare(write_jsonl(rows), task=Pairs())
+    assert texts(data, tokenizer) == [
+        (chat(tokenizer, "q", "x", "r", "good"), "good<|im_end|>"),
+        (chat(tokenizer, "t", "good"), "good<|im_end|>"),
+    ]
+    assert texts(data, tokenizer, "second_") == [
+        (chat(tokenizer, "q", "x", "r", "bad"), "bad<|im_end|>"),
+        (str(tokenizer.apply_chat_template(thinking, tokenize=False)), "bad<|im_end|>"),
+    ]
+    for example in data.train:
+        assert example["length"] == max(len(example["input_ids"]), len(example["second_input_ids"]))
+    assert Collator(0)([*data.train])["margin"].tolist() == [0, 1.5]
+    report = data.report.train
+    both = [
+        (example[f"{prefix}input_ids"], example[f"{prefix}labels"])
+        for example in data.train
+        for prefix in ("", "second_")
+    ]
+    assert (report.rows, report.kept, report.examples) == (2, 2, 2)
+    assert report.tokens == sum(len(ids) for ids, _ in both)
+    assert report.trained_tokens == sum(int((labels != -100).sum()) for _, labels in both)
+    assert report.longest == max(len(ids) for ids, _ in both)
+    assert report.unread.lines() == ["1 row has `id`, `scores`, 1 message has `reasoning_content`: not read"]
+
+
+def test_pairs_that_are_too_long(prepare: Prepare, write_jsonl: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": "a", "rejected": "a long answer"},
+        {"prompt": "q", "chosen": "an answer: a", "rejected": "an answer: b"},
+        {"prompt": "a long question", "chosen": "a", "rejected": "b"},
+    ]
+    path = write_jsonl(rows)
+    data = prepare(path, task=Pairs(), max_length=30)
+    assert texts(data, tokenizer, "second_") == [(chat(tokenizer, "q", "b"), "b<|im_end|>")]
+    assert data.report.train.dropped["longer than max_length"].count == 3
+    data = prepare(path, task=Pairs(), max_length=30, too_long="truncate")
+    assert [trained for _, trained in texts(data, tokenizer)] == ["a<|im_end|>"] * 2
+    assert [trained for _, trained in texts(data, tokenizer, "second_")] == ["b<|im_end|>", "a long ans"]
+    report = data.report.train
+    assert (report.kept, report.truncated) == (2, 1)
+    assert {reason: each.count for reason, each in report.dropped.items()} == {
+        "the two answers are the same": 1,
+        "no token to train on": 1,
+    }
+    with pytest.raises(UserError, match=r"data\.too_long: Pairs takes each row whole; expected drop or truncate"):
+        prepare(path, task=Pairs(), too_long="split")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "the two answers are the same"),
+        ({"prompt": "q", "chosen": "", "rejected": "a"}, "the answer is empty"),
+        ({"prompt": "q", "chosen": "a", "rejected": ""}, "the rejected answer is empty"),
+        ({"prompt": "q", "chosen": "a", "rejected": " \n"}, "the rejected answer is empty"),
+        ({"prompt": "q", "chosen": "a", "rejected": 3}, "`rejected` is neither text nor messages"),
+        ({"chosen": turns("q", "a"), "rejected": turns("r", "b")}, "no common prompt: .*message 1 first"),
+        (
+            {"chosen": turns("q", "a"), "rejected": turns("q", "a", "r", "b")},
+            "one answer of a pair continues the other",
+        ),
+        ({"messages": turns("q", "a", "r"), "rejected_response": "b"}, "no answer: the last message is 'user'"),
+        (
+            {"chosen": turns("q", "a"), "rejected": turns("q", "b", "r")},
+            "no rejected answer: its last message is 'user'",
+        ),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "rejected_response": "c"}, "two rejected answers"),
+        ({"messages": turns("q", "a"), "chosen": "c", "rejected": "b"}, "two preferred answers"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "label": True}, "both labelled and one of a pair"),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "wide"},
+            "`margin` is not a finite number: .*'wide'",
+        ),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": True}, "`margin` is not a finite number"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "images": ["a.png"]}, "images, audio or video"),
+        ({"prompt": [*turns("<image>q")], "chosen": "a", "rejected": "b"}, "images, audio or video"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b<image>"}, "images, audio or video"),
+        # Rows of other tasks.
+        ({"prompt": "q", "completion": "a"}, "no rejected answer: expected `rejected_response` .*task sft"),
+        ({"prompt": "q", "completion": "a", "label": False}, "labelled good or bad: task kto"),
+        ({"prompt": "q", "label": "spam"}, "a label in place of an answer: task seq_cls"),
+        ({"text": "t"}, "no rejected answer: .*task pt"),
+        ({"text": "t", "label": 1}, "no rejected answer: .*task seq_cls"),
+    ],
+)
+def test_rows_that_are_no_pairs(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RowError) as caught:
+        pair(row)
+    assert re.search(reason, str(caught.value))
+
+
+@pytest.mark.parametrize("task", [Pairs(), Rated()])
+def test_weights_are_0_and_1(
+    task: Task, prepare: Prepare, write_jsonl: Any, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    row = {"messages": [*turns("q"), {**GOOD, "loss_scale": 0.5}], "rejected_response": "heavy"}
+    with pytest.raises(
+        UserError,
+        match=r"data.jsonl:1: loss scale 'default' .* and a `loss_scale` of the row weighs "
+        r"'good' 0.5; \w+ takes the weights 0 and 1 only",
+    ):
+        prepare(write_jsonl([row]), task=task)
+    rows = [{**row, "messages": turns("q", "good")}]
+    with pytest.raises(UserError, match=r"data.jsonl:1: loss scale .*by_word.* weighs 'heavy' 2.5"):
+        prepare(write_jsonl(rows), task=task, loss_scale="by_word")
+    data = prepare(write_jsonl(rows), task=task, loss_scale="last_round")
+    assert texts(data, tokenizer)[0][1] == "good<|im_end|>"
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ class Conversation:
         chat_template_kwargs: The row's `chat_template_kwargs`: variables for the chat template.
         columns: All other columns of the row.
         facts: What a task reads of the row besides its text: `rating` (bool), `margin` (float).
+        prompt_length: The number of messages before the answer, where the row separates them; else None.
 
     Raises:
         RowError: A text, a name or a key has an unpaired surrogate.
@@ -98,6 +99,14 @@ class Conversation:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    prompt_length: int | None = None
+
+    @property
+    def answer_start(self) -> int:
+        """Where the last answer begins: behind the row's prompt, else behind the last question."""
+        if self.prompt_length is not None:
+            return self.prompt_length
+        return max((index + 1 for index, message in enumerate(self.messages) if message["role"] == "user"), default=0)
 
     def __post_init__(self) -> None:
         check_unicode(json.dumps(vars(self), ensure_ascii=False, default=str), "the row")

@@ -21,7 +21,7 @@ from swiftplug.data.read.messages import (
 )
 from swiftplug.plugin import Rows
 
-LABELLED = ("a label in place of an answer", "sft trains answers; a label is for classification")
+LABELLED = ("a label in place of an answer", "task seq_cls takes labels")
 
 # What datasets call a column that has another name here, in lower case. Only suggestions are made of it.
 SIMILAR = {
@@ -37,6 +37,7 @@ SIMILAR = {
 
 # A transcript as in HH-RLHF. In a prompt the last answer is empty.
 TRANSCRIPT = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
+SYSTEM_ROLES = ("system", "developer")
 TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 # What `apply_chat_template` takes besides the template's own variables.
@@ -83,12 +84,14 @@ def to_conversation(row: Any, origin: RowOrigin, rows: Rows, columns: Mapping[st
         found = ", ".join(f"{name!r}{'' if row[name] is not None else ' (null)'}" for name in row) or "none"
         raise RowError("no known columns", f"found {found}, expected e.g. 'messages'{_suggest_columns(has, rows)}")
     given = dict(rest)
-    messages = format.parse(rest)
+    messages, after_prompt = format.parse(rest), None
     for column in format.answer, "chosen":
         if not messages or messages[-1]["role"] != "assistant" or column == "completion":
             before, messages = messages, _add_answer(messages, _parse_turns(rest, column, "assistant"))
             if messages[: len(before)] != before:  # the answer brings another conversation
                 rest |= {name: given[name] for name in format.columns & given.keys()}
+            elif before and len(messages) > len(before):
+                after_prompt = len(messages) - len(before)
     is_conversation = format.columns & {"messages", "conversations"}
     if not is_conversation and {message["role"] for message in messages} == {"assistant"}:
         raise RowError("no question", f"there is only an answer{_suggest_rename('prompt', 'prompt', rest)}")
@@ -105,7 +108,8 @@ def to_conversation(row: Any, origin: RowOrigin, rows: Rows, columns: Mapping[st
     if rows in (Rows.ANSWERS, Rows.PAIRS, Rows.RATED):
         _check_answer(messages[-1], rest, format, rows)
     check_turns(messages)
-    return Conversation(messages, origin, tools, chat_template_kwargs=chat_template_kwargs, columns=rest)
+    prompt_length = None if after_prompt is None else len(messages) - after_prompt
+    return Conversation(messages, origin, tools, None, chat_template_kwargs, rest, prompt_length=prompt_length)
 
 
 def to_conversations(
@@ -121,7 +125,8 @@ def to_conversations(
     """
     conversation = to_conversation(row, origin, rows, columns)
     if rows is Rows.PAIRS:
-        return _split_pair(conversation)
+        facts = {"margin": _parse_margin(conversation.columns)}
+        return tuple(replace(each, facts=facts) for each in _split_pair(conversation))
     return _rate(conversation) if rows is Rows.RATED else (conversation,)
 
 
@@ -132,51 +137,67 @@ def _split_pair(conversation: Conversation) -> tuple[Conversation, Conversation]
     """
     rest, messages = conversation.columns, conversation.messages
     found = _find_rejected(rest)
-    if conversation.text is not None or not found:
-        raise RowError("no rejected answer", f"expected one of {', '.join(f'`{name}`' for name in REJECTED)}")
+    if not found and any(rest.get(column) is not None for column in REJECTED):
+        raise RowError(EMPTY_REJECTED)
+    if not found or conversation.text is not None:
+        raise RowError("no rejected answer", f"expected `rejected_response` or `rejected`; {_task_for(conversation)}")
     if len(found) > 1:
         raise RowError("two rejected answers", f"found `{found[0]}` and `{found[1]}`")
-    others = _add_answer(messages[: _answer_start(messages)], _parse_turns(rest, found[0], "assistant"))
+    if parse_label(rest) is not None:
+        raise RowError("an answer that is both labelled and one of a pair", f"found a label and `{found[0]}`")
+    preferred = _parse_turns(rest, "chosen", "assistant")  # beside another column with an answer
+    if preferred and all(preferred != messages[start:] for start in (0, 1, conversation.answer_start, -1)):
+        raise RowError("two preferred answers", "`chosen` is not the answer of the other columns")
+    other = _parse_turns(rest, found[0], "assistant")
+    # Of a whole conversation, a single message replaces the last one, and several replace the whole last answer.
+    whole = conversation.prompt_length is None and len(other) == 1
+    others = _add_answer(messages[: -1 if whole else conversation.answer_start], other)
+    if others and others[0]["role"] == "user" and messages[0]["role"] in SYSTEM_ROLES:
+        others = [messages[0], *others]  # the row's `system` is that of both
     check_turns(others)
     common = _common_start(messages, others)
     answers = messages[common:], others[common:]
+    if _is_empty(others[-1]):
+        raise RowError(EMPTY_REJECTED)
     if not answers[0] or not answers[1]:
-        raise RowError("the two answers are the same" if answers[0] == answers[1] else "an answer continues the other")
-    if common == 0 or any(answer[0]["role"] != "assistant" for answer in answers):
-        raise RowError("no common prompt", "the two conversations must differ from an assistant's message on")
-    if any(answer[-1]["role"] != "assistant" for answer in answers):
-        raise RowError("no answer", "the last message of both conversations must be the assistant's")
-    facts = {"margin": _parse_margin(rest)}
+        raise RowError(SAME_ANSWERS if answers[0] == answers[1] else "one answer of a pair continues the other")
+    if any(answer[0]["role"] != "assistant" for answer in answers):
+        raise RowError("no common prompt", f"they differ in message {common + 1} first, expected in an assistant's")
+    if answers[1][-1]["role"] != "assistant":
+        raise RowError("no rejected answer", f"its last message is {answers[1][-1]['role']!r}, expected 'assistant'")
     prompt = _untrained(messages[:common])
-    chosen, rejected = (replace(conversation, messages=prompt + answer, facts=facts) for answer in answers)
+    chosen, rejected = (replace(conversation, messages=prompt + each, prompt_length=common) for each in answers)
     return chosen, replace(rejected, columns={})
 
 
 def _rate(conversation: Conversation) -> tuple[Conversation, ...]:
     """The conversation with its rating, or two, the preferred answer rated good and the rejected one bad."""
     rest, messages = conversation.columns, conversation.messages
-    rating = _parse_rating(rest)
-    if found := _find_rejected(rest):
-        if rating is not None:
-            raise RowError("an answer that is both labelled and one of a pair", f"found a label and `{found[0]}`")
+    if _find_rejected(rest):
         good, bad = _split_pair(conversation)
         return replace(good, facts={"rating": True}), replace(bad, facts={"rating": False})
+    task = _task_for(conversation)
+    rating = _parse_rating(rest)
     if rating is None or conversation.text is not None:
-        raise RowError("no answer labelled good or bad", "expected `label`: true or false")
-    start = _answer_start(messages)
+        expected = "expected `label`: true or false, or a rejected answer"
+        raise RowError("no answer labelled good or bad", f"{expected}; {task}")
+    start = conversation.answer_start
     return (replace(conversation, messages=_untrained(messages[:start]) + messages[start:], facts={"rating": rating}),)
 
 
 def with_answer_of(conversation: Conversation, other: Conversation) -> Conversation:
     """The conversation, ending in the other one's last answer."""
-    prompt = prompt_of(conversation)
-    answer = other.messages[len(prompt_of(other)) :]
-    return replace(conversation, messages=prompt + answer, columns={})
+    answer = other.messages[other.answer_start :]
+    return replace(conversation, messages=conversation.messages[: conversation.answer_start] + answer, columns={})
 
 
-def prompt_of(conversation: Conversation) -> Messages:
-    """The messages before the last answer."""
-    return conversation.messages[: _answer_start(conversation.messages)]
+def _task_for(conversation: Conversation) -> str:
+    """Which task takes a row."""
+    if parse_label(conversation.columns) is not None:
+        return "task kto takes answers labelled good or bad"
+    if has_value(conversation.columns.get("label")):
+        return "task seq_cls takes labels"
+    return "task pt takes texts" if conversation.text is not None else "task sft takes answers alone"
 
 
 def _find_rejected(rest: Mapping[str, Any]) -> list[str]:
@@ -190,7 +211,10 @@ def _untrained(prompt: Messages) -> Messages:
 
 def _parse_margin(rest: dict[str, Any]) -> float:
     """By how much the preferred answer is better; 0 if the row does not say."""
-    margin = parse_json(rest.pop("margin", None) or 0, "margin")
+    margin = rest.pop("margin", None) or 0
+    if isinstance(margin, str):  # as in a CSV file
+        with suppress(ValueError):
+            margin = float(margin)
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
         raise RowError("`margin` is not a finite number", f"it is {margin!r}")
     return float(margin)
@@ -208,15 +232,14 @@ def _parse_rating(rest: dict[str, Any]) -> bool | None:
     return next(iter(ratings.values()), None)
 
 
-def _answer_start(messages: Messages) -> int:
-    """Where the last answer begins: the assistant's and tools' messages after the last question."""
-    return max((index + 1 for index, message in enumerate(messages) if message["role"] == "user"), default=0)
-
-
 def _common_start(one: Messages, other: Messages) -> int:
-    """How many messages two conversations have in common at their start."""
+    """How many messages two conversations have in common at their start, whatever they say about training."""
+
+    def read(message: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in message.items() if key not in ("loss", "loss_scale")}
+
     pairs = zip(one, other, strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    return next((index for index, (a, b) in enumerate(pairs) if read(a) != read(b)), min(len(one), len(other)))
 
 
 def _text_conversation(rest: dict[str, Any], origin: RowOrigin, rows: Rows) -> Conversation:
@@ -273,6 +296,9 @@ FORMATS = (
     Format({"chosen", "rejected"}, lambda rest: []),
 )
 
+EMPTY_REJECTED = "the rejected answer is empty"
+SAME_ANSWERS = "the two answers are the same"
+
 REJECTED = ("rejected_response", "rejected", "rejected_messages")
 """The columns that hold the rejected answer of a preference row."""
 
@@ -289,7 +315,7 @@ def _add_system(messages: Messages, rest: dict[str, Any]) -> Messages:
     """The messages with the row's `system` first; if they have a system message, the column is left in the row."""
     if not isinstance(rest["system"], str):
         raise RowError("`system` is not text", f"it is {describe(rest['system'])}")
-    own = messages[0]["content"] if messages and messages[0]["role"] in ("system", "developer") else None
+    own = messages[0]["content"] if messages and messages[0]["role"] in SYSTEM_ROLES else None
     if own not in (None, rest["system"]):
         return messages
     system = check_text(rest.pop("system"), "`system`")
@@ -382,10 +408,14 @@ def _check_answer(last: dict[str, Any], rest: dict[str, Any], format: Format, ro
         if rest.get("label") is not None and not hint:
             raise RowError(*LABELLED)
         raise RowError("no answer", f"the last message is {last['role']!r}, expected 'assistant'{hint}")
-    if rows is not Rows.RATED and parse_label(rest) is not None:
+    if rows is not Rows.RATED and parse_label(rest) is not None and not _find_rejected(rest):
         raise RowError("an answer labelled good or bad", "task kto takes a true or false `label`")
-    if not (last["content"].strip() or last.get("tool_calls") or last.get("reasoning_content")):
+    if _is_empty(last):
         raise RowError("the answer is empty")
+
+
+def _is_empty(message: Mapping[str, Any]) -> bool:
+    return not (message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content"))
 
 
 def _suggest_columns(names: Iterable[str], rows: Rows) -> str:
