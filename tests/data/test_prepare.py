@@ -288,7 +288,7 @@ def test_no_process_that_encodes_outlives_a_run_that_is_killed() -> None:
         os.write(held, b"w")
         time.sleep(100)
 
-    rows: Any = iter(range(1000))
+    rows: Any = iter(range(2000))
     process = multiprocessing.get_context("fork").Process(target=lambda: list(map_chunks(encode, rows, 2)))
     process.start()
     os.close(held)

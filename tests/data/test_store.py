@@ -53,7 +53,7 @@ class Counting(LossScale):
         return parts, [weight * self.factor for weight in weights]
 """
 
-ROWS = [{"prompt": f"q {n}", "completion": f"answer {n}{' deadly' if n == 700 else ''}"} for n in range(800)]
+ROWS = [{"prompt": f"q {n}", "completion": f"answer {n}{' deadly' if n == 700 else ''}"} for n in range(1100)]
 
 
 class Bench:
