@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "train": "Train a model.",
     "sample": "Generate several answers to each question, score them, and keep the best to train on.",
+    "predict": "Write the labels that a trained classifier predicts for the rows of a dataset.",
     "preview": "Show rows as the model will see them, each token coloured by its weight in the loss.",
     "list-plugins": "List the installed plugins, without importing them.",
 }

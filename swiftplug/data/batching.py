@@ -70,8 +70,14 @@ class EpochSampler(Sampler[int]):
 
 REFERENCE_LOGPS = "reference_logps"
 
-# What a row has besides tokens: one value, or one for each class or conversation.
-FACTS: dict[str, Any] = {"length": np.int64, "margin": np.float32, "rating": np.bool_, REFERENCE_LOGPS: np.float32}
+# What a row has besides tokens: one value, or one for each class or conversation; a label has a type of its own.
+FACTS: dict[str, Any] = {
+    "length": np.int64,
+    "margin": np.float32,
+    "rating": np.bool_,
+    "label": None,
+    REFERENCE_LOGPS: np.float32,
+}
 
 
 class Collator:
@@ -106,7 +112,7 @@ class Collator:
             `(1, T)` int64; and `length` and other facts, `(B, ...)`.
         """
         batch = {
-            name: torch.from_numpy(np.stack([example[name] for example in examples]).astype(dtype))
+            name: torch.from_numpy(np.stack([example[name] for example in examples], dtype=dtype))
             for name, dtype in FACTS.items()
             if name in examples[0]
         }

@@ -42,6 +42,7 @@ SECOND = "second_"  # the columns of the second conversation of a row
 _SECOND_COLUMNS = {f"{SECOND}input_ids": INTEGERS, f"{SECOND}labels": INTEGERS}
 TASK_COLUMNS = {
     Rows.PAIRS: {**_SECOND_COLUMNS, "margin": pa.float32()},
+    Rows.LABELLED: {"label": pa.string(), "origin": pa.string()},
     Rows.RATED: {**_SECOND_COLUMNS, "rating": pa.bool_()},
 }
 GENERATION_COLUMNS = {"prompt_ids": INTEGERS, "opened": pa.string(), "reference": pa.string()}
@@ -158,9 +159,10 @@ class RowEncoder:
         texts = [conversation.text for conversation in conversations if conversation.text is not None]
         rendered: list[Rendered | RowError] = [_render_text(text) for text in texts]
         if not texts:
-            rendered = self.renderer.render_all(conversations, whole=self.task.rows is Rows.TEXT)
+            rendered = self.renderer.render_all(conversations, whole=self.task.rows in (Rows.TEXT, Rows.LABELLED))
         written = [each.text for each in rendered if not isinstance(each, RowError)]
-        tokens = iter(tokenize(self.tokenizer, written, plain=bool(texts)))
+        ends = self.task.rows is not Rows.LABELLED  # a classifier reads a text, and does not learn where it ends
+        tokens = iter(tokenize(self.tokenizer, written, plain=bool(texts), ends=ends))
         return [
             each if isinstance(each, RowError) else self._weigh(conversation, each, next(tokens))
             for conversation, each in zip(conversations, rendered, strict=True)
@@ -176,7 +178,15 @@ class RowEncoder:
         starts = range(0, length if self.too_long == "split" else 1, size)
         return [slice(start, min(start + size, length)) for start in starts]
 
+    def is_used(self, weights: np.ndarray) -> bool:
+        """Whether an example with these weights can be used: it has a token to train on, if the task trains tokens."""
+        # The first token of an example has nothing before it that could predict it.
+        return self.task.rows is Rows.LABELLED or bool(weights[1:].any())
+
     def _weigh(self, conversation: Conversation, rendered: Rendered, tokens: Tokens) -> WeighedRow:
+        if self.task.rows is Rows.LABELLED:
+            weights = np.zeros(len(tokens.input_ids), np.float32)
+            return WeighedRow(rendered, tokens.input_ids, tokens.starts, weights)
         try:
             spans = lay_weights(rendered, self.loss_scale, conversation.messages)
         except UserError as error:
@@ -226,8 +236,7 @@ class RowEncoder:
         if not parts:
             report.shortest_too_long = min(length, report.shortest_too_long or length)
             raise RowError(TOO_LONG, lengths)
-        # The first token of an example has nothing before it that could predict it.
-        parts = [part for part in parts if all(row.weights[part][1:].any() for row in example)]
+        parts = [part for part in parts if all(self.is_used(row.weights[part]) for row in example)]
         if not parts:
             raise RowError(UNTRAINED, lengths)
         first, *seconds = (row.input_ids[parts[0]] for row in example)

@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerFast
 from swiftplug import __version__
 from swiftplug.config.schema import DataOptions
 from swiftplug.data.encode import SPLITTABLE, EncodedRows, RowEncoder
+from swiftplug.data.labels import number_labels
 from swiftplug.data.packing import packed_batches
 from swiftplug.data.read.conversation import RawRow
 from swiftplug.data.read.report import DataReport, SplitReport
@@ -42,7 +43,7 @@ from swiftplug.data.store import EncodedStore, StoredRows
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
-from swiftplug.plugin import Task
+from swiftplug.plugin import Labels, Rows, Task
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 from swiftplug.processes import describe_death, end_with_parent
 
@@ -62,11 +63,13 @@ class PreparedData(NamedTuple):
             split has weights other than 0 and 1; and `position_ids` if they are packed. All are NumPy arrays.
         eval: Examples to evaluate on, never packed; with `prompt_ids`, `opened` and `reference` if a metric generates.
         report: What became of the rows.
+        labels: What the labels of rows are, which examples of a task for labelled rows have as `label`.
     """
 
     train: Dataset
     eval: Dataset | None
     report: DataReport
+    labels: Labels | None = None
 
 
 def prepare_data(
@@ -121,6 +124,10 @@ def prepare_data(
     weighted = train.report.weighted or (evaluation is not None and evaluation.report.weighted)
     unneeded = [] if weighted else ["loss_scale"]
     train_rows = train.examples.remove_columns(unneeded)
+    eval_rows = evaluation.examples.remove_columns(unneeded) if evaluation else None
+    labelled = number_labels(train_rows, eval_rows, task) if task.rows is Rows.LABELLED else None
+    if labelled is not None:
+        train_rows, eval_rows = labelled.train, labelled.eval
     if options.packing:
         table = train_rows.data.table
         key = f"{train.folder.name}-packed{'-weighted' if weighted else ''}"
@@ -128,8 +135,14 @@ def prepare_data(
         train.report.packed_rows = len(train_rows)
     return PreparedData(
         train=train_rows.with_format("numpy"),
-        eval=evaluation.examples.remove_columns(unneeded).with_format("numpy") if evaluation else None,
-        report=DataReport(train.report, evaluation.report if evaluation else None, train.folder, store.notes),
+        eval=eval_rows.with_format("numpy") if eval_rows is not None else None,
+        report=DataReport(
+            train.report,
+            evaluation.report if evaluation else None,
+            train.folder,
+            [*(labelled.notes if labelled else []), *store.notes],
+        ),
+        labels=labelled.labels if labelled else None,
     )
 
 

@@ -28,11 +28,11 @@ def check_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], plain: bool) -> list[Tokens]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], plain: bool, ends: bool = True) -> list[Tokens]:
     """Tokenize texts in one batch.
 
-    Plain texts get the tokenizer's special tokens and the end-of-text token; what a chat template wrote already has
-    its special tokens.
+    Plain texts get the tokenizer's special tokens and, if `ends`, the end-of-text token; what a chat template wrote
+    already has its special tokens.
     """
     if not texts:
         return []
@@ -48,7 +48,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], plain: bo
     tokens = []
     for text, encoding in zip(texts, encoded.encodings or [], strict=True):
         ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
-        if plain and eos is not None and ids[-1:] != [eos]:
+        if plain and ends and eos is not None and ids[-1:] != [eos]:
             ids.append(eos)
             starts.append(len(text))
         tokens.append(Tokens(np.array(ids, dtype=np.int32), np.array(starts, dtype=np.int64)))

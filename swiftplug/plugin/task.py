@@ -147,6 +147,8 @@ class Task:
             whole sequence or for each token (as in Transformers' classes for classification).
         num_labels: The numbers that such a head gives; None: as many as the rows have classes.
         needs_reference: Whether `SequenceLogps.reference` is needed.
+        problem: What the labels of `Rows.LABELLED` are; None: what they look like.
+        labels: The classes of `Rows.LABELLED` in the order of their numbers; None: those of the training rows.
 
     Example:
         >>> class Unlikelihood(Task):
@@ -166,6 +168,8 @@ class Task:
     head: ClassVar[Literal["language", "sequence", "token"]] = "language"
     num_labels: ClassVar[int | None] = None
     needs_reference: ClassVar[bool] = False
+    problem: Literal["single", "multi", "regression"] | None = None
+    labels: Sequence[str | int] | None = None
 
     def check_run(self, args: "RunArguments") -> None:
         """Refuse a run that cannot work, with a UserError; called before the data is read."""

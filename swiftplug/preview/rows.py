@@ -98,7 +98,9 @@ def preview_rows(conversation: Conversation, encoder: RowEncoder) -> list[Previe
     lengths = f"{length} tokens, max_length is {max_length}"
     parts = encoder.cut(length)
     dropped = None if parts else f"{TOO_LONG}: {lengths}"
-    notes = [f"{encoder.too_long}: {lengths}"] if parts and length > max_length else []
+    notes = [f"label: {conversation.facts['label']}"] if "label" in conversation.facts else []
+    if parts and length > max_length:
+        notes.append(f"{encoder.too_long}: {lengths}")
     if row.rendered.shortened:
         messages = ", ".join(str(index + 1) for index in row.rendered.shortened)
         notes.append(f"the chat template leaves out part of message {messages}")
@@ -114,7 +116,7 @@ def preview_rows(conversation: Conversation, encoder: RowEncoder) -> list[Previe
             tokens[part],
             weights[part],
             _segments(row, part),
-            dropped if dropped or any(weights[part][1:]) else UNTRAINED,
+            dropped if dropped or encoder.is_used(row.weights[part]) else UNTRAINED,
             "; ".join(notes),
         )
         for part in parts or [slice(0, length)]

@@ -23,6 +23,7 @@ from swiftplug.runs.folder import KEPT_BASE, MARKER, STAGED_BASE, add_to_record,
 TRAINER_STATE = "trainer_state.json"
 LOG = "log.jsonl"
 CURVES = "loss.png"
+CONFUSION = "confusion.png"
 STAGING = ".saving-checkpoint"
 FINAL_STAGING = ".saving-final"
 DELETING = ".deleting-"
@@ -128,7 +129,7 @@ def remove_folder(path: Path) -> None:
 
 def saved_files(run_dir: Path) -> list[Path]:
     """What a run has left that another one must not mix with: its model, checkpoints and curves, the marker first."""
-    names = [MARKER, *read_record(run_dir).get("files", ()), LOG, CURVES, KEPT_BASE]
+    names = [MARKER, *read_record(run_dir).get("files", ()), LOG, CURVES, CONFUSION, KEPT_BASE]
     files = [run_dir / name for name in dict.fromkeys(names) if Path(name).name == name]
     return [path for path in [*files, *checkpoints(run_dir)] if path.exists()]
 

@@ -1,5 +1,6 @@
 """Metrics at evaluation: several at once, on predicted tokens or on generated answers."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,12 +11,13 @@ from transformers import EvalPrediction, GenerationConfig, TrainingArguments
 from transformers.trainer_pt_utils import nested_numpify
 
 from swiftplug.errors import UserError
-from swiftplug.plugin import Chat
+from swiftplug.plugin import Chat, Labels, Rows, Task
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.registry import BoundMetric, LoadedPlugin
 from swiftplug.plugin.registry.errors import ContractError, one_line
 from swiftplug.plugin.registry.returns import check_metrics
 from swiftplug.runs.console import RunProgress
+from swiftplug.training.confusion import ConfusionMatrix
 
 
 class Metrics:
@@ -23,18 +25,24 @@ class Metrics:
 
     Args:
         plugins: The metric plugins.
+        labels: The labels of rows, if they have any.
 
     Attributes:
-        of_tokens: Those that read logits.
+        confusion: The confusion matrix; None unless each row has one class.
+        of_tokens: Those that read logits, and the confusion matrix.
         of_texts: Those that read generated answers.
     """
 
-    def __init__(self, plugins: Sequence[LoadedPlugin]) -> None:
+    def __init__(self, plugins: Sequence[LoadedPlugin], labels: Labels | None = None) -> None:
         bound: list[BoundMetric] = [plugin.bound for plugin in plugins]
+        self.confusion: ConfusionMatrix | None = None
+        if labels is not None and labels.problem_type == "single_label_classification":
+            self.confusion = ConfusionMatrix(labels.names)
+            bound.append(BoundMetric("confusion matrix", self.confusion.compute, None))
         self.of_tokens = [metric for metric in bound if not metric.generate]
         self.of_texts = [metric for metric in bound if metric.generate]
         # Metrics that read the same thing share one copy of it.
-        self._preprocessors = list(dict.fromkeys(metric.preprocess or _argmax for metric in self.of_tokens))
+        self._preprocessors = list(dict.fromkeys(metric.preprocess or predictions_of for metric in self.of_tokens))
 
     @property
     def max_new_tokens(self) -> int:
@@ -42,7 +50,7 @@ class Metrics:
         return max(metric.max_new_tokens for metric in self.of_texts)
 
     def preprocess(self, logits: torch.Tensor, labels: torch.Tensor) -> Any:
-        """What the metrics keep of a batch's logits `(B, T, V)`; the logits themselves are let go."""
+        """What the metrics keep of a batch's logits, `(B, T, V)` or `(B, C)`; the logits themselves are let go."""
         return tuple(preprocess(logits, labels) for preprocess in self._preprocessors)
 
     def compute(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -51,7 +59,7 @@ class Metrics:
         return _merged(
             self.of_tokens,
             lambda metric: metric.compute(
-                EvalPrediction(predictions=kept[metric.preprocess or _argmax], label_ids=prediction.label_ids)
+                EvalPrediction(predictions=kept[metric.preprocess or predictions_of], label_ids=prediction.label_ids)
             ),
         )
 
@@ -60,29 +68,56 @@ class Metrics:
         return _merged(self.of_texts, lambda metric: metric.compute(predictions, references))
 
 
-def measured_names(plugins: Sequence[LoadedPlugin], notes: list[str]) -> frozenset[str] | None:
-    """What an evaluation gives, without `eval_`, found by computing the metrics of a made-up example.
+def made_up_examples(task: Task, labels: Labels | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits and labels as an evaluation may have them; of labels that are not known yet, all sorts."""
+    if task.rows is not Rows.LABELLED:
+        return [(torch.eye(4)[None], torch.tensor([[IGNORED_LABEL, 1, 2, 3]]))]
+    sorts = {
+        "single_label_classification": (torch.eye(2), torch.tensor([0, 1])),
+        "multi_label_classification": (torch.eye(2) - 0.5, torch.eye(2)),
+        "regression": (torch.tensor([[0.0], [2.0]]), torch.tensor([0.0, 1.0])),
+    }
+    return [*sorts.values()] if labels is None else [sorts[str(labels.problem_type)]]
 
-    None if a metric fails on it: it may still be right about real ones, so this is noted.
+
+def measured_names(
+    plugins: Sequence[LoadedPlugin], task: Task, labels: Labels | None
+) -> tuple[frozenset[str], list[str]]:
+    """What an evaluation gives, without `eval_`, found by computing the metrics of made-up examples.
+
+    Args:
+        plugins: The metrics.
+        task: The task of the run.
+        labels: The labels of its rows, if they are known.
+
+    Returns:
+        The names, and of each metric that fails on such examples, how: it may still be right about real ones.
+
+    Raises:
+        UserError: A metric refuses rows of this task, or two return the same name.
     """
-    labels = torch.tensor([[IGNORED_LABEL, 1, 2, 3]])
-    failed = []
+    bound: list[BoundMetric] = [plugin.bound for plugin in plugins]
+    examples = made_up_examples(task, labels)
+    names, failed, refusals = {"loss"}, dict[str, str](), defaultdict[str, list[UserError]](list)
+    for logits, targets in examples:
 
-    def attempt(metric: BoundMetric) -> Any:
-        try:
-            if metric.generate:
-                return metric.compute(["1"], ["1"])
-            kept = nested_numpify((metric.preprocess or _argmax)(torch.eye(4)[None], labels))
-            return metric.compute(EvalPrediction(predictions=kept, label_ids=labels.numpy()))
-        except Exception as error:
-            failed.append(f"{metric.name} fails on a made-up example ({one_line(error)})")
+        def attempt(metric: BoundMetric, logits: torch.Tensor = logits, targets: torch.Tensor = targets) -> Any:
+            try:
+                if metric.generate:
+                    return metric.compute(["1"], ["1"])
+                kept = nested_numpify((metric.preprocess or predictions_of)(logits, targets))
+                return metric.compute(EvalPrediction(predictions=kept, label_ids=targets.numpy()))
+            except UserError as error:
+                refusals[metric.name].append(error)
+            except Exception as error:
+                failed[metric.name] = f"{metric.name} fails on a made-up example ({one_line(error)})"
             return {}
 
-    names = _merged([plugin.bound for plugin in plugins], attempt)
-    if failed:
-        notes.append(f"metrics: {'; '.join(failed)}, so what they return is known at the first evaluation only")
-        return None
-    return frozenset({"loss", *names})
+        names |= _merged(bound, attempt).keys()
+    for errors in refusals.values():
+        if len(errors) == len(examples):
+            raise errors[0]
+    return frozenset(names), [*failed.values()]
 
 
 def generate_answers(
@@ -128,8 +163,11 @@ def generate_answers(
     return [by_row[row] for row in range(len(prompts))]
 
 
-def _argmax(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return logits.argmax(dim=-1)
+def predictions_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """What the model predicts: tokens or classes by their numbers, `(N, C)` 0 or 1 of several classes, or numbers."""
+    if not labels.is_floating_point():
+        return logits.argmax(dim=-1)
+    return logits.squeeze(-1) if labels.dim() == 1 else (logits > 0).int()
 
 
 def _merged(metrics: list[BoundMetric], compute: Callable[[BoundMetric], Any]) -> dict[str, float]:

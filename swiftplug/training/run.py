@@ -41,6 +41,7 @@ from swiftplug.runs.folder import (
     run_folder,
 )
 from swiftplug.training.checkpoint import (
+    CONFUSION,
     CURVES,
     check_same_data,
     check_same_run,
@@ -175,6 +176,10 @@ def train(
         metrics = {name: value for entry in history for name, value in entry.items()}
         if is_first:
             draw_curves(history, run_dir / CURVES)
+            confusion = trainer.metrics.confusion
+            if confusion is not None and confusion.counts is not None:
+                confusion.draw(run_dir / CONFUSION)
+                print_line(console, f"confusion matrix of the last evaluation: {run_dir / CONFUSION}")
             _print_end(console, run_dir, metrics, time.monotonic() - started)
         return TrainResult(run_dir, metrics)
 

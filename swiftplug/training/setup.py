@@ -79,16 +79,24 @@ def _not_in_force(config: TrainConfig, arguments: TrainingArguments) -> Iterator
 
 def _check_metrics(args: Arguments) -> None:
     """Refuse metrics that cannot be computed, and a best model by one that no evaluation gives."""
-    metrics, wanted = args.plugins.of("metric"), args.training_args.metric_for_best_model
-    texts = [metric for metric in metrics if metric.bound.generate]
+    texts = [metric for metric in args.plugins.of("metric") if metric.bound.generate]
     if texts and args.task.rows is not Rows.ANSWERS:
         task = args.plugins.one("task").found.name
         raise UserError(
             f"metrics: {texts[0].found.name} compares generated answers, and rows of task {task} have none; use task "
             "sft"
         )
-    if wanted or args.plugins.of("callback"):
-        args.eval_names = measured_names(metrics, args.notes)
+    _know_eval_names(args)
+
+
+def _know_eval_names(args: Arguments) -> None:
+    """Find out what an evaluation gives; refuse metrics that do not fit the task, and a best model by none of them."""
+    wanted = args.training_args.metric_for_best_model
+    names, failed = measured_names(args.plugins.of("metric"), args.task, args.labels)
+    if not failed:
+        args.eval_names = names
+    elif (wanted or args.plugins.of("callback")) and (args.labels or args.task.rows is not Rows.LABELLED):
+        args.notes.append(f"metrics: {'; '.join(failed)}, so what they return is known at the first evaluation only")
     if wanted and args.eval_names is not None and wanted.removeprefix("eval_") not in args.eval_names:
         given = [f"eval_{name}" for name in args.eval_names]
         raise UserError(f"training.metric_for_best_model: no evaluation gives {wanted!r}{nearest(wanted, given)}")
@@ -118,6 +126,9 @@ def read_data(args: Arguments, progress: RunProgress) -> PreparedData:
             progress=partial(progress.start, noun="row"),
             generation=any(metric.bound.generate for metric in plugins.of("metric")),
         )
+    if data.labels is not None:
+        args.labels = data.labels
+        _know_eval_names(args)
     with naming_plugins(plugins.all()):
         args.notes += args.task.check_data(data.train)
     args.notes += args.explain_model()

@@ -63,7 +63,7 @@ class PlugTrainer(Trainer):
         self.progress = progress
         self.plugins = args.plugins
         self.tokenizer: Any = args.load_tokenizer()
-        self.metrics = Metrics(self.plugins.of("metric"))
+        self.metrics = Metrics(self.plugins.of("metric"), args.labels)
         self.run_dir = Path(args.training_args.output_dir)
         self.first_step = 0
         self.saved_final = False
@@ -231,7 +231,7 @@ class PlugTrainer(Trainer):
         self._evaluating.advance()
         if prediction_loss_only:
             return loss, None, None
-        return loss, computed.outputs.logits.detach(), inputs["labels"]
+        return loss, computed.outputs.logits.detach(), inputs["label" if "label" in inputs else "labels"]
 
     def _without_repeated_rows(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch without the rows that accelerate repeats to give every process a last batch of the same size."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, EvalPrediction
 
+from swiftplug.errors import UserError
 from swiftplug.plugin.registry import BoundMetric, PluginChoice, Registry
 
 REGISTRY = Registry.discover()
@@ -167,3 +168,51 @@ def test_nlg_declares_how_much_to_generate() -> None:
     assert metric("nlg").generate
     assert metric("nlg").max_new_tokens == 256
     assert metric("nlg", max_new_tokens=17).max_new_tokens == 17
+
+
+CLASSES = [2, 0, 1, 1, 2, 0, 2, 2], [2, 0, 0, 1, 2, 1, 2, 1]  # labels, predictions
+SEVERAL = [[1.0, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0]], [[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 1, 0]]
+NUMBERS = [1.0, 2.5, -1.0, 4.0], [1.5, 2.0, 0.0, 3.0]
+
+
+def computed(name: str, pair: tuple[list[Any], list[Any]]) -> dict[str, float]:
+    labels, predictions = (np.array(each) for each in pair)
+    return metric(name).compute(EvalPrediction(predictions, labels))
+
+
+def harmonic_means(labels: Any, predictions: Any) -> list[float]:
+    """By class: twice the right ones over all that are labelled or predicted so."""
+    return [2 * (of & to).sum() / max(of.sum() + to.sum(), 1) for of, to in zip(labels, predictions, strict=True)]
+
+
+def test_metrics_of_classes_follow_their_definitions() -> None:
+    labels, predictions = (np.array(each) for each in CLASSES)
+    one_hot = [np.array([each == value for value in range(3)]) for each in (labels, predictions)]
+    assert computed("acc", CLASSES) == {"acc": pytest.approx(5 / 8)}
+    assert computed("f1", CLASSES) == {"f1": pytest.approx(np.mean(harmonic_means(*one_hot)))}
+    # Gorodkin's R_K is a correlation: the covariances of the one-hot labels and predictions, summed over classes.
+    (x, y) = ((each - each.mean(axis=1, keepdims=True)).ravel() for each in one_hot)
+    assert computed("mcc", CLASSES) == {"mcc": pytest.approx((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))}
+
+
+def test_metrics_of_several_labels_follow_their_definitions() -> None:
+    labels, predictions = (np.array(each).T.astype(bool) for each in SEVERAL)
+    assert computed("acc", SEVERAL) == {"acc": pytest.approx(2 / 4)}
+    assert computed("f1", SEVERAL) == {"f1": pytest.approx(np.mean(harmonic_means(labels, predictions)))}
+
+
+def test_metrics_of_numbers_follow_their_definitions() -> None:
+    labels, predictions = (np.array(each) for each in NUMBERS)
+    assert computed("rmse", NUMBERS) == {"rmse": pytest.approx(np.sqrt(((labels - predictions) ** 2).mean()))}
+    x, y = labels - labels.mean(), predictions - predictions.mean()
+    assert computed("pearson", NUMBERS) == {"pearson": pytest.approx((x @ y) / np.sqrt((x @ x) * (y @ y)))}
+    assert math.isnan(computed("pearson", ([1.0, 1.0], [1.0, 2.0]))["pearson"])
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [("acc", NUMBERS), ("f1", NUMBERS), ("mcc", NUMBERS), ("mcc", SEVERAL), ("rmse", CLASSES), ("pearson", SEVERAL)],
+)
+def test_a_metric_refuses_labels_of_which_it_says_nothing(name: str, pair: tuple[list[Any], list[Any]]) -> None:
+    with pytest.raises(UserError, match=f"metric {name} "):
+        computed(name, pair)

@@ -109,16 +109,23 @@ def bare_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the optimizer plugin `spy`, whose `source` this has, will have seen: `weights` and `gradients`."""
+    module: Any = ModuleType("seen_by_spy")
+    module.source = SPY
+    monkeypatch.setitem(sys.modules, "seen_by_spy", module)
+    return module
+
+
+@pytest.fixture
 def first_step(
-    run: Run, trl_oracle: Any, bare_model_dir: Path, write_jsonl: Any, monkeypatch: pytest.MonkeyPatch
+    run: Run, trl_oracle: Any, bare_model_dir: Path, write_jsonl: Any, seen: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
     """Train on all rows at once for one step: `first_step(task, rows, lora=None, seed=42, **options of the task)`.
 
     It returns an object with `step` (see `trl_oracle.Step`), the trained `weights` at its start, and the `metrics` that
     the run logged.
     """
-    seen: Any = ModuleType("seen_by_spy")
-    monkeypatch.setitem(sys.modules, "seen_by_spy", seen)
     calls: list[tuple[Mapping[str, Any], BatchLoss]] = []
     compute = TaskLossComputer.__call__
 

@@ -1,4 +1,4 @@
-"""Metrics of teacher-forced prediction: each token is predicted from the true tokens before it."""
+"""Metrics of teacher-forced prediction, each token from the true tokens before it; `acc` is one of labels too."""
 
 import math
 
@@ -6,21 +6,32 @@ import numpy as np
 import torch
 from transformers import EvalPrediction
 
-from swiftplug.plugin import IGNORED_LABEL
+from swiftplug.plugin import IGNORED_LABEL, UserError
 
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Compare the argmax token of each position with the label of the next.
+    """Compare the argmax token of each position with the label of the next, or the predicted labels with the labels.
 
     Args:
         prediction: `predictions`, `(N, T)` argmax token ids, not shifted; `label_ids`, `(N, T)`, -100 where there is
-            nothing to predict.
+            nothing to predict. In task seq_cls both are `(N,)` class numbers, or with several labels `(N, C)`,
+            `label_ids` as floats, 1 for a class that applies.
 
     Returns:
         `token_acc`, the share of labelled tokens that are predicted, and `seq_acc`, the share of rows whose labelled
-        tokens all are. A row without a label counts in neither.
+        tokens all are. A row without a label counts in neither. In task seq_cls `acc`, the share of rows whose class is
+        predicted, or with several labels, whose classes are exactly those predicted.
+
+    Raises:
+        UserError: The labels are numbers to predict.
     """
-    targets = np.asarray(prediction.label_ids)[:, 1:]
+    labels = np.asarray(prediction.label_ids)
+    if labels.ndim == 1 and np.issubdtype(labels.dtype, np.floating):
+        raise UserError("metric acc compares classes or tokens, and these labels are numbers; use rmse or pearson")
+    if labels.ndim == 1 or np.issubdtype(labels.dtype, np.floating):
+        correct = (np.asarray(prediction.predictions) == labels).reshape(len(labels), -1).all(axis=1)
+        return {"acc": float(correct.mean())}
+    targets = labels[:, 1:]
     labelled = targets != IGNORED_LABEL
     correct = (np.asarray(prediction.predictions)[:, :-1] == targets) & labelled
     rows = labelled.any(axis=1)
@@ -32,7 +43,7 @@ def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 acc = (_accuracy, None)  # no preprocessing: the argmax ids
-"""Accuracy of teacher-forced prediction, per token (`token_acc`) and per sequence (`seq_acc`)."""
+"""Accuracy of teacher-forced prediction, per token and sequence (`token_acc`, `seq_acc`), or of labels (`acc`)."""
 
 
 def _token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -44,7 +55,12 @@ def _token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Returns:
         `(B, T)` float32: at position t the negative log-likelihood of token t + 1 where that is labelled, else 0.
+
+    Raises:
+        UserError: These are no logits of tokens.
     """
+    if logits.dim() != 3:
+        raise UserError("metric perplexity is of predicted tokens, and these rows have labels; use acc or f1")
     nll = torch.zeros(labels.shape, dtype=torch.float32, device=logits.device)
     for row, row_logits, row_labels in zip(nll, logits, labels, strict=True):
         positions = (row_labels[1:] != IGNORED_LABEL).nonzero().squeeze(1)

@@ -125,7 +125,8 @@ def arrow_rows(batches: "Iterable[pa.RecordBatch | pa.Table]", name: str) -> Ite
     """The rows of Arrow tables as plain Python values, numbered from 1.
 
     Nulls are left out where Arrow fills them in because the rows of a column have different keys: in columns and
-    structs. Those in JSON values, maps and lists are real.
+    structs. Those in JSON values, maps and lists are real. Classes that `datasets` has names for (`ClassLabel`) are
+    these names.
 
     Raises:
         UserError: The values of a column cannot be read.
@@ -136,9 +137,10 @@ def arrow_rows(batches: "Iterable[pa.RecordBatch | pa.Table]", name: str) -> Ite
         if len(set(names)) < len(names):
             raise UserError(f"{name}: a column is named twice: {', '.join(names)}")
         columns = []
+        classes = _class_names(batch.schema)
         for field, column in zip(batch.schema, batch.columns, strict=True):
             try:
-                convert = _converter(field.type)
+                convert = classes.get(field.name) or _converter(field.type)
                 columns.append([convert(value) for value in column.to_pylist()])
             except Exception as error:  # dates out of range, repeated keys, types that Arrow cannot convert
                 cause = " ".join(str(error).split())
@@ -167,6 +169,21 @@ def reader_of(path: Path) -> Callable[[Path], Iterator[RawRow]] | None:
         return READERS.get(name.suffix)
     suffix = Path(name.stem).suffix
     return READERS.get(suffix) if suffix not in (".parquet", ".arrow") else None
+
+
+def _class_names(schema: "pa.Schema") -> dict[str, Callable[[Any], Any]]:
+    """By column of classes that `datasets` has names for, the function that turns its numbers into names."""
+    if b'"ClassLabel"' not in (schema.metadata or {}).get(b"huggingface", b""):
+        return {}
+    from datasets import ClassLabel, Features  # takes a second, which other files do not need
+
+    def convert(names: list[str], value: Any) -> Any:
+        if isinstance(value, list):
+            return [convert(names, each) for each in value]
+        return names[value] if value is not None and value >= 0 else None  # -1 is no label
+
+    features = {name: getattr(each, "feature", each) for name, each in Features.from_arrow_schema(schema).items()}
+    return {name: partial(convert, each.names) for name, each in features.items() if isinstance(each, ClassLabel)}
 
 
 def _converter(kind: "pa.DataType") -> Callable[[Any], Any]:

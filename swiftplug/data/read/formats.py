@@ -118,7 +118,8 @@ def to_conversations(
     """Convert a row of any accepted format to the conversations that a task reads of it.
 
     Of a preference row, `Rows.PAIRS` and `Rows.RATED` read two: with the preferred and with the rejected answer. The
-    facts are `margin` for `Rows.PAIRS` (0 if the row has none), and `rating` for `Rows.RATED`.
+    facts are `margin` for `Rows.PAIRS` (0 if the row has none), `rating` for `Rows.RATED`, and for `Rows.LABELLED`
+    `label`, as JSON, and `origin`, for errors about all labels.
 
     Raises:
         RowError: The row cannot be used.
@@ -127,6 +128,9 @@ def to_conversations(
     if rows is Rows.PAIRS:
         facts = {"margin": _parse_margin(conversation.columns)}
         return tuple(replace(each, facts=facts) for each in _split_pair(conversation))
+    if rows is Rows.LABELLED:
+        label = _parse_class(conversation.columns.pop("label", None))
+        return (replace(conversation, facts={"label": label, "origin": str(origin)}),)
     return _rate(conversation) if rows is Rows.RATED else (conversation,)
 
 
@@ -230,6 +234,25 @@ def _parse_rating(rest: dict[str, Any]) -> bool | None:
     if len({*ratings.values()}) > 1:
         raise RowError("an answer labelled both good and bad", f"it has {given}")
     return next(iter(ratings.values()), None)
+
+
+def _parse_class(label: Any) -> str:
+    """The label of a row as JSON: a class or several, by name or number, or a number; a CSV file has a list as text."""
+    if isinstance(label, str) and label.lstrip()[:1] == "[":
+        with suppress(ValueError, RecursionError):
+            label = load_json(label)
+    if label is None or (isinstance(label, str) and not label.strip()):
+        raise RowError("no label", "expected `label` (data.columns renames columns)")
+    if isinstance(label, float) and not math.isfinite(label):
+        raise RowError("the label is not a finite number", f"it is {label}")
+    if not isinstance(label, str | bool | int | float | list):
+        raise RowError("the label is neither a class nor a number", f"it is {describe(label)}")
+    if isinstance(label, list):
+        if {type(each) for each in label} not in ({str}, {int}, set()):
+            raise RowError("a list of labels is neither one of texts nor one of whole numbers", f"it is {label!r:.60}")
+        if len({*label}) < len(label):
+            raise RowError("a list of labels has one twice", f"it is {label!r:.60}; expected the classes that apply")
+    return json.dumps(label, ensure_ascii=False)
 
 
 def _common_start(one: Messages, other: Messages) -> int:

@@ -138,11 +138,12 @@ class SplitReport:
 
     def lines(self, name: str) -> list[str]:
         """The counts as lines to print; `name` is the name of the split."""
-        trained = format_percent(self.trained_tokens / max(self.tokens, 1))
+        share = format_percent(self.trained_tokens / max(self.tokens, 1))
+        trained = f"{self.trained_tokens:,} trained ({share}), " if self.trained_tokens else ""
         made = "" if self.examples == self.kept else f" as {format_count(self.examples, 'example')}"
         lines = [
             f"{name}: {self.kept:,} of {format_count(self.rows, 'row')}{made}, {format_count(self.tokens, 'token')}, "
-            f"{self.trained_tokens:,} trained ({trained}), longest {self.longest:,}"
+            f"{trained}longest {self.longest:,}"
         ]
         if self.packed_rows is not None:
             lines.append(f"  packed into {format_count(self.packed_rows, 'row')}")
