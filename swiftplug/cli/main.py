@@ -79,21 +79,19 @@ class _Command(TyperCommand):
 
     def _meant(self, name: str, args: list[str]) -> str:
         """The end of the error about an unknown option."""
-        from swiftplug.config.counterparts import counterpart
+        from swiftplug.config.counterparts import counterparts
 
         options = [option[2:] for parameter in self.params for option in parameter.opts if option.startswith("--")]
-        here = counterpart(name.lstrip("-"), self.keys) if self.keys else None
-        if here is None:
+        here = counterparts(name.lstrip("-"), self.keys) if self.keys else []
+        if not here:
             close = closest(name.lstrip("-"), options).replace("mean '", "mean '--")
             return close or f"; see swiftplug {self.name} --help"
-        key = self.keys.get(here)
-        if key and key.panel:
-            return f"; did you mean {key.flag!r}?"
         typed = next(index for index, argument in enumerate(args) if argument.partition("=")[0] == name)
         value = args[typed].partition("=")[2] or next(
             (each for each in args[typed + 1 :][:1] if each[:1] != "-"), "VALUE"
         )
-        return f"; did you mean '--set {here}={value}'?"
+        meant = [key.flag if (key := self.keys.get(each)) and key.panel else f"--set {each}={value}" for each in here]
+        return f"; did you mean {' or '.join(map(repr, meant))}?"
 
 
 class _Commands(TyperGroup):

@@ -14,13 +14,23 @@ _OTHER_NAMES = {
     "eval_dataset": "val_dataset eval_file eval_data validation_file test_datasets eval_datasets",
     "adapter": "adapters adapter_name_or_path lora_model_dir lora_path ckpt_dir",
     "output_dir": "output output_path save_dir",
-    "task": "stage rlhf_type",
+    "task": "stage rlhf_type rl task_type",
+    "loss": "loss_type loss_func",
+    "task.beta": "beta pref_beta rl_beta orpo_alpha",
+    "task.loss_type": "loss_type pref_loss",
+    "task.label_smoothing": "label_smoothing dpo_label_smoothing",
+    "task.rpo_alpha": "rpo_alpha pref_ftx",
+    "task.cpo_alpha": "cpo_alpha",
+    "task.gamma": "simpo_gamma",
+    "task.desirable_weight": "desirable_weight kto_chosen_weight kto_desirable_weight",
+    "task.undesirable_weight": "undesirable_weight kto_rejected_weight kto_undesirable_weight",
+    "task.center_rewards_coefficient": "center_rewards_coefficient",
+    "reference": "ref_model precompute_ref_log_probs reference_free",
     "tuner": "finetuning_type train_type tuner_type use_peft adapter",
     "tuner.r": "r rank lora_rank lora_r",
     "tuner.lora_alpha": "alpha lora_alpha",
     "tuner.lora_dropout": "lora_dropout",
     "tuner.target_modules": "target_modules lora_target lora_target_modules",
-    "loss": "loss_type loss_func",
     "tools": "agent_template tools_prompt tool_format",
     "plugins.files": "external_plugins custom_register_path plugin_files",
     "data.max_length": "cutoff_len max_seq_length max_seq_len sequence_len model_max_length max_len",
@@ -46,23 +56,23 @@ _OTHER_NAMES = {
 }
 
 
-def counterpart(name: str, keys: Collection[str]) -> str | None:
-    """The key of a config that a key or option of another tool, or a field of `TrainingArguments`, is here.
+def counterparts(name: str, keys: Collection[str]) -> list[str]:
+    """The keys of a config that a key or option of another tool, or a field of `TrainingArguments`, may be here.
 
     Args:
         name: The key as typed; hyphens and underscores are alike.
         keys: The keys of the config, with their sections.
 
     Returns:
-        The key with its section; None if the config has none for it.
+        The keys with their sections, most often one; none if the config has none for it.
     """
     name = name.replace("-", "_").lower()
     if name in keys:
-        return name
+        return [name]
     if _TRAINING in keys and name in training_fields():
-        return f"{_TRAINING}.{name}"
-    fitting = (key for key, names in _OTHER_NAMES.items() if name in names.split() and key.partition(".")[0] in keys)
-    return next(fitting, next((key for key in keys if key.endswith(f".{name}")), None))
+        return [f"{_TRAINING}.{name}"]
+    fitting = [key for key, names in _OTHER_NAMES.items() if name in names.split() and key.partition(".")[0] in keys]
+    return fitting or [key for key in keys if key.endswith(f".{name}")][:1]
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from swiftplug.config.counterparts import counterpart
+from swiftplug.config.counterparts import counterparts
 from swiftplug.config.keys import Key, KeySources, Path, value_at
 from swiftplug.config.yaml_file import describe
 from swiftplug.errors import UserError, closest, nearest
@@ -54,12 +54,12 @@ def _unknown_key(loc: Path, sources: KeySources, keys: Mapping[str, Key]) -> Use
     *sections, key = map(str, loc)
     prefix = "".join(f"{section}." for section in sections)
     names = [name.removeprefix(prefix) for name in keys if name.startswith(prefix)]
-    here = counterpart(key, keys)
-    if here and here != prefix + key:
-        hint = f"; did you mean {here!r}?"
+    here = counterparts(key, keys)
+    if here and here != [prefix + key]:
+        hint = f"; did you mean {' or '.join(map(repr, here))}?"
     else:
         hint = nearest(key, [name for name in names if "." not in name])
-    if not sections and "training" in names and ("did you mean" not in hint or (here or "").startswith("training.")):
+    if not sections and "training" in names and ("did you mean" not in hint or "training." in hint):
         hint += " (fields of TrainingArguments go under 'training')"
     source = sources.nearest(loc)
     inside = f" in {'.'.join(sections)!r}" if sections else ""

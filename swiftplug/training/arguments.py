@@ -10,7 +10,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.training_args import OptimizerNames
 from transformers.utils.import_utils import is_liger_kernel_available
 
-from swiftplug.config.counterparts import counterpart
+from swiftplug.config.counterparts import counterparts
 from swiftplug.config.schema import TrainConfig
 from swiftplug.errors import UserError, closest
 from swiftplug.plugin.registry.options import expected_instead
@@ -161,8 +161,8 @@ def check_training_section(config: TrainConfig) -> dict[str, Any]:
         if name in NOT_SETTABLE:
             raise UserError(f"{where}: cannot be set; {NOT_SETTABLE[name]}")
         if name not in names:
-            here = counterpart(name, {"training"})
-            close = f"; did you mean {here!r}?" if here else closest(name, set(names) - set(NOT_SETTABLE))
+            here = counterparts(name, {"training"})
+            close = f"; did you mean {here[0]!r}?" if here else closest(name, set(names) - set(NOT_SETTABLE))
             raise UserError(f"{where}: unknown field{close or '; expected one of transformers.TrainingArguments'}")
         if name.endswith("_strategy") and value is False:
             value = "no"  # what YAML makes of a bare `no`

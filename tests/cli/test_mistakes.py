@@ -46,6 +46,9 @@ def error_of(call: Any, *arguments: Any, **options: Any) -> str:
         ("train --bf16 --debug", "no such option: --bf16; did you mean '--set training.bf16=VALUE'?"),
         ("train --lora_rank 8", "no such option: --lora_rank; did you mean '--set tuner.r=8'?"),
         ("train --max-length 9", "no such option: --max-length; did you mean '--set data.max_length=9'?"),
+        ("train --stage dpo", "no such option: --stage; did you mean '--task'?"),
+        ("train --beta 0.1", "no such option: --beta; did you mean '--set task.beta=0.1'?"),
+        ("train --loss_type ipo", "no such option: --loss_type; did you mean '--loss' or '--set task.loss_type=ipo'?"),
         ("train --model_name_or_path x", "no such option: --model_name_or_path; did you mean '--model'?"),
         ("train --output_dir x", "no such option: --output_dir; did you mean '--output-dir'?"),
         ("train --Model x", "no such option: --Model; did you mean '--model'?"),
@@ -89,6 +92,10 @@ def test_h_is_help(command: str) -> None:
         ("num_epochs", "training.num_train_epochs"),
         ("per_device_train_batch_size", "training.per_device_train_batch_size"),
         ("lr", "training.learning_rate"),
+        ("rlhf_type", "task"),
+        ("pref_beta", "task.beta"),
+        ("simpo_gamma", "task.gamma"),
+        ("kto_chosen_weight", "task.desirable_weight"),
         ("cutoff_len", "data.max_length"),
         ("external_plugins", "plugins.files"),
         ("Model", "model"),
@@ -98,6 +105,11 @@ def test_h_is_help(command: str) -> None:
 def test_keys_of_other_tools(key: str, here: str) -> None:
     message = error_of(load_train_config, None, {"model": "m", "dataset": ["d"]}, [f"{key}=1"])
     assert message.startswith(f"--set {key}=1: unknown key {key!r}; did you mean {here!r}?")
+
+
+def test_a_key_that_may_be_one_of_two_here() -> None:
+    message = error_of(load_train_config, None, {"model": "m", "dataset": ["d"]}, ["loss_type=dft"])
+    assert message == "--set loss_type=dft: unknown key 'loss_type'; did you mean 'loss' or 'task.loss_type'?"
 
 
 def test_keys_of_other_tools_that_a_command_lacks() -> None:
