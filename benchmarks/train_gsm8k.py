@@ -2,9 +2,10 @@
 
 All of them train the same rows in the same way: LoRA of rank 8 on all linear layers, float32, batches of 4, one epoch,
 the answers only, no checkpoint. TRL runs in its Python API, twice: as it comes (with gradient checkpointing) and
-without. ms-swift and LLaMA-Factory join in where their commands are installed.
+without. For sft, ms-swift and LLaMA-Factory join in where their commands are installed. For dpo, the worse answer of a
+pair is the right answer to the next problem.
 
-    python benchmarks/train_gsm8k.py MODEL [--rows 64] [--rounds 1]
+    python benchmarks/train_gsm8k.py MODEL [--task dpo] [--rows 64] [--rounds 1]
 """
 
 import argparse
@@ -22,12 +23,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 DATA = Path(__file__).parents[1] / "tests/data/gsm8k/train.jsonl"
-TRL_SCRIPT = Path(__file__).with_name("trl_sft.py")
+TRL_SCRIPT = Path(__file__).with_name("trl_train.py")
 
 
 class Job(NamedTuple):
-    """Where a trainer finds its input and leaves its output."""
+    """What a trainer does, where it finds its input, and where it leaves its output."""
 
+    task: str
     model: str
     data: Path
     folder: Path
@@ -45,13 +47,17 @@ class Measured(NamedTuple):
 
     Attributes:
         wall: Seconds from command to exit.
+        cpu: Seconds of all processors, which other programs on the machine disturb less.
         steps: Seconds of the training steps, as Transformers' Trainer counts them in all of these tools.
+        first: The loss of the first step, to see that all compute the same; of dpo it is log 2.
         loss: The mean training loss, to see that the same was learnt.
         peak: Peak memory in MiB.
     """
 
     wall: float
+    cpu: float
     steps: float
+    first: float
     loss: float
     peak: float
 
@@ -68,6 +74,7 @@ def swiftplug(job: Job) -> list[str]:
     }
     command = [sys.executable, "-m", "swiftplug", "train", f"--model={job.model}", f"--dataset={job.data}"]
     command += [
+        f"--task={job.task}",
         "--tuner=lora",
         f"--output-dir={job.folder}/run",
         *(f"--set={key}={value}" for key, value in sets.items()),
@@ -76,8 +83,11 @@ def swiftplug(job: Job) -> list[str]:
 
 
 def trl(*flags: str) -> Callable[[Job], list[str]]:
-    """TRL's SFTTrainer, by the script beside this one."""
-    return lambda job: [sys.executable, str(TRL_SCRIPT), job.model, str(job.data), f"{job.folder}/run", *flags]
+    """TRL's SFTTrainer or DPOTrainer, by the script beside this one."""
+    return lambda job: [
+        *(sys.executable, str(TRL_SCRIPT), job.task, job.model, str(job.data), f"{job.folder}/run"),
+        *flags,
+    ]
 
 
 def ms_swift(job: Job) -> list[str]:
@@ -134,24 +144,34 @@ def llama_factory(job: Job) -> list[str]:
     return ["llamafactory-cli", "train", *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
 
 
-def trainers() -> list[Trainer]:
+def trainers(task: str) -> list[Trainer]:
     """swiftplug, TRL, and the peers that are installed here."""
     found = [
         Trainer("swiftplug", swiftplug),
         Trainer("TRL", trl()),
         Trainer("TRL, no gradient checkpointing", trl("--no-checkpointing")),
     ]
-    if shutil.which("swift"):
+    if task == "sft" and shutil.which("swift"):
         found.append(Trainer("ms-swift", ms_swift))
-    if shutil.which("llamafactory-cli"):
+    if task == "sft" and shutil.which("llamafactory-cli"):
         found.append(Trainer("LLaMA-Factory", llama_factory))
     return found
 
 
-def measure(trainer: Trainer, model: str, rows: list[str]) -> Measured:
+def read_rows(task: str, count: int) -> list[str]:
+    """The first problems with their answers, as lines of a JSONL file; for dpo with the next one's answer too."""
+    lines = DATA.read_text(encoding="utf-8").splitlines()[:count]
+    rows = [json.loads(line) for line in lines]
+    if task == "dpo":
+        for row, other in zip(rows, [*rows[1:], rows[0]], strict=True):
+            row["rejected_response"] = other["messages"][-1]["content"]
+    return [json.dumps(row) + "\n" for row in rows]
+
+
+def measure(trainer: Trainer, task: str, model: str, rows: list[str]) -> Measured:
     """Run a trainer in a folder of its own, which is removed behind it."""
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(model, Path(folder) / "train.jsonl", Path(folder))
+        job = Job(task, model, Path(folder) / "train.jsonl", Path(folder))
         job.data.write_text("".join(rows), encoding="utf-8")
         command = trainer.command(job)
         environment = {**os.environ, "SWIFTPLUG_CACHE": f"{folder}/cache", "HF_HUB_OFFLINE": "1"}
@@ -166,46 +186,52 @@ def measure(trainer: Trainer, model: str, rows: list[str]) -> Measured:
             raise SystemExit(f"{trainer.name} failed:\n{text[-3000:]}")
         log = Path(folder) / "run" / "log.jsonl"
         text += log.read_text() if log.exists() else ""
-        return Measured(wall, _figure("train_runtime", text), _figure("train_loss", text), usage.ru_maxrss / 1024)
+        steps, loss = _figures("train_runtime", text)[-1], _figures("train_loss", text)[-1]
+        cpu = usage.ru_utime + usage.ru_stime
+        return Measured(wall, cpu, steps, _figures("loss", text)[0], loss, usage.ru_maxrss / 1024)
 
 
-def _figure(name: str, text: str) -> float:
-    """The last figure of that name; LLaMA-Factory prints times as h:mm:ss."""
-    figure = 0.0
-    for part in re.findall(rf"{name}\W+([\d.:]+)", text)[-1].split(":"):
-        figure = figure * 60 + float(part)
-    return figure
+def _figures(name: str, text: str) -> list[float]:
+    """The figures of that name; LLaMA-Factory prints times as h:mm:ss."""
+    found = re.findall(rf"\b{name}\W+([\d.:]+)", text)
+    return [sum(60**place * float(part) for place, part in enumerate(reversed(each.split(":")))) for each in found]
 
 
 def main() -> None:
-    """Measure in turn, round by round, and print the medians and the ratios to swiftplug's."""
+    """Measure in turn, round by round, and print the medians, and the ratios of the steps to swiftplug's."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder or hub id")
+    parser.add_argument("--task", choices=["sft", "dpo"], default="sft")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
-    rows = DATA.read_text(encoding="utf-8").splitlines(keepends=True)[: arguments.rows]
+    rows = read_rows(arguments.task, arguments.rows)
     tokens = count_tokens(arguments.model, rows)
-    names = trainers()
+    names = trainers(arguments.task)
     runs: dict[str, list[Measured]] = {trainer.name: [] for trainer in names}
     for number in range(arguments.rounds):
         for trainer in names:
-            runs[trainer.name].append(measure(trainer, arguments.model, rows))
+            runs[trainer.name].append(measure(trainer, arguments.task, arguments.model, rows))
             print(f"round {number + 1}: {trainer.name}: {runs[trainer.name][-1]}", flush=True)
     print(f"\n{len(rows)} rows, {tokens:,} tokens, {os.cpu_count()} processors, medians of {arguments.rounds}")
-    print(f"{'':32}{'wall s':>9}{'steps s':>9}{'tokens/s':>10}{'peak MiB':>10}{'loss':>9}{'steps, ratio':>14}")
+    columns = ("wall s", "cpu s", "steps s", "tokens/s", "peak MiB", "first", "loss", "ratio")
+    print(f"{'':32}{''.join(f'{column:>9}' for column in columns)}")
     ours = statistics.median(run.steps for run in runs["swiftplug"])
     for name, measured in runs.items():
-        wall, steps, loss, peak = (statistics.median(column) for column in zip(*measured, strict=True))
-        print(f"{name:32}{wall:9.1f}{steps:9.1f}{tokens / steps:10.0f}{peak:10.0f}{loss:9.4f}{steps / ours:14.2f}")
+        wall, cpu, steps, first, loss, peak = (statistics.median(column) for column in zip(*measured, strict=True))
+        figures = f"{wall:9.1f}{cpu:9.1f}{steps:9.1f}{tokens / steps:9.0f}{peak:9.0f}{first:9.4f}{loss:9.4f}"
+        print(f"{name:32}{figures}{steps / ours:9.2f}")
 
 
 def count_tokens(model: str, rows: list[str]) -> int:
-    """The tokens of the rows, as the chat template renders them."""
+    """The tokens of the rows' conversations, as the chat template renders them."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    chats = [json.loads(row)["messages"] for row in rows]
+    tokenizer, chats = AutoTokenizer.from_pretrained(model), []
+    for row in map(json.loads, rows):
+        chats.append(row["messages"])
+        if "rejected_response" in row:
+            chats.append([*row["messages"][:-1], {"role": "assistant", "content": row["rejected_response"]}])
     return sum(len(ids) for ids in tokenizer.apply_chat_template(chats, tokenize=True)["input_ids"])
 
 

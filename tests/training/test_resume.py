@@ -32,6 +32,14 @@ SCENARIOS = {
         "--set=training.gradient_accumulation_steps=2",
         "--set=training.learning_rate=1e-3",
     ],
+    "dpo, lora, reference computed before, accumulation": [
+        "--task=dpo",
+        "--tuner=lora",
+        "--set=tuner.lora_dropout=0.2",
+        "--set=reference=precompute",
+        "--set=training.gradient_accumulation_steps=2",
+        "--set=training.learning_rate=1e-3",
+    ],
 }
 
 
@@ -68,9 +76,10 @@ def kill_when(process: subprocess.Popen[str], moment: Callable[[], bool], delay:
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
 def test_killed_and_resumed_equals_unbroken(
-    scenario: list[str], tiny_model_dir: Path, chat_file: Path, tmp_path: Path
+    scenario: list[str], tiny_model_dir: Path, chat_file: Path, pair_file: Path, tmp_path: Path
 ) -> None:
-    finish(start(tmp_path / "unbroken", tiny_model_dir, chat_file, scenario))
+    data = pair_file if "--task=dpo" in scenario else chat_file
+    finish(start(tmp_path / "unbroken", tiny_model_dir, data, scenario))
 
     broken = tmp_path / "broken"
     draw = random.Random(str(scenario))
@@ -94,9 +103,9 @@ def test_killed_and_resumed_equals_unbroken(
         (final_save, 0.0),
     ]
     for number, (moment, delay) in enumerate(moments):
-        process = start(broken, tiny_model_dir, chat_file, scenario, *(["--resume"] if number else []))
+        process = start(broken, tiny_model_dir, data, scenario, *(["--resume"] if number else []))
         kill_when(process, moment, delay)
-    finish(start(broken, tiny_model_dir, chat_file, scenario, "--resume"))
+    finish(start(broken, tiny_model_dir, data, scenario, "--resume"))
 
     (weights,) = [path.name for path in (tmp_path / "unbroken").glob("*.safetensors")]
     expected, found = load_file(tmp_path / "unbroken" / weights), load_file(broken / weights)

@@ -34,11 +34,15 @@ SETS = ["tuner.lora_dropout=0.3", "training.learning_rate=1e-2", "training.save_
         # Two steps an epoch: a checkpoint of steps falls on the end of an epoch, which evaluates.
         ("epoch's end", 2, ["training.num_train_epochs=3", "training.save_steps=2"]),
         ("run's end", 3, ["training.max_steps=3", "training.save_steps=3"]),
+        ("preferences", 2, ["task=dpo", "training.num_train_epochs=3", "training.save_steps=2"]),
         ("start", 2, ["training.num_train_epochs=2", "training.save_steps=2", "training.eval_on_start=true"]),
     ],
 )
-def test_no_evaluation_is_missed_or_repeated(run: Any, chat_file: Path, name: str, step: int, sets: list[str]) -> None:
-    options = {"tuner": "lora", "eval_dataset": [f"{chat_file}#6"]}
+def test_no_evaluation_is_missed_or_repeated(
+    run: Any, chat_file: Path, pair_file: Path, name: str, step: int, sets: list[str]
+) -> None:
+    file = pair_file if name == "preferences" else chat_file
+    options = {"tuner": "lora", "dataset": [f"{file}#16"], "eval_dataset": [f"{file}#6"]}
     first = run("r", [*SETS, *sets], **options)
     expected, weights = evaluations(first), load_file(first.run_dir / "adapter_model.safetensors")
     broken_off_after(first.run_dir, step)
