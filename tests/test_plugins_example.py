@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from swiftplug.cli.main import app
 from swiftplug.plugin.registry import KINDS
 
 EXAMPLE = Path(__file__).parents[1] / "plugins_example"
@@ -227,3 +228,21 @@ def test_the_package_of_the_page_for_authors_builds_beside_the_folders_of_runs(t
         }
         (entry_points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
         assert "poly = my_plugins.loss:poly" in wheel.read(entry_points).decode()
+
+
+def test_the_tasks_train_on_pairs(tmp_path: Path, tiny_model_dir: Path, write_jsonl: Any) -> None:
+    """The objective on pairs that `sample` writes, and the other task on the same ones, taken apart."""
+    data = write_jsonl([{**row, "rejected_response": "I do not know"} for row in ROWS])
+    for task, option, logged in [
+        ("dpo_positive", "penalty=5", {"rewards/accuracies", "rewards/margins"}),
+        ("unlikelihood", "alpha=0.5", {"logps/good", "logps/bad"}),
+    ]:
+        line = ["train", "--task", task, "--model", tiny_model_dir, "--dataset", data, "--output-dir", tmp_path / task]
+        line += [
+            f"--set=task.{option}",
+            *sets(learning_rate=0.01, max_steps=8, logging_steps=1, per_device_train_batch_size=12),
+        ]
+        assert not app([str(each) for each in line], standalone_mode=False)
+        first, *_, last = (entry for entry in log_of(tmp_path / task) if "loss" in entry)
+        assert logged < first.keys()
+        assert last["loss"] < first["loss"]

@@ -18,6 +18,7 @@ from swiftplug.config.load import load_train_config
 from swiftplug.errors import UserError
 from swiftplug.plugin import SequenceLogps
 from swiftplug.runs.plugins import resolve_plugins
+from swiftplug.training.task_loss import TaskLossComputer
 
 LORA: dict[str, Any] = {
     "r": 4,
@@ -143,12 +144,15 @@ def test_a_chosen_answer_that_is_certain_has_a_gradient_in_orpo() -> None:
         ({"beta": 0}, "cannot take option 'beta': input should be greater than 0, found 0"),
         ({"rpo_alpha": -1}, "cannot take option 'rpo_alpha': input should be greater than or equal to 0"),
         ({"gamma": 1}, "takes no option 'gamma'"),
+        ({"task": "kto", "loss_type": "apo-zero-unpaired"}, "did you mean 'apo_zero_unpaired'?"),
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused_before_anything_is_read(task: dict[str, Any], cause: str) -> None:
-    sets = ["model=/nowhere", "dataset=/nowhere.jsonl", *(f"task.{name}={value}" for name, value in task.items())]
+    task = dict(task)
+    sets = ["model=/nowhere", "dataset=/nowhere.jsonl"]
+    given = {"task": task.pop("task", "dpo")}
     with pytest.raises(UserError) as error:
-        resolve_plugins(load_train_config(None, {"task": "dpo"}, sets).config)
+        resolve_plugins(load_train_config(None, given, [*sets, *(f"task.{it}={task[it]}" for it in task)]).config)
     assert cause in str(error.value) and "\n" not in str(error.value)
 
 
@@ -213,6 +217,15 @@ def test_kto_says_which_weights_balance_its_data(
 ) -> None:
     notes = [*KTO(**options).check_data({"rating": [True] * good + [False] * bad})]
     assert len(notes) == len(expected) and all(part in note for part, note in zip(expected, notes, strict=True))
+
+
+@pytest.mark.parametrize(("counted", "expected"), [(True, 3.0), (False, 4.0)])
+def test_a_mean_is_that_of_the_rows_of_all_processes(counted: bool, expected: float) -> None:
+    """The other process has the values 3 and 5; a batch that only keeps step with the others does not count."""
+    computer = object.__new__(TaskLossComputer)
+    computer.accelerator = SimpleNamespace(reduce=lambda total: total + torch.tensor([8.0, 2.0]))
+    computer.is_counted = counted
+    assert computer.mean(torch.tensor([0.0, 4.0])).item() == expected
 
 
 SLIC = """

@@ -1,6 +1,7 @@
 """A plugin's options: how a config writes them, how a signature declares them, and how they are applied."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 
-from swiftplug.errors import UserError, nearest
+from swiftplug.errors import UserError, closest, nearest
 from swiftplug.plugin.registry.contracts import CONTRACTS, Call, check_metric_pair, compares_texts, is_function
 from swiftplug.plugin.registry.errors import ContractError, OptionError
 from swiftplug.plugin.registry.scorers import BoundScorer
@@ -192,7 +193,9 @@ def _convert(name: str, value: Any, parameter: inspect.Parameter) -> Any:
         first = error.errors(include_url=False)[0]
         place = "".join(f"[{part!r}]" for part in first["loc"] if part in _keys(value))
         found = f" (found {first['input']!r})" if place else f", found {value!r}"
-        message = f"{first['msg'][:1].lower()}{first['msg'][1:]}{found}"
+        choices = re.findall("'([^']*)'", str(first.get("ctx", {}).get("expected")))  # those of a Literal
+        hint = closest(str(first["input"]), choices)
+        message = f"{first['msg'][:1].lower()}{first['msg'][1:]}{found}{hint}"
         raise OptionError(name, f"cannot take option {name!r}{place}: {message}") from error
     if expected := expected_instead(value, converted):
         raise OptionError(name, f"cannot take option {name!r}: input should be {expected}, found {value!r}")
