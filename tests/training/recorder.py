@@ -13,7 +13,8 @@ class Recorder(torch.optim.SGD):
     def step(self, closure=None):
         path = os.environ["GRADIENTS"]
         if not Path(path).exists():
-            save_file({str(i): p.grad.clone() for i, p in enumerate(self.param_groups[0]["params"])}, path)
+            trained = [p for p in self.param_groups[0]["params"] if p.requires_grad]
+            save_file({str(i): p.grad.clone() for i, p in enumerate(trained)}, path)
 
 
 @register_optimizer("recorder")

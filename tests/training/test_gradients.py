@@ -1,5 +1,6 @@
 """The gradient of a step depends on its examples, not on how they are cut, packed or chunked."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def gradients(run: Any, chat_file: Path, tmp_path: Path, monkeypatch: pytest.Mon
         file = tmp_path / f"{name}.safetensors"
         monkeypatch.setenv("GRADIENTS", str(file))
         sets = ["training.max_steps=1", *sets]
-        run(name, sets, plugins=RECORDER, optimizer="recorder", dataset=[f"{chat_file}#8"], **options)
+        run(name, sets, plugins=RECORDER, optimizer="recorder", **{"dataset": [f"{chat_file}#8"], **options})
         return load_file(file)
 
     return of
@@ -48,6 +49,23 @@ def test_chunks_leave_the_gradient_alone(gradients: Any, monkeypatch: pytest.Mon
     expected = gradients("textbook", WHOLE, loss="plain", loss_scale="uneven")
     monkeypatch.setattr("swiftplug.training.head.LOGITS_IN_CHUNK", 1)  # 64 positions, the fewest
     assert_same(gradients("chunked", WHOLE, loss_scale="uneven"), expected)
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora"])
+def test_cut_chunks_and_checkpointing_leave_preferences_alone(
+    gradients: Any, pair_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuner: str
+) -> None:
+    """Nor does what an evaluation logs depend on its batches."""
+    pairs = {"task": "dpo", "tuner": tuner, "dataset": [f"{pair_file}#8"], "eval_dataset": [f"{pair_file}#5"]}
+    options = ["task.rpo_alpha=0.5", "training.eval_steps=1", "training.logging_steps=1"]
+    expected = gradients("whole", [*options, *WHOLE], **pairs)
+    monkeypatch.setattr("swiftplug.training.head.LOGITS_IN_CHUNK", 1)
+    small = [*SINGLE, "training.gradient_checkpointing=true", "training.per_device_eval_batch_size=2"]
+    assert_same(gradients("single", [*options, *small], **pairs), expected)
+    logs = [(tmp_path / name / "log.jsonl").read_text(encoding="utf-8").splitlines() for name in ("whole", "single")]
+    whole, single = ({key: value for line in log for key, value in json.loads(line).items()} for log in logs)
+    names = [f"{prefix}{name}" for prefix in ("", "eval_") for name in ("loss", "logps/chosen", "logps/rejected")]
+    assert [single[name] for name in names] == pytest.approx([whole[name] for name in names], rel=1e-5)
 
 
 def test_a_mean_is_divided_by_the_accumulation_steps(gradients: Any) -> None:
