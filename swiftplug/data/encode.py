@@ -183,6 +183,22 @@ class RowEncoder:
         # The first token of an example has nothing before it that could predict it.
         return self.task.rows is Rows.LABELLED or bool(weights[1:].any())
 
+    def parts(self, example: Sequence[WeighedRow], report: SplitReport) -> list[slice]:
+        """The parts of an example that are examples of their own; raises a RowError if there are none."""
+        length, max_length = max(len(row.input_ids) for row in example), self.options.max_length
+        lengths = f"{length} tokens, max_length is {max_length}" if length > max_length else ""
+        parts = self.cut(length)
+        if not parts:
+            report.shortest_too_long = min(length, report.shortest_too_long or length)
+            raise RowError(TOO_LONG, lengths)
+        parts = [part for part in parts if all(self.is_used(row.weights[part]) for row in example)]
+        if not parts:
+            raise RowError(UNTRAINED, lengths)
+        first, *seconds = (row.input_ids[parts[0]] for row in example)
+        if self.task.rows is Rows.PAIRS and np.array_equal(first, seconds[0]):
+            raise RowError(SAME_ANSWERS, lengths)
+        return parts
+
     def _weigh(self, conversation: Conversation, rendered: Rendered, tokens: Tokens) -> WeighedRow:
         if self.task.rows is Rows.LABELLED:
             weights = np.zeros(len(tokens.input_ids), np.float32)
@@ -218,7 +234,7 @@ class RowEncoder:
         for row in self._weighed(rows):
             with report.dropping(row.conversations[0].origin):
                 for example in row.examples:
-                    self._parts(_without_errors(example), report)
+                    self.parts(without_errors(example), report)
                 usable.append(row)
         rated = [row.conversations[place] for place in (0, 1) for row in usable if place < len(row.conversations)]
         mixed = [with_answer_of(each, _other(rated, place)) for place, each in enumerate(rated)] if rated[1:] else []
@@ -228,28 +244,12 @@ class RowEncoder:
                 example.append(_first_tokens(seconds[id(conversation)], self.options.max_length))
             yield row
 
-    def _parts(self, example: Sequence[WeighedRow], report: SplitReport) -> list[slice]:
-        """The parts of an example that are examples of their own; raises a RowError if there are none."""
-        length, max_length = max(len(row.input_ids) for row in example), self.options.max_length
-        lengths = f"{length} tokens, max_length is {max_length}" if length > max_length else ""
-        parts = self.cut(length)
-        if not parts:
-            report.shortest_too_long = min(length, report.shortest_too_long or length)
-            raise RowError(TOO_LONG, lengths)
-        parts = [part for part in parts if all(self.is_used(row.weights[part]) for row in example)]
-        if not parts:
-            raise RowError(UNTRAINED, lengths)
-        first, *seconds = (row.input_ids[parts[0]] for row in example)
-        if self.task.rows is Rows.PAIRS and np.array_equal(first, seconds[0]):
-            raise RowError(SAME_ANSWERS, lengths)
-        return parts
-
     def _examples(self, row: ReadRow, report: SplitReport) -> list[Example]:
         """The examples of a row; raises a RowError if it cannot be used."""
-        weighed = [_without_errors(example) for example in row.examples]
+        weighed = [without_errors(example) for example in row.examples]
         examples = []
         for conversation, (first, *seconds) in zip(row.conversations, weighed, strict=False):
-            for part in self._parts([first, *seconds], report):
+            for part in self.parts([first, *seconds], report):
                 columns = _columns(first, part) | conversation.facts
                 for second in seconds:
                     columns |= {f"{SECOND}{name}": values for name, values in _columns(second, part).items()}
@@ -299,7 +299,7 @@ def _columns(row: WeighedRow, part: slice) -> Example:
     return {"input_ids": input_ids, "labels": labels, "loss_scale": weights, "length": len(input_ids)}
 
 
-def _without_errors(example: Sequence[WeighedRow | RowError]) -> list[WeighedRow]:
+def without_errors(example: Sequence[WeighedRow | RowError]) -> list[WeighedRow]:
     """The conversations of an example; raises the RowError of one that cannot be used."""
     weighed = []
     for row in example:

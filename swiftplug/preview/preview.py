@@ -6,7 +6,7 @@ from dataclasses import asdict
 from importlib.resources import files
 from io import StringIO
 from itertools import groupby, islice
-from typing import Literal
+from typing import Any, Literal
 
 from jinja2 import Environment
 from rich.console import Console
@@ -60,8 +60,7 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
             opened.load_chat()  # notes a chat template without an end-of-turn token
         for row in islice(source.read(), rows):
             try:
-                for conversation in encoder.read(row, unread):
-                    shown += preview_rows(conversation, encoder)
+                shown += preview_rows(encoder.read(row, unread), encoder)
             except RowError as error:
                 shown.append(PreviewRow(str(row.origin), dropped=str(error)))
     if not shown:
@@ -83,15 +82,21 @@ def to_text(rows: Sequence[PreviewRow], notes: Sequence[str], color: bool) -> st
     console.print(_legend(rows) if color else Text(_PLAIN_LEGEND))
     for number, row in enumerate(rows, 1):
         console.print()
-        console.print(Text(f"── row {number} · {row.origin} · {row.summary}", style="bold"))
+        is_pair = row.rejected is not None
+        title = [f"row {number}", row.origin, *(() if is_pair else (row.answer, row.summary))]
+        console.print(Text("── " + " · ".join(filter(None, title)), style="bold"))
         if row.dropped:
             console.print(Text(f"   left out: {row.dropped}"))
-        if row.note:
-            console.print(Text(f"   {row.note}"))
-        if row.tokens:
-            console.print(_body(row, color))
+        for each in row.conversations:
+            if is_pair:
+                console.print(Text(f"   {each.answer} · {each.summary}", style="bold"))
+            if each.note:
+                console.print(Text(f"   {each.note}"))
+            if each.tokens:
+                console.print(_body(each, color))
     used = [row for row in rows if row.dropped is None]
-    tokens, trained = sum(len(row.tokens) for row in used), sum(row.trained for row in used)
+    read = [each for row in used for each in row.conversations]
+    tokens, trained = sum(len(each.tokens) for each in read), sum(each.trained for each in read)
     console.print()
     of_tokens = f"{format_count(tokens, 'token')}, {trained:,} trained"
     console.print(Text(f"{len(used):,} of {format_count(len(rows), 'row')} used: {of_tokens}"))
@@ -112,12 +117,17 @@ def to_html(rows: Sequence[PreviewRow], notes: Sequence[str]) -> str:
 
 def to_json(rows: Sequence[PreviewRow]) -> str:
     """A list with one object per row: the attributes of `PreviewRow`, and its counts."""
-    objects = [asdict(row) | {"counts": {f"{weight:g}": count for weight, count in row.counts.items()}} for row in rows]
-    return "[" + ",\n".join(json.dumps(each, ensure_ascii=False) for each in objects) + "]"
+    return "[" + ",\n".join(json.dumps(_to_object(row), ensure_ascii=False) for row in rows) + "]"
+
+
+def _to_object(row: PreviewRow) -> dict[str, Any]:
+    rejected = _to_object(row.rejected) if row.rejected else None
+    counts = {f"{weight:g}": count for weight, count in row.counts.items()}
+    return asdict(row) | {"rejected": rejected, "counts": counts}
 
 
 def _weights(rows: Sequence[PreviewRow]) -> list[float]:
-    return sorted({0.0, 1.0, *(weight for row in rows for weight in row.weights)})
+    return sorted({0.0, 1.0, *(weight for row in rows for each in row.conversations for weight in each.weights)})
 
 
 def _background(weight: float) -> str:

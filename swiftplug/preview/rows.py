@@ -1,16 +1,18 @@
 """The rows of a preview: the text and weight of each token, and the segments."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from swiftplug.data.encode import TOO_LONG, UNTRAINED, RowEncoder, WeighedRow
+from swiftplug.data.encode import UNTRAINED, RowEncoder, WeighedRow, without_errors
 from swiftplug.data.read.conversation import Conversation, RowError
-from swiftplug.data.read.report import TOOLS_HINT
+from swiftplug.data.read.report import TOOLS_HINT, SplitReport
 from swiftplug.formatting import format_count, format_percent
+from swiftplug.plugin import Rows
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class PreviewRow:
         segments: Its segments.
         dropped: Why the row is left out; None if it is used.
         note: How the row was changed, or an empty string.
+        answer: What a task of preferences takes its answer for: `chosen`, `rejected`, `good` or `bad`; else empty.
+        rejected: The rejected conversation of a pair, of which this is the chosen one.
     """
 
     origin: str
@@ -56,6 +60,13 @@ class PreviewRow:
     segments: list[PreviewSegment] = field(default_factory=list)
     dropped: str | None = None
     note: str = ""
+    answer: str = ""
+    rejected: "PreviewRow | None" = None
+
+    @property
+    def conversations(self) -> "list[PreviewRow]":
+        """Itself, and the rejected conversation of a pair."""
+        return [self] if self.rejected is None else [self, self.rejected]
 
     @property
     def counts(self) -> dict[float, int]:
@@ -84,43 +95,65 @@ class PreviewRow:
         return types
 
 
-def preview_rows(conversation: Conversation, encoder: RowEncoder) -> list[PreviewRow]:
-    """Preview one conversation: as one row, or several if it is split.
+def preview_rows(conversations: Sequence[Conversation], encoder: RowEncoder) -> list[PreviewRow]:
+    """Preview a row, given its conversations: as one row, or several if it is split or a pair that is taken apart.
 
     Raises:
         RowError: The row cannot be rendered.
         UserError: The loss scale breaks its contract.
     """
-    [row] = encoder.weigh([conversation])
-    if isinstance(row, RowError):
-        raise row
+    weighed = without_errors(encoder.weigh(conversations))
+    texts = [_token_texts(row, encoder.tokenizer) for row in weighed]
+    read = [*zip(conversations, weighed, texts, strict=True)]
+    examples = [read] if encoder.task.rows is Rows.PAIRS else [[each] for each in read]
+    dropped = None
+    try:
+        for example in examples:
+            encoder.parts([row for _, row, _ in example], SplitReport())
+    except RowError as error:
+        dropped = str(error)
+    shown = []
+    for example in examples:
+        length = max(len(row.input_ids) for _, row, _ in example)
+        for part in encoder.cut(length) or [slice(0, length)]:
+            first, *others = (_preview_part(*each, part, dropped, encoder) for each in example)
+            if others:
+                margin = conversations[0].facts["margin"]
+                note = "; ".join(filter(None, (f"margin {margin:g}" if margin else "", first.note)))
+                first = replace(first, note=note, answer="chosen", rejected=replace(others[0], answer="rejected"))
+            shown.append(first)
+    return shown
+
+
+def _preview_part(
+    conversation: Conversation,
+    row: WeighedRow,
+    tokens: list[str],
+    part: slice,
+    dropped: str | None,
+    encoder: RowEncoder,
+) -> PreviewRow:
     length, max_length = len(row.input_ids), encoder.options.max_length
-    lengths = f"{length} tokens, max_length is {max_length}"
-    parts = encoder.cut(length)
-    dropped = None if parts else f"{TOO_LONG}: {lengths}"
+    part = slice(part.start, min(part.stop, length))
     notes = [f"label: {conversation.facts['label']}"] if "label" in conversation.facts else []
-    if parts and length > max_length:
-        notes.append(f"{encoder.too_long}: {lengths}")
+    if length > max_length and encoder.too_long != "drop":
+        notes.append(f"{encoder.too_long}: {length} tokens, max_length is {max_length}")
     if row.rendered.shortened:
         messages = ", ".join(str(index + 1) for index in row.rendered.shortened)
         notes.append(f"the chat template leaves out part of message {messages}")
     if unread := row.rendered.unread:
         hint = f" ({TOOLS_HINT})" if {"tools", "tool_calls"} & {*unread} else ""
         notes.append(f"the chat template does not read {', '.join(f'`{name}`' for name in unread)}{hint}")
-    tokens = _token_texts(row, encoder.tokenizer)
-    weights = [float(f"{weight:.6g}") for weight in row.weights]
-    return [
-        PreviewRow(
-            str(conversation.origin),
-            row.input_ids[part].tolist(),
-            tokens[part],
-            weights[part],
-            _segments(row, part),
-            dropped if dropped or encoder.is_used(row.weights[part]) else UNTRAINED,
-            "; ".join(notes),
-        )
-        for part in parts or [slice(0, length)]
-    ]
+    return PreviewRow(
+        str(conversation.origin),
+        row.input_ids[part].tolist(),
+        tokens[part],
+        [float(f"{weight:.6g}") for weight in row.weights[part]],
+        _segments(row, part),
+        dropped or (None if encoder.is_used(row.weights[part]) else UNTRAINED),
+        "; ".join(notes),
+        {None: "", True: "good", False: "bad"}[conversation.facts.get("rating")],
+    )
 
 
 def _token_texts(row: WeighedRow, tokenizer: PreTrainedTokenizerBase) -> list[str]:

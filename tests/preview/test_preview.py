@@ -62,7 +62,7 @@ def _encoder(
 
 def _rows(conversations: list[Conversation], tokenizer: PreTrainedTokenizerFast, **settings: Any) -> list[PreviewRow]:
     encoder = _encoder(tokenizer, **settings)
-    return [row for conversation in conversations for row in preview_rows(conversation, encoder)]
+    return [row for conversation in conversations for row in preview_rows((conversation,), encoder)]
 
 
 CONVERSATIONS = [_chat("<b>q & a</b>", "an answer: 42 👩‍👩‍👧 好", 1), _chat("q", "\x1b[31mred</span><script>", 2)]
@@ -240,6 +240,50 @@ def test_text_of_a_config_and_an_empty_dataset(shown: Callable[..., str]) -> Non
     assert "⟦a<|im_end|>⟧" in text
     with pytest.raises(UserError, match="empty"):
         shown([])
+
+
+PAIRS = [
+    {"prompt": "q", "chosen": "good", "rejected": "bad", "margin": 1.5},
+    {"prompt": "q", "chosen": "same", "rejected": "same"},
+    {"prompt": "q", "chosen": "good", "rejected": "a bad one"},
+]
+
+
+def test_pairs_are_shown_side_by_side(shown: Callable[..., str], tokenizer: PreTrainedTokenizerFast) -> None:
+    options = {"task": "dpo", "data": {"max_length": 26}}
+    first, equal, too_long = json.loads(shown(PAIRS, **options))
+    for row, answer, name in ((first, "good", "chosen"), (first["rejected"], "bad", "rejected")):
+        messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
+        assert row["input_ids"] == tokenizer.apply_chat_template(messages, return_dict=False)
+        trained = [token for token, weight in zip(row["tokens"], row["weights"], strict=True) if weight]
+        assert "".join(trained) == f"{answer}<|im_end|>"
+        assert row["answer"] == name
+        assert sum(row["counts"].values()) == len(row["tokens"])
+    assert (first["note"], first["rejected"]["note"], first["rejected"]["rejected"]) == ("margin 1.5", "", None)
+    assert equal["dropped"] == "the two answers are the same"
+    assert (
+        too_long["dropped"] == too_long["rejected"]["dropped"] == "longer than max_length: 31 tokens, max_length is 26"
+    )
+
+    text = shown(PAIRS, format="text", **options)
+    chosen, rejected = text.index("   chosen · 26 tokens, 5 trained"), text.index("   rejected · 25 tokens, 4 trained")
+    assert chosen < text.index("⟦good<|im_end|>⟧") < rejected < text.index("⟦bad<|im_end|>⟧")
+    assert text.endswith("1 of 3 rows used: 51 tokens, 9 trained")
+
+    html = shown(PAIRS, format="html", **options)
+    assert html.count('<div class="pair">') == 2
+    assert re.findall("<h3>(.*)</h3>", html) == ["chosen", "rejected"] * 2
+    page = _Page()
+    page.feed(html)
+    expected = [*first["tokens"], *first["rejected"]["tokens"], *too_long["tokens"], *too_long["rejected"]["tokens"]]
+    assert [text for _, text in page.tokens] == expected
+
+
+def test_rated_answers_are_shown_with_their_rating(shown: Callable[..., str]) -> None:
+    rows = [{"prompt": "q", "completion": "a", "label": False}, {"prompt": "r", "chosen": "b", "rejected": "c"}]
+    found = [(row["answer"], "".join(row["tokens"])[-13:]) for row in json.loads(shown(rows, task="kto"))]
+    assert found == [("bad", "\na<|im_end|>\n"), ("good", "\nb<|im_end|>\n"), ("bad", "\nc<|im_end|>\n")]
+    assert "data.jsonl:2 · good · 23 tokens, 2 trained" in shown(rows, format="text", task="kto")
 
 
 def test_what_the_chat_template_does_not_read_is_said_with_the_row(shown: Callable[..., str]) -> None:
