@@ -1,8 +1,11 @@
 """Scores conversations with a reward checkpoint, in batches."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftConfig, PeftModel
+from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from swiftplug.builtin.hardware import pick_device, pick_dtype
@@ -39,7 +42,13 @@ class RewardCheckpoint:
         auto: Any = AutoModelForTokenClassification if by_step else AutoModelForSequenceClassification
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
-            loaded: Any = auto.from_pretrained(model, revision=revision, dtype=pick_dtype(dtype, self._device))
+            weights: Any = {"dtype": pick_dtype(dtype, self._device)}
+            if (Path(model).expanduser() / "config.json").is_file() or not Path(model).expanduser().is_dir():
+                loaded: Any = auto.from_pretrained(model, revision=revision, **weights)
+            else:
+                loaded = _load_adapter(auto, Path(model).expanduser(), weights)
+                # Its base model may have none, or another one than the sequences that it was trained on.
+                loaded.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UserError(f"reward_model: cannot load {model!r}: {reason}") from error
@@ -115,3 +124,19 @@ class RewardCheckpoint:
         return [
             row[text.ends].tolist() if self._by_step else [row.item()] for text, row in zip(texts, rewards, strict=True)
         ]
+
+
+def _load_adapter(auto: Any, folder: Path, weights: dict[str, Any]) -> PeftModel:
+    """A PEFT adapter with its head, on its base model, which may have been moved together with its folder."""
+    config = PeftConfig.from_pretrained(str(folder))
+    base = str(config.base_model_name_or_path)
+    if not Path(base).is_dir() and (beside := folder / Path(base).name).is_dir():
+        base = str(beside)
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
+        heads = [name for name in tensors.keys() if {"score", "classifier"}.intersection(name.split("."))]
+        shapes = [tensors.get_slice(name).get_shape() for name in heads]
+    if not shapes:
+        raise ValueError("the adapter holds no head")
+    weights |= {"num_labels": shapes[-1][0], "ignore_mismatched_sizes": True, "revision": config.revision}
+    model: PeftModel = PeftModel.from_pretrained(auto.from_pretrained(base, **weights), str(folder))
+    return model

@@ -12,6 +12,7 @@ from swiftplug.plugin import ORM, PRM, InferRequest, Unscored, UserError
 if TYPE_CHECKING:
     from swiftplug.builtin.reward_checkpoint import RewardCheckpoint
 
+ADAPTER_CONFIG = "adapter_config.json"
 _SEQUENCE, _TOKEN = "ForSequenceClassification", "ForTokenClassification"
 
 
@@ -19,7 +20,7 @@ class _RewardModel:
     """A reward checkpoint: its config is checked when a run begins, its weights are loaded at the first call.
 
     Args:
-        model: A folder or hub id.
+        model: A folder, also of a run of task `rm` or `prm` or of a PEFT adapter; or a hub id.
         batch_size: Conversations scored at once.
         step_separator: The text between the steps of an answer, which followed each step in training; None for a line
             break. For token classification only.
@@ -97,7 +98,14 @@ class ProcessRewardModel(_RewardModel, PRM):
 
 
 def _scores_steps(model: str, revision: str | None) -> bool:
-    """Whether a checkpoint scores steps, not whole answers. Only its `config.json` is read."""
+    """Whether a checkpoint scores steps, not whole answers. Only its `config.json` or `adapter_config.json` is read."""
+    if (adapter := Path(model).expanduser() / ADAPTER_CONFIG).is_file() and not adapter.with_name(
+        "config.json"
+    ).exists():
+        task_type = json.loads(adapter.read_text(encoding="utf-8")).get("task_type")
+        if task_type not in ("SEQ_CLS", "TOKEN_CLS"):
+            raise UserError(f"reward_model: {model!r} is an adapter of type {task_type}; expected SEQ_CLS or TOKEN_CLS")
+        return bool(task_type == "TOKEN_CLS")
     config = json.loads(_config_file(model, revision).read_text(encoding="utf-8"))
     architecture = str((config.get("architectures") or ["model of no named architecture"])[0])
     num_labels = len(config["id2label"]) if "id2label" in config else 2  # Transformers' default is not written

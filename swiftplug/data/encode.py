@@ -60,12 +60,14 @@ class WeighedRow(NamedTuple):
         input_ids: `(N,)` int32 token ids.
         starts: `(N,)` int64, the position of each token's first character in the text.
         weights: `(N,)` float32 weights.
+        labels: `(N,)` what the model is to give where the weight is not 0; None: the token itself.
     """
 
     rendered: Rendered
     input_ids: np.ndarray
     starts: np.ndarray
     weights: np.ndarray
+    labels: np.ndarray | None = None
 
 
 class ReadRow(NamedTuple):
@@ -156,6 +158,8 @@ class RowEncoder:
         Raises:
             UserError: The loss scale breaks its contract; the message names the row.
         """
+        if self.task.rows is Rows.STEPS:
+            return [self._weigh_steps(conversation) for conversation in conversations]
         texts = [conversation.text for conversation in conversations if conversation.text is not None]
         rendered: list[Rendered | RowError] = [_render_text(text) for text in texts]
         if not texts:
@@ -217,6 +221,44 @@ class RowEncoder:
                 f"{type(self.task).__name__} takes the weights 0 and 1 only"
             )
         return WeighedRow(rendered, tokens.input_ids, tokens.starts, weights)
+
+    def _weigh_steps(self, conversation: Conversation) -> WeighedRow | RowError:
+        """A prompt and its steps, each with the separator behind it, whose last token has the label of the step.
+
+        Each of these texts is tokenized alone, as a scorer does, who must know where a step ends.
+        """
+        separator, labels = self.task.step_separator, []
+        try:
+            texts = [self.renderer.prompt_of(conversation)]
+        except RowError as error:
+            return error
+        for number, (text, _) in enumerate(conversation.facts["steps"], 1):
+            if separator in text:
+                return RowError("a step contains the separator of steps", f"step {number} has {separator!r}")
+            texts += [text, separator]
+        tokens = tokenize(self.tokenizer, texts, plain=False)
+        segments, start = [], 0
+        for place, text in enumerate(texts):
+            kind = ContextType.OTHER if place == 0 else ContextType.RESPONSE if place % 2 else ContextType.SUFFIX
+            segments.append(Segment(start, start + len(text), kind, True, role="assistant" if place else ""))
+            labels.append(np.full(len(tokens[place].input_ids), IGNORED_LABEL, np.int32))
+            start += len(text)
+        for (_, is_right), each in zip(conversation.facts["steps"], labels[2::2], strict=True):
+            if not each.size:
+                raise UserError(
+                    f"task.step_separator: the tokenizer makes no token of {separator!r}, so there is none to put a "
+                    "step's label at"
+                )
+            each[-1] = is_right
+        starts = [each.starts + segment.start for each, segment in zip(tokens, segments, strict=True)]
+        targets = np.concatenate(labels)
+        return WeighedRow(
+            Rendered("".join(texts), segments, [], self.renderer.unread(conversation)),
+            np.concatenate([each.input_ids for each in tokens]),
+            np.concatenate(starts),
+            (targets != IGNORED_LABEL).astype(np.float32),
+            targets,
+        )
 
     def _weighed(self, rows: Sequence[tuple[Conversation, ...]]) -> Iterator[ReadRow]:
         for batch in _batches(rows):
@@ -295,7 +337,7 @@ def _render_text(text: str) -> Rendered:
 def _columns(row: WeighedRow, part: slice) -> Example:
     """A part of a row as the columns of an example."""
     input_ids, weights = row.input_ids[part], row.weights[part]
-    labels = np.where(weights == 0, np.int32(IGNORED_LABEL), input_ids)
+    labels = np.where(weights == 0, np.int32(IGNORED_LABEL), input_ids if row.labels is None else row.labels[part])
     return {"input_ids": input_ids, "labels": labels, "loss_scale": weights, "length": len(input_ids)}
 
 

@@ -163,7 +163,9 @@ def find_all_linears(model: Any) -> list[str]:
         ['down_proj', 'gate_proj', 'k_proj', 'o_proj', 'q_proj', 'up_proj', 'v_proj']
     """
     head = _name_of(model, model.get_output_embeddings())
-    linears = {name for name in _linear_names(model) if name != head}
+    # What is outside of a classifier's base model is its head.
+    decoder = "" if head or model.base_model is model else f"{model.base_model_prefix}."
+    linears = {name for name in _linear_names(model) if name != head and name.startswith(decoder)}
     others = {name.rpartition(".")[2] for name, _ in model.named_modules() if name not in linears}
     leaves = {name: name.rpartition(".")[2] for name in linears}
     return sorted({name if leaf in others else leaf for name, leaf in leaves.items()})

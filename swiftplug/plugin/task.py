@@ -37,8 +37,8 @@ class Rows(StrEnum):
     """A text or conversation, and its `label`: `(B,)` int64 for one class, `(B, C)` float32 for several (1 where a
     class applies), `(B,)` float32 for a number."""
     STEPS = "steps"
-    """A prompt, the steps of an answer, and whether each is right: `labels` `(N, T)`, 0 or 1 at the last token of each
-    step, -100 elsewhere."""
+    """A prompt, the steps of an answer, and whether each is right: `labels` `(N, T)`, 0 or 1 at the last token of the
+    separator behind each step, -100 elsewhere."""
     PROMPTS = "prompts"
     """Questions to be answered."""
 
@@ -149,6 +149,7 @@ class Task:
         needs_reference: Whether `SequenceLogps.reference` is needed.
         problem: What the labels of `Rows.LABELLED` are; None: what they look like.
         labels: The classes of `Rows.LABELLED` in the order of their numbers; None: those of the training rows.
+        step_separator: The text behind each step, for `Rows.STEPS`.
 
     Example:
         >>> class Unlikelihood(Task):
@@ -170,6 +171,7 @@ class Task:
     needs_reference: ClassVar[bool] = False
     problem: Literal["single", "multi", "regression"] | None = None
     labels: Sequence[str | int] | None = None
+    step_separator: str = "\n"
 
     def check_run(self, args: "RunArguments") -> None:
         """Refuse a run that cannot work, with a UserError; called before the data is read."""

@@ -64,6 +64,22 @@ class Arguments(RunArguments):
         self._bases: dict[str, Arguments] = {}  # of adapters, by their folders
         self._adapted: Marker | None = None  # of the adapter whose base model this is for
 
+    def check_writes(self) -> None:
+        """Refuse, where text is needed, the model of a run whose task left it another head than a language model's.
+
+        Raises:
+            UserError: It is of such a run.
+        """
+        place = self._adapter or self._checkpoint
+        marker = Marker.read(place) if place is not None else None
+        if marker is None or marker.task is None or marker.head is None:
+            return
+        use = f"swiftplug predict {place} DATASET"
+        if marker.head.kind == "token" or len(marker.head.labels.names) == 1:
+            use = f"swiftplug sample --{'orm' if marker.head.kind == 'sequence' else 'prm'} {place}"
+        task = marker.task["name"].removeprefix("swiftplug:")
+        raise UserError(f"model: {place} is of task {task}, so it writes no text; what it is for: {use}")
+
     def check_plugins(self) -> None:
         """Let each plugin that has a `check_run(args)` refuse a run that it cannot act in."""
         for plugin in self.plugins.all():
@@ -200,10 +216,7 @@ class Arguments(RunArguments):
             yield f"model: the adapter of {name} is merged into its base model{kept}, and training starts from there"
 
     def _explain_head(self) -> Iterator[str]:
-        from transformers import AutoConfig
-
-        from swiftplug.runs.model import check_head, keeps_head, own_labels
-        from swiftplug.runs.tokenizer import hub_options
+        from swiftplug.runs.model import check_head, keeps_head, load_config, own_labels
 
         name, head, own = self._checkpoint, self.head, None
         if head is None:
@@ -213,7 +226,7 @@ class Arguments(RunArguments):
             before = marker.head if marker is not None else None
             own = before.labels if before is not None and before.kind == head.kind else None
         elif name is not None:
-            config = AutoConfig.from_pretrained(name, **hub_options(self.config.model_options))
+            config = load_config(name, self.config.model_options)
             check_head(config, head.kind, f"model: {name}")
             own = own_labels(config, head.kind)
         task, count = self.plugins.one("task").found.name, len(head.labels.names)
@@ -232,9 +245,16 @@ class Arguments(RunArguments):
         name = self._checkpoint
         if name is not None:
             if not self._tokenizer_only and not is_adapter_run(name):
-                from swiftplug.runs.model import check_config
+                from swiftplug.runs.model import load_config, own_labels
 
-                check_config(name, self.config.model_options)
+                config = load_config(name, self.config.model_options)
+                is_language_run = self.task is not None and self.task.head == "language"
+                if is_language_run and (own_labels(config, "sequence") or own_labels(config, "token")):
+                    [architecture] = config.architectures or []
+                    raise UserError(
+                        f"model: {name} is a {architecture}, whose head gives no tokens; expected a "
+                        f"language model, which this task needs"
+                    )
             return load_tokenizer(name, self.config.model_options)
         self._built, tokenizer = self._build()
         return with_padding_token(tokenizer, self.config.model.name)

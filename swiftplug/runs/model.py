@@ -50,11 +50,12 @@ def autocast_dtype(training_args: TrainingArguments) -> torch.dtype:
     return torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
 
 
-def check_config(name: str, options: ModelOptions) -> None:
-    """Check, before a model is loaded, that Transformers knows its config; raises a `UserError` if not."""
+def load_config(name: str, options: ModelOptions) -> PreTrainedConfig:
+    """Load the config of a model; raises a `UserError` if Transformers cannot."""
     check_name(name)
     try:
-        AutoConfig.from_pretrained(name, **hub_options(options))
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **hub_options(options))
+        return config
     except (OSError, ValueError, KeyError) as error:
         raise load_error(name, error) from error
 
@@ -97,7 +98,7 @@ def load_weights(
     auto, _ = _AUTO[head.kind if head else "language"]
     transformers_logging.disable_progress_bar()  # of reading and writing weights; downloads still show theirs
     try:
-        config = AutoConfig.from_pretrained(name, **hub_options(options))
+        config = load_config(name, options)
         if head and own_labels(config, head.kind) is None:
             set_labels(config, head.labels)
         model: torch.nn.Module = auto.from_pretrained(

@@ -107,7 +107,9 @@ class SampleRun:
             self.plugins = resolve_plugins(config)
             self.scorers = resolve_scorers(config, self.plugins)
             with naming_plugins(self.plugins.all()):
-                Arguments(config, self.plugins).check_plugins()
+                args = Arguments(config, self.plugins)
+                args.check_writes()
+                args.check_plugins()
         if not dry_run:
             self.check_folder(resume=resume)
         self.facts = run_facts(config, self.plugins, self.scorers)

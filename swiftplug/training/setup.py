@@ -43,6 +43,8 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
     if kept_base and config.model and not plugins.model and not Path(config.model.name).expanduser().exists():
         args.kept_base = str(kept_base)
         args.notes.append(f"model: there is no folder {config.model.name} any more; its copy {kept_base} is used")
+    if args.task.head == "language":
+        args.check_writes()
     _check_metrics(args)
     with naming_plugins(plugins.all()):
         args.check_plugins()

@@ -1,10 +1,12 @@
 """Reward models: of whole answers, from pairs, and of the steps of an answer."""
 
+from typing import Any
+
 import torch
 from pydantic import NonNegativeFloat
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import cross_entropy, logsigmoid
 
-from swiftplug.plugin import Rows, Task, TaskLoss, TaskModel
+from swiftplug.plugin import IGNORED_LABEL, Rows, Task, TaskLoss, TaskModel, UserError
 from swiftplug.plugin.task import Batch
 
 
@@ -38,3 +40,40 @@ class RewardModelling(Task):
             "rewards/margins": better - worse,
         }
         return TaskLoss({"rows": loss}, logged)
+
+
+class StepRewardModelling(Task):
+    """Trains a model that tells right steps of an answer from wrong ones (process supervision; arXiv 2211.14275).
+
+    Args:
+        step_separator: The text behind each step; its last token gets the label. What scores answers with the model
+            splits them at the same text (`step_separator` of `reward_model`).
+
+    Raises:
+        UserError: The separator is empty.
+    """
+
+    rows = Rows.STEPS
+    head = "token"
+    num_labels = 2
+
+    def __init__(self, step_separator: str = "\n") -> None:
+        if not step_separator:
+            raise UserError("task.step_separator: is empty, expected the text behind each step")
+        self.step_separator = step_separator
+
+    def counts(self, batch: Batch) -> dict[str, Any]:
+        """Steps."""
+        return {"steps": (batch["labels"] != IGNORED_LABEL).sum()}
+
+    def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
+        """The cross entropy of the steps' labels; logged are the probabilities of being right, and the accuracy."""
+        is_step = batch["labels"] != IGNORED_LABEL
+        logits, labels = model.outputs(batch).logits[is_step].float(), batch["labels"][is_step]
+        probabilities = logits.detach().softmax(dim=-1)[:, 1]
+        logged = {
+            "accuracy": (logits.detach().argmax(dim=-1) == labels).float(),
+            "probability/right": probabilities[labels == 1],
+            "probability/wrong": probabilities[labels == 0],
+        }
+        return TaskLoss({"steps": cross_entropy(logits, labels, reduction="sum")}, logged)

@@ -14,7 +14,7 @@ from peft import IA3Config, LoraConfig, PeftConfig, PeftModel
 from pydantic import Field, PositiveInt
 
 from swiftplug.builtin.patterns import matching_names
-from swiftplug.plugin import Tuner, UserError, nearest
+from swiftplug.plugin import Tuner, UserError, find_all_linears, nearest
 
 # Fields that record where an adapter came from; PEFT fills them in itself.
 _NOT_OPTIONS = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
@@ -196,6 +196,20 @@ class Peft(Adapter):
         """Reject, before a model is loaded, what `prepare_model` would reject."""
         _make_config("peft", _config_class(type, fields), fields)
 
+    @staticmethod
+    def check_run(args: Any, *, type: str, **fields: Any) -> None:
+        """Refuse a method that cannot train, or would not see, the head of a model that is no language model."""
+        config = _make_config("peft", _config_class(type, fields), fields)
+        if args.task.head == "language":
+            return
+        if config.is_prompt_learning:  # its tokens stand before the row's, and hide where a sequence ends
+            why = "learns a prompt, behind which the model's head does not find its tokens"
+        elif not hasattr(config, "modules_to_save"):
+            why = "cannot train the model's head"
+        else:
+            return
+        raise UserError(f"tuner peft: an adapter of type {type} {why}, as this task needs; use lora")
+
 
 def _config_class(peft_type: str, fields: Iterable[str]) -> type[PeftConfig]:
     """The config class of a PEFT method, checked to have the given fields."""
@@ -228,6 +242,8 @@ def _wrap(tuner: str, model: torch.nn.Module, config_class: type[PeftConfig], **
     named = {option: _as_names(fields[option]) for option in _MODULES if option in fields}
     # PEFT trains and saves the head of a model of these two types with the adapter.
     task_type = next((kind for end, kind in _TASK_TYPES.items() if type(model).__name__.endswith(end)), "CAUSAL_LM")
+    if task_type != "CAUSAL_LM" and named.get("target_modules") == "all-linear":
+        named["target_modules"] = find_all_linears(model)  # PEFT's own choice may have the head
     config = _make_config(tuner, config_class, {**fields, **named}, task_type)
     for option in _MODULES:
         _check_modules(model, getattr(config, option, None), f"tuner {tuner}: {option}")

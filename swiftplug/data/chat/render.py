@@ -98,6 +98,10 @@ class ChatRenderer:
             return None
         return self.prompt(turns._replace(messages=turns.messages[:-1], roles=turns.roles[:-1]))
 
+    def prompt_of(self, conversation: Conversation) -> str:
+        """The text of a conversation that ends in a question, with its generation prompt."""
+        return self.prompt(self._write(conversation)[0])[0]
+
     def prompt(self, turns: Turns) -> tuple[str, str]:
         """The text of a prompt with its generation prompt, and the end of it that belongs to the answer.
 

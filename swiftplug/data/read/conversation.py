@@ -85,7 +85,8 @@ class Conversation:
         text: The text of a row without messages (pretraining), or None.
         chat_template_kwargs: The row's `chat_template_kwargs`: variables for the chat template.
         columns: All other columns of the row.
-        facts: What a task reads of the row besides its text: `rating` (bool), `margin` (float), `label` (JSON).
+        facts: What a task reads of the row besides its text: `rating` (bool), `margin` (float), `label` (JSON),
+            `steps` (each a text and whether it is right).
         prompt_length: The number of messages before the answer, where the row separates them; else None.
 
     Raises:

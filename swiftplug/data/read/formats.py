@@ -118,8 +118,9 @@ def to_conversations(
     """Convert a row of any accepted format to the conversations that a task reads of it.
 
     Of a preference row, `Rows.PAIRS` and `Rows.RATED` read two: with the preferred and with the rejected answer. The
-    facts are `margin` for `Rows.PAIRS` (0 if the row has none), `rating` for `Rows.RATED`, and for `Rows.LABELLED`
-    `label`, as JSON, and `origin`, for errors about all labels.
+    facts are `margin` for `Rows.PAIRS` (0 if the row has none), `rating` for `Rows.RATED`, for `Rows.LABELLED`
+    `label`, as JSON, and `origin`, for errors about all labels, and `steps` for `Rows.STEPS`, which reads `completions`
+    (or `steps`) and `labels`, and of a conversation its prompt.
 
     Raises:
         RowError: The row cannot be used.
@@ -131,6 +132,8 @@ def to_conversations(
     if rows is Rows.LABELLED:
         label = _parse_class(conversation.columns.pop("label", None))
         return (replace(conversation, facts={"label": label, "origin": str(origin)}),)
+    if rows is Rows.STEPS:
+        return (_with_steps(conversation),)
     return _rate(conversation) if rows is Rows.RATED else (conversation,)
 
 
@@ -187,6 +190,37 @@ def _rate(conversation: Conversation) -> tuple[Conversation, ...]:
         raise RowError("no answer labelled good or bad", f"{expected}; {task}")
     start = conversation.answer_start
     return (replace(conversation, messages=_untrained(messages[:start]) + messages[start:], facts={"rating": rating}),)
+
+
+def _with_steps(conversation: Conversation) -> Conversation:
+    """The prompt, with the steps of an answer and whether each is right, in the form of TRL."""
+    rest, prompt = conversation.columns, conversation.messages
+    columns = [column for column in STEPS if has_value(rest.get(column))]
+    if conversation.text is not None or len(columns) != 1 or not has_value(rest.get("labels")):
+        found = ", ".join(
+            f"`{column}`" for column in [*columns, *(["labels"] if has_value(rest.get("labels")) else [])]
+        )
+        expected = "`completions` or `steps`, a list of texts, and `labels`, as many of true or false"
+        raise RowError("no steps with labels", f"found {found or 'neither'}, expected {expected}")
+    steps, labels = parse_json(rest.pop(columns[0]), columns[0]), parse_json(rest.pop("labels"), "labels")
+    for name, values in ((columns[0], steps), ("labels", labels)):
+        if not isinstance(values, list):
+            raise RowError(f"`{name}` is not a list", f"it is {describe(values)}")
+    if len(steps) != len(labels):
+        raise RowError("not as many labels as steps", f"{len(steps)} steps, {len(labels)} labels")
+    rated = []
+    for number, (step, label) in enumerate(zip(steps, labels, strict=True), 1):
+        is_right = FLAGS.get(str(label).strip().lower())
+        if not isinstance(step, str):
+            raise RowError("a step is not text", f"step {number} is {describe(step)}")
+        if not check_text(step, f"step {number}").strip():
+            raise RowError("a step is empty", f"step {number}")
+        if is_right is None:
+            raise RowError("the label of a step is not true or false", f"step {number} has {label!r}")
+        rated.append((step, is_right))
+    if prompt[-1]["role"] not in ("user", "tool"):
+        raise RowError("no question before the steps", f"the last message is {prompt[-1]['role']!r}")
+    return replace(conversation, facts={"steps": rated})
 
 
 def with_answer_of(conversation: Conversation, other: Conversation) -> Conversation:
@@ -324,6 +358,9 @@ SAME_ANSWERS = "the two answers are the same"
 
 REJECTED = ("rejected_response", "rejected", "rejected_messages")
 """The columns that hold the rejected answer of a preference row."""
+
+STEPS = ("completions", "steps")
+"""The columns that hold the steps of an answer."""
 
 LABELS = ("label", "kto_tag")
 """The columns that say whether the answer of a row is good (KTO)."""

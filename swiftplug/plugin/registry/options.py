@@ -88,6 +88,11 @@ class BoundTuner:
     def prepare_model(self, args: Any, model: Any) -> Any:
         return self.tuner.prepare_model(args, model, **self.options)
 
+    def check_run(self, args: Any) -> None:
+        """Let a tuner that has a `check_run` refuse a run; it gets the options too."""
+        if check := getattr(self.tuner, "check_run", None):
+            check(args, **self.options)
+
     def save_pretrained(
         self, model: Any, save_directory: str, state_dict: Any = None, safe_serialization: bool = True, **kwargs: Any
     ) -> None:
