@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 IGNORED = -100
 
@@ -47,17 +47,19 @@ def trl_step(
     """The first step of a TRL trainer on all rows at once, without dropout, in float32.
 
     Args:
-        trainer: `DPO`, `KTO`, `CPO` or `ORPO`.
+        trainer: `DPO`, `KTO`, `CPO`, `ORPO` or `Reward`, whose texts have no labels.
         model_dir: The model.
         rows: The dataset, in TRL's format.
         folder: Where TRL may write.
-        adapter: The weights of a LoRA adapter, by parameter name; its base model is the reference. None trains the
-            whole model.
-        lora: The fields of its `LoraConfig`.
+        adapter: The weights at the start, by parameter name: those of a LoRA adapter (its base model is the
+            reference) or, without `lora`, of the whole model. None leaves them as they are.
+        lora: The fields of the adapter's `LoraConfig`; None trains the whole model.
         **options: Of the trainer's config.
     """
     config_class, trainer_class = _classes(trainer)
-    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    is_reward = trainer == "Reward"
+    auto, head = (AutoModelForSequenceClassification, {"num_labels": 1}) if is_reward else (AutoModelForCausalLM, {})
+    model: Any = auto.from_pretrained(model_dir, dtype=torch.float32, **head)
     args = config_class(
         output_dir=str(folder),
         per_device_train_batch_size=len(rows),
@@ -73,7 +75,7 @@ def trl_step(
         args=args,
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=tokenizer,
-        peft_config=None if adapter is None else LoraConfig(task_type="CAUSAL_LM", **(lora or {})),
+        peft_config=None if lora is None else LoraConfig(task_type="SEQ_CLS" if is_reward else "CAUSAL_LM", **lora),
     )
     if adapter is not None:
         assert not made.model.load_state_dict(dict(adapter), strict=False).unexpected_keys
@@ -86,7 +88,7 @@ def trl_step(
 
 
 def _classes(trainer: str) -> tuple[Any, Any]:
-    if trainer in ("DPO", "KTO"):
+    if trainer in ("DPO", "KTO", "Reward"):
         import trl
 
         return getattr(trl, f"{trainer}Config"), getattr(trl, f"{trainer}Trainer")
@@ -105,6 +107,9 @@ def _texts(batch: Mapping[str, Any]) -> list[Any]:
         columns = ("input_ids", "attention_mask", "labels")
         answers = [texts_of(*(batch[f"{it}_{column}"] for column in columns)) for it in ("chosen", "rejected")]
         return sorted(answers[0] + answers[1])
+    if "completion_mask" not in batch:
+        rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+        return sorted((ids[mask].tolist(), []) for ids, mask in rows)
     prefixes = ["", "KL_"] if "KL_input_ids" in batch else [""]
     texts = []
     for prefix in prefixes:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel
-from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from swiftplug.builtin.hardware import pick_device, pick_dtype
@@ -132,11 +132,10 @@ def _load_adapter(auto: Any, folder: Path, weights: dict[str, Any]) -> PeftModel
     base = str(config.base_model_name_or_path)
     if not Path(base).is_dir() and (beside := folder / Path(base).name).is_dir():
         base = str(beside)
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
-        heads = [name for name in tensors.keys() if {"score", "classifier"}.intersection(name.split("."))]
-        shapes = [tensors.get_slice(name).get_shape() for name in heads]
-    if not shapes:
+    saved = load_file(folder / "adapter_model.safetensors")
+    heads = [tensor for name, tensor in saved.items() if {"score", "classifier"}.intersection(name.split("."))]
+    if not heads:
         raise ValueError("the adapter holds no head")
-    weights |= {"num_labels": shapes[-1][0], "ignore_mismatched_sizes": True, "revision": config.revision}
+    weights |= {"num_labels": len(heads[-1]), "ignore_mismatched_sizes": True, "revision": config.revision}
     model: PeftModel = PeftModel.from_pretrained(auto.from_pretrained(base, **weights), str(folder))
     return model

@@ -88,19 +88,21 @@ def load_weights(
         options: How to load it.
         dtype: The dtype of the weights; None keeps the one that they were saved in.
         compute_dtype: The dtype of computation with quantized weights.
-        head: The head that it should have, and has anew unless it has one of this kind (with any labels); None is that
-            of a language model.
+        head: The head that it gets if it has that of a language model; None leaves it that. A checkpoint with another
+            head is loaded with its own, since a weight of the same name and shape may stand for something else.
 
     Raises:
         UserError: It cannot be loaded.
     """
     check_name(name)
-    auto, _ = _AUTO[head.kind if head else "language"]
     transformers_logging.disable_progress_bar()  # of reading and writing weights; downloads still show theirs
     try:
         config = load_config(name, options)
-        if head and own_labels(config, head.kind) is None:
+        own = [kind for kind in ("sequence", "token") if own_labels(config, kind)]
+        if head and not own:
+            check_head(config, head.kind, f"model: {name}")
             set_labels(config, head.labels)
+        auto, _ = _AUTO[own[0] if head and own else head.kind if head else "language"]
         model: torch.nn.Module = auto.from_pretrained(
             name,
             config=config,
