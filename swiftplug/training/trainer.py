@@ -231,7 +231,10 @@ class PlugTrainer(Trainer):
         self._evaluating.advance()
         if prediction_loss_only:
             return loss, None, None
-        return loss, computed.outputs.logits.detach(), inputs["label" if "label" in inputs else "labels"]
+        logits, labels = computed.outputs.logits.detach(), inputs["label" if "label" in inputs else "labels"]
+        # All processes must give as many rows; those that were repeated are dropped when they are gathered.
+        repeated = logits[:1].expand(len(labels) - len(logits), *logits.shape[1:])
+        return loss, torch.cat([logits, repeated]), labels
 
     def _without_repeated_rows(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch without the rows that accelerate repeats to give every process a last batch of the same size."""

@@ -20,7 +20,10 @@ from transformers import (
 from typer.testing import CliRunner
 
 from swiftplug.cli.main import app
+from swiftplug.config.load import load_train_config
 from swiftplug.errors import UserError
+from swiftplug.preview.preview import preview
+from swiftplug.training.trainer import PlugTrainer
 
 TEXTS = [
     "The film is wonderful",
@@ -51,6 +54,14 @@ def predicted(*arguments: object) -> list[dict[str, Any]]:
     done = CliRunner().invoke(app, ["predict", *map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def classifier(run: Any, write_jsonl: Any) -> Path:
+    """A run with one class per row."""
+    data = [str(write_jsonl(rows_of("single_label_classification")))]
+    run_dir: Path = run("classifier", task="seq_cls", dataset=data).run_dir
+    return run_dir
 
 
 @pytest.mark.parametrize("problem", LABELS)
@@ -204,3 +215,90 @@ def test_what_means_nothing_is_refused_before_the_model_is_loaded(
     data = [str(write_jsonl(rows_of(problem)))]
     with pytest.raises(UserError, match=message):
         run(**{"task": "seq_cls", "dataset": data, "eval_dataset": data, **options})
+
+
+def test_all_processes_give_as_many_rows_of_logits(run: Any, write_jsonl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose last batch is filled up with rows of another one counts fewer, but gathers as many."""
+    shapes = []
+    step = PlugTrainer.prediction_step
+
+    def recording(self: PlugTrainer, *args: Any, **kwargs: Any) -> Any:
+        loss, logits, labels = step(self, *args, **kwargs)
+        shapes.append((len(logits), len(labels)))
+        return loss, logits, labels
+
+    monkeypatch.setattr(PlugTrainer, "prediction_step", recording)
+    monkeypatch.setattr(
+        PlugTrainer, "_without_repeated_rows", lambda self, batch: self.loss_computer.first_rows(batch, 2)
+    )
+    data = [str(write_jsonl(rows_of("single_label_classification")))]
+    run(task="seq_cls", dataset=data, eval_dataset=data, metrics=["acc"])
+    assert shapes == [(6, 6)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "{data}"], "RUN: no folder 'nowhere'"),
+        (["{run}", "nothing.jsonl"], "DATASET: no such file, folder, hub id or dataset plugin: 'nothing.jsonl'"),
+        (["{run}", "{bad}"], "2 rows, none usable: the text is empty: .*bad.jsonl:1; no known columns"),
+        (["{run}", "{data}", "--threshold=0.4"], "--threshold: is for several labels per row"),
+        (["{run}", "{data}", "--output={data}"], "is the dataset itself"),
+        (["{run}", "{data}", "--output=nowhere/labels.jsonl"], "there is no folder nowhere"),
+        (["{run}", "{data}", "--set=data.columns={question: text}"], "no dataset has a column 'question'"),
+    ],
+)
+def test_predict_explains_what_is_wrong_before_the_model_is_loaded(
+    arguments: list[str],
+    message: str,
+    classifier: Path,
+    write_jsonl: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("swiftplug.runs.arguments.Arguments.load_model", None)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": ""}\n{"x": 1}\n')
+    data = write_jsonl(rows_of("single_label_classification"))
+    before = data.read_bytes()
+    places = {"run": classifier, "data": data, "bad": bad}
+    with pytest.raises(UserError, match=message):
+        predicted(*(each if each.startswith("--set") else each.format(**places) for each in arguments))
+    assert data.read_bytes() == before
+
+
+def test_a_run_that_writes_text_predicts_no_labels(run: Any, chat_file: Path) -> None:
+    with pytest.raises(UserError, match="is a run of task sft, whose model writes text; swiftplug sample"):
+        predicted(run().run_dir, chat_file)
+
+
+def test_rows_that_cannot_be_used_are_counted_and_the_others_keep_their_order(
+    classifier: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, output = tmp_path / "mixed.jsonl", tmp_path / "labels.jsonl"
+    lines = [{"text": "b", "id": 1}, {"text": " ", "id": 2}, {"prompt": "Hi", "id": 3}, {"text": "long " * 99, "id": 4}]
+    data.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert predicted(classifier, data, "--output", output, "--set=data.max_length=64") == []
+    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == [1, 3]
+    assert json.loads(output.read_text().splitlines()[0]).keys() == {"text", "id", "prediction", "probabilities"}
+
+
+def test_a_reward_model_predicts_the_reward(run: Any, write_jsonl: Any, tiny_model_dir: Path) -> None:
+    row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
+    run_dir = run(task="rm", dataset=[str(write_jsonl([row]))]).run_dir
+    [found] = predicted(run_dir, write_jsonl([{"prompt": "2 + 2?", "completion": "4"}]))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"]
+    with torch.no_grad():
+        reward = AutoModelForSequenceClassification.from_pretrained(run_dir).eval()(ids).logits.item()
+    assert found["prediction"] == pytest.approx(reward, abs=1e-5)
+
+
+def test_the_preview_shows_text_and_label(tiny_model_dir: Path, write_jsonl: Any) -> None:
+    data = str(write_jsonl(rows_of("single_label_classification")))
+    given = {"task": "seq_cls", "model": str(tiny_model_dir), "dataset": [data]}
+    shown = preview(load_train_config(None, given, []).config, rows=1, format="text", color=False)
+    assert 'label: "pos"' in shown
+    assert TEXTS[0] in shown
+    assert "1 of 1 row used" in shown

@@ -62,7 +62,8 @@ class BoundMetric(NamedTuple):
     Attributes:
         name: The plugin's name.
         compute: `(EvalPrediction) -> dict[str, float]`, or `(predictions, references) -> ...` if `generate`.
-        preprocess: `(logits, labels) -> tensor`; None for the argmax token ids.
+        preprocess: `(logits, labels) -> tensor`; None for what is predicted: the argmax token ids; in task seq_cls
+            class numbers, 0 or 1 of several classes, or numbers.
         generate: Whether it compares generated texts with references.
         max_new_tokens: The number of tokens to generate for it.
     """
