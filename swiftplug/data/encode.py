@@ -381,6 +381,9 @@ def _count_tokens(examples: pa.RecordBatch, rows: Rows, report: SplitReport) -> 
     lengths = examples["length"].to_numpy()
     report.examples = len(lengths)
     report.longest = int(lengths.max(initial=0))
+    if rows is Rows.RATED:
+        report.good = examples["rating"].true_count
+        report.bad = len(lengths) - report.good
     report.weighted = bool(((weights != 0) & (weights != 1)).any())
     for prefix in ("", SECOND) if rows is Rows.PAIRS else ("",):
         labels = examples[f"{prefix}labels"]

@@ -81,6 +81,14 @@ def test_rated_rows_have_their_rating_and_the_answer_before_as_second_conversati
     assert tokenizer.decode(batch["input_ids"][5], skip_special_tokens=True) == "user\nq1\nassistant\na5\n"
 
 
+def test_the_ratings_are_counted(prepare: Prepare, write_jsonl: Any) -> None:
+    lines = prepare(write_jsonl(RATED), task=Rated()).report.lines()
+    assert lines[0].startswith("train: 5 of 5 rows, ")
+    assert lines[1] == "  3 rated good, 2 rated bad"
+    lines = prepare(write_jsonl([{**row, "label": False} for row in RATED[:2]]), task=Rated()).report.lines()
+    assert lines[1] == "  every answer is rated bad: nothing can be learned of good ones"
+
+
 def test_pairs_are_taken_apart(prepare: Prepare, write_jsonl: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [{"prompt": f"q{i}", "chosen": f"good{i}", "rejected": f"bad{i}"} for i in range(3)]
     data = prepare(write_jsonl(rows), task=Rated())

@@ -15,7 +15,7 @@ from swiftplug.formatting import format_count, format_percent
 EXAMPLES = 3
 NAMES = 20  # unread keys that are named for each number of rows
 TOOLS_HINT = "--tools hermes, or another tools format, writes tools and calls as text"
-SUMS = ("rows", "kept", "examples", "truncated", "split", "shortened", "tokens", "trained_tokens")
+SUMS = ("rows", "kept", "examples", "truncated", "split", "shortened", "tokens", "trained_tokens", "good", "bad")
 
 
 @dataclass
@@ -85,6 +85,8 @@ class SplitReport:
         dropped: Rows left out, by reason.
         tokens: Tokens of all examples.
         trained_tokens: Those with a weight other than 0.
+        good: Examples that are rated good, for tasks on rated answers.
+        bad: Those rated bad.
         longest: Tokens of the longest example.
         shortest_too_long: Tokens of the shortest row that was dropped for its length; None if none was.
         weighted: Whether any weight is neither 0 nor 1.
@@ -102,6 +104,8 @@ class SplitReport:
     dropped: dict[str, Dropped] = field(default_factory=dict)
     tokens: int = 0
     trained_tokens: int = 0
+    good: int = 0
+    bad: int = 0
     longest: int = 0
     shortest_too_long: int | None = None
     weighted: bool = False
@@ -145,6 +149,11 @@ class SplitReport:
             f"{name}: {self.kept:,} of {format_count(self.rows, 'row')}{made}, {format_count(self.tokens, 'token')}, "
             f"{trained}longest {self.longest:,}"
         ]
+        if self.good and self.bad:
+            lines.append(f"  {self.good:,} rated good, {self.bad:,} rated bad")
+        elif self.good or self.bad:
+            rated, other = ("good", "bad") if self.good else ("bad", "good")
+            lines.append(f"  every answer is rated {rated}: nothing can be learned of {other} ones")
         if self.packed_rows is not None:
             lines.append(f"  packed into {format_count(self.packed_rows, 'row')}")
         if self.truncated:
