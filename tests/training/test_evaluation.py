@@ -100,7 +100,7 @@ def test_two_metrics_of_different_forms_with_one_name(
     monkeypatch.setenv("SPY", str(tmp_path / "spied.json"))
     plugins = METRICS.replace('"answers"', '"kept_numbers"')
     given = {"metrics": ["shapes", "spy"], "eval_dataset": [f"{chat_file}#2"]}
-    with pytest.raises(UserError, match="metrics: two results have the name 'eval_kept_numbers'"):
+    with pytest.raises(UserError, match="metrics 'shapes' and 'spy' both return 'kept_numbers'"):
         run("r", ["training.max_steps=1"], plugins=plugins, **given)
 
 
