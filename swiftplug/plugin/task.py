@@ -92,8 +92,8 @@ class TaskLoss(NamedTuple):
         sums: The parts of the loss, each a scalar: a sum over what its name counts (see `Task.counts`). It is divided
             by that count over the whole accumulation step and all processes, so that the loss does not depend on how a
             step is cut into batches.
-        logged: What is logged of it: a tensor for each name, of any shape, whose mean over all batches since the last
-            log is taken.
+        logged: What is logged of it: a tensor for each name, of any shape, empty too, whose mean over all batches since
+            the last log is taken.
     """
 
     sums: dict[str, "torch.Tensor"]

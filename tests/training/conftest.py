@@ -121,10 +121,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Any:
 def first_step(
     run: Run, trl_oracle: Any, bare_model_dir: Path, write_jsonl: Any, seen: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
-    """Train on all rows at once for one step: `first_step(task, rows, lora=None, seed=42, **options of the task)`.
+    """Train on all rows for one step: `first_step(task, rows, lora=None, seed=42, **options of the task)`.
 
-    It returns an object with `step` (see `trl_oracle.Step`), the trained `weights` at its start, and the `metrics` that
-    the run logged.
+    All rows are one batch, or several of `batch_size`. It returns an object with `step` (see `trl_oracle.Step`), the
+    trained `weights` at its start, and the `metrics` that the run logged.
     """
     calls: list[tuple[Mapping[str, Any], BatchLoss]] = []
     compute = TaskLossComputer.__call__
@@ -136,20 +136,31 @@ def first_step(
     monkeypatch.setattr(TaskLossComputer, "__call__", recording)
 
     def step(
-        task: str, rows: Sequence[dict[str, Any]], lora: Mapping[str, Any] | None = None, seed: int = 42, **options: Any
+        task: str,
+        rows: Sequence[dict[str, Any]],
+        lora: Mapping[str, Any] | None = None,
+        seed: int = 42,
+        batch_size: int | None = None,
+        **options: Any,
     ) -> Any:
-        given = {"task": task, "model": str(bare_model_dir), "dataset": [str(write_jsonl(rows))], "optimizer": "spy"}
-        sets = {f"task.{name}": value for name, value in options.items()}
+        calls.clear()
+        size = batch_size or len(rows)
+        given: dict[str, Any] = {"task": task, "model": str(bare_model_dir), "dataset": [str(write_jsonl(rows))]}
+        given["optimizer"] = "spy"
+        sets: dict[str, Any] = {f"task.{name}": value for name, value in options.items()}
         if lora is not None:
             given["tuner"] = "lora"
             sets |= {f"tuner.{name}": value for name, value in lora.items()}
-        training = {"max_steps": 1, "max_grad_norm": 0, "logging_steps": 1, "per_device_train_batch_size": len(rows)}
+        training = {"max_steps": 1, "max_grad_norm": 0, "logging_steps": 1, "per_device_train_batch_size": size}
+        training["gradient_accumulation_steps"] = len(rows) // size
         sets["seed"] = seed
         sets |= {f"training.{name}": value for name, value in training.items()}
-        seen.metrics = run(sets=[f"{name}={json.dumps(it)}" for name, it in sets.items()], plugins=SPY, **given).metrics
-        [(batch, computed)] = calls
-        texts = trl_oracle.texts_of(batch["input_ids"], batch["attention_mask"], batch["labels"])
-        seen.step = trl_oracle.Step(texts, computed.loss.item(), seen.gradients)
+        given |= {"plugins": SPY, "overwrite": True}
+        seen.metrics = run(sets=[f"{name}={json.dumps(it)}" for name, it in sets.items()], **given).metrics
+        columns = ("input_ids", "attention_mask", "labels")
+        texts = sorted(text for batch, _ in calls for text in trl_oracle.texts_of(*map(batch.__getitem__, columns)))
+        loss = sum(computed.loss.item() for _, computed in calls)
+        seen.step = trl_oracle.Step(texts, loss, seen.gradients)
         return seen
 
     return step

@@ -81,6 +81,13 @@ def test_the_first_step_is_that_of_trl(
     trl_oracle.assert_same(found.step, expected)
 
 
+def test_the_prompts_of_orpo_count_however_a_step_is_cut(
+    first_step: Any, trl_oracle: Any, pairs: list[dict[str, Any]]
+) -> None:
+    whole = first_step("orpo", pairs, LORA, nll_on_prompt=True).step
+    trl_oracle.assert_same(first_step("orpo", pairs, LORA, batch_size=2, nll_on_prompt=True).step, whole)
+
+
 def test_without_an_adapter_too(
     first_step: Any, trl_oracle: Any, pairs: list[dict[str, Any]], bare_model_dir: Path, tmp_path: Path
 ) -> None:
