@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from swiftplug.config.load import QUICKSTART, load_train_config
+from swiftplug.config.load import QUICKSTART, load_sample_config, load_train_config
+from swiftplug.sampling.run import sample
+from swiftplug.training.run import train as train_run
 
 ROOT = Path(__file__).parents[1]
 EVERY = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.yaml"))
@@ -70,6 +72,29 @@ def test_runs_to_its_end(config: Path, tiny_model_dir: Path, tmp_path: Path) -> 
     if load_train_config(str(ROOT / config), {}, []).config.metrics:
         names = {name for entry in log for name in entry}
         assert names & {"eval_acc", "eval_token_acc", "eval_perplexity", "eval_exact_match"}
+
+
+def test_preferences_are_trained_and_evaluated(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """From pairs as `sample` writes them; `tests/test_quickstart.py` has the whole loop."""
+    folder = ROOT / "configs" / "preferences"
+    question, answer = "Tom has 9 pears. He eats 2. How many has he?", "Step 1: 9 - 2 = {0}\n\\boxed{{{0}}}"
+    kept = [{"role": "user", "content": question}, {"role": "assistant", "content": answer.format(7)}]
+    row = {"messages": kept, "rejected_response": answer.format(6), "scores": {"math": 1.0}}
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [row, row, {"messages": kept}]))
+    place = {"model": str(tiny_model_dir), "dataset": [f"{tmp_path}/samples.jsonl"], "output_dir": f"{tmp_path}/run"}
+    result = train_run(
+        load_train_config(
+            str(folder / "dpo.yaml"),
+            place,
+            ["training.max_steps=2", "training.logging_steps=1", "training.warmup_steps=0"],
+        ).config
+    )
+    assert result is not None
+    assert result.metrics["rewards/margins"] > 0
+    again = {"model": f"{tmp_path}/run", "output_dir": f"{tmp_path}/evaluated"}
+    fewer = ["dataset.size=4", "max_new_tokens=8"]
+    sample(load_sample_config(str(folder / "evaluate.yaml"), again, fewer).config)
+    assert len((tmp_path / "evaluated" / "candidates.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize("config", [path for path in CONFIGS if path.stem in RUNS_ANYWHERE], ids=lambda path: path.stem)

@@ -24,16 +24,19 @@ def test_quickstart_learns_arithmetic(tmp_path: Path) -> None:
     (evaluation,) = [entry for entry in log if "eval_exact_match" in entry]
     assert evaluation["eval_exact_match"] >= 0.8
     assert (tmp_path / "runs/quickstart/loss.png").stat().st_size > 0
-    _check_that_the_loop_closes(tmp_path, environment)
+    run_configs(tmp_path, environment, "sample rejection_sampling/sample", "train rejection_sampling/train")
+    log = [json.loads(line) for line in (tmp_path / "runs/rejection-trained/log.jsonl").read_text().splitlines()]
+    before, after = (entry["eval_exact_match"] for entry in log if "eval_exact_match" in entry)
+    assert after >= before + 0.1  # trained on its own answers that were kept, it solves more of the harder problems
+    run_configs(tmp_path, environment, "train preferences/dpo", "sample preferences/evaluate")
+    answers = [json.loads(line) for line in (tmp_path / "runs/dpo-evaluated/candidates.jsonl").read_text().splitlines()]
+    assert sum(answer["scores"]["math"] for answer in answers) / len(answers) >= before + 0.1
 
 
-def _check_that_the_loop_closes(folder: Path, environment: dict[str, str]) -> None:
-    """Trained on its own answers that were kept, the model solves more of the harder problems than before."""
-    for command in ("sample", "train"):
-        config = Path(__file__).parents[1] / "configs" / "rejection_sampling" / f"{command}.yaml"
-        line = [sys.executable, "-m", "swiftplug", command, str(config)]
+def run_configs(folder: Path, environment: dict[str, str], *runs: str) -> None:
+    """Run configs one after the other, each given as the command and the config."""
+    for command, config in map(str.split, runs):
+        path = Path(__file__).parents[1] / "configs" / f"{config}.yaml"
+        line = [sys.executable, "-m", "swiftplug", command, str(path)]
         done = subprocess.run(line, cwd=folder, env=environment, text=True, capture_output=True, timeout=800)
         assert done.returncode == 0, done.stderr
-    log = [json.loads(line) for line in (folder / "runs/rejection-trained/log.jsonl").read_text().splitlines()]
-    before, after = (entry["eval_exact_match"] for entry in log if "eval_exact_match" in entry)
-    assert after >= before + 0.1
