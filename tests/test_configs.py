@@ -92,7 +92,7 @@ def test_preferences_are_trained_and_evaluated(tiny_model_dir: Path, tmp_path: P
     assert result is not None
     assert result.metrics["rewards/margins"] > 0
     again = {"model": f"{tmp_path}/run", "output_dir": f"{tmp_path}/evaluated"}
-    fewer = ["dataset.size=4", "max_new_tokens=8"]
+    fewer = ["dataset.arithmetic.size=4", "max_new_tokens=8"]
     sample(load_sample_config(str(folder / "evaluate.yaml"), again, fewer).config)
     assert len((tmp_path / "evaluated" / "candidates.jsonl").read_text().splitlines()) == 4
 
