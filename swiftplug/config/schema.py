@@ -201,7 +201,9 @@ class TrainConfig(RunConfig):
     """The config of a training run, merged and checked."""
 
     task: PluginField = key(
-        _built_in("sft"), "What is optimized: pt (all text), sft (answers), or preferences, such as dpo.", DATA
+        _built_in("sft"),
+        "What is optimized, such as sft (answers), dpo (preferences), rm (rewards) or seq_cls (labels).",
+        DATA,
     )
     eval_dataset: PluginList = key([], "Dataset to evaluate on. Repeat to concatenate several.", DATA)
     tuner: PluginField = key(_built_in("full"), "Full fine-tuning or an adapter, such as full or lora.", PLUGINS)
