@@ -1,6 +1,7 @@
 """A real model answers real problems, scored by scorers of another distribution, and trains on what was kept."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -84,3 +85,54 @@ def test_what_was_kept_can_be_trained_on(run: Path, smollm2_dir: Path) -> None:
     )
     assert f"{len(kept)} of {len(kept)} rows" in told
     assert (run.parent / "trained" / "adapter_model.safetensors").is_file()
+
+
+def test_wrong_answers_beside_right_ones_are_pairs_for_dpo(run: Path, smollm2_dir: Path) -> None:
+    swiftplug(
+        *(
+            "sample",
+            "--engine",
+            "none",
+            "--candidates-file",
+            "run/candidates.jsonl",
+            "--orm",
+            "gsm8k",
+            "--keep-cut-off",
+        ),
+        *("--dataset", f"{GSM8K}/train.jsonl#{QUESTIONS}", "--include-reference", "--output-dir", "pairs"),
+        cwd=run.parent,
+    )
+    pairs = [json.loads(line) for line in (run.parent / "pairs" / "samples.jsonl").read_text().splitlines()]
+    drawn = {it["messages"][-1]["content"] for it in candidates(run) if it["finish_reason"] != "reference"}
+    assert {pair["rejected_response"] for pair in pairs} <= drawn
+    swiftplug(
+        *("train", "--task", "dpo", "--model", smollm2_dir, "--dataset", "pairs/samples.jsonl", "--tuner", "lora"),
+        *("--output-dir", "preferred", "--set=training.max_steps=3", "--set=training.learning_rate=2e-4"),
+        *("--set=training.logging_steps=1", "--set=training.save_strategy=no"),
+        f"--set=training.per_device_train_batch_size={len(pairs)}",
+        cwd=run.parent,
+    )
+    log = [json.loads(line) for line in (run.parent / "preferred" / "log.jsonl").read_text().splitlines()]
+    first, *_, last = (entry for entry in log if "rewards/margins" in entry)
+    assert first["loss"] == pytest.approx(math.log(2))
+    assert last["loss"] < first["loss"]
+    assert last["rewards/margins"] > 0
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_dir)
+
+    def log_likelihood(prompt: list[dict[str, str]], answer: str) -> float:
+        start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        whole = [*prompt, {"role": "assistant", "content": answer}]
+        ids = tokenizer.apply_chat_template(whole, return_dict=False)
+        ids = ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]  # up to the end of the turn
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, len(start) - 1 : -1]
+        return float(logits.log_softmax(-1).gather(-1, torch.tensor(ids[len(start) :])[:, None]).sum())
+
+    for name, answers in {
+        "logps/chosen": [pair["messages"][-1]["content"] for pair in pairs],
+        "logps/rejected": [pair["rejected_response"] for pair in pairs],
+    }.items():
+        prompts = [pair["messages"][:-1] for pair in pairs]
+        expected = sum(map(log_likelihood, prompts, answers)) / len(pairs)
+        assert first[name] == pytest.approx(expected, rel=1e-4)
