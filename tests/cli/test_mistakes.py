@@ -57,6 +57,8 @@ def error_of(call: Any, *arguments: Any, **options: Any) -> str:
         ("train --output-dir a --output-dir b", "--output-dir is given 2 times; it takes one value"),
         ("sample --num_generations 4", "no such option: --num_generations; did you mean '--num-return-sequences'?"),
         ("sample --reward_funcs x", "no such option: --reward_funcs; did you mean '--orm'?"),
+        ("sample --loss focal", "no such option: --loss; it is an option of swiftplug train"),
+        ("train --orm math", "no such option: --orm; it is an option of swiftplug sample"),
         ("sample --lr 1", "no such option: --lr; see swiftplug sample --help"),
         (
             "sample --candidates-file a --orm x --candidates-file=b",
