@@ -27,7 +27,7 @@ from swiftplug.plugin.tools_format import ToolsFormat
 
 TOO_LONG = "longer than max_length"
 UNTRAINED = "no token to train on"
-ALONE = RowError("no other answer to compare with", "the other rows that are read together with it cannot be used")
+ALONE = RowError("no other answer to compare with", "no other row that is read together with it can be used")
 
 # How much text is tokenized at once. A character takes some hundred bytes while it is, so this bounds the memory.
 BATCH_CHARACTERS = 2_000_000
@@ -140,8 +140,8 @@ class RowEncoder:
         A row is used with all its conversations or left out. The second conversation of a rated answer has the answer
         before it, that is the answer of the usable row before, among the rows of this call. (Before the first comes the
         last; the rejected answers of pairs come after all others; answers to the same prompt are passed over if there
-        are others.) `prepare_data` calls it with 256 rows, in the dataset's order, so that it depends on nothing but
-        the dataset and the options that make its rows usable.
+        are others.) `prepare_data` calls it with about 256 rows, in the dataset's order, so that it depends on nothing
+        but the dataset and the options that make its rows usable.
         """
         examples = []
         for row in self._with_other_answers(rows, report) if self.rated else self._weighed(rows):
@@ -359,9 +359,12 @@ def _first_tokens(row: WeighedRow | RowError, length: int) -> WeighedRow | RowEr
 
 def _other(rated: Sequence[Conversation], place: int) -> Conversation:
     """The conversation whose answer is given to a prompt that is not its own; see `RowEncoder.encode`."""
-    before = [*rated[place + 1 :], *rated[:place]][::-1]
-    prompts = [each.messages[: each.answer_start] for each in [rated[place], *before]]
-    return next((each for each, prompt in zip(before, prompts[1:], strict=True) if prompt != prompts[0]), before[0])
+
+    def prompt(conversation: Conversation) -> list[dict[str, Any]]:
+        return conversation.messages[: conversation.answer_start]
+
+    before, own = [*rated[place + 1 :], *rated[:place]][::-1], prompt(rated[place])
+    return next((each for each in before if prompt(each) != own), before[0])
 
 
 def _batches(rows: Sequence[tuple[Conversation, ...]]) -> Iterator[list[tuple[Conversation, ...]]]:

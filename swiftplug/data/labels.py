@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
+from swiftplug.data.read.formats import LARGEST
 from swiftplug.errors import UserError, nearest
 from swiftplug.formatting import format_count, format_number
 from swiftplug.plugin.task import Labels, Task
@@ -116,6 +117,11 @@ def _sort_of_all(splits: Sequence[_Split]) -> str:
     values = [value for split in splits for value in split.values]
     if all(isinstance(value, str) and _NUMERAL.fullmatch(value) for value in {*map(_hashable, values)}):
         for split in splits:
+            for row, value in enumerate(split.values):
+                if abs(float(value)) > LARGEST:
+                    raise UserError(
+                        f"{split.origin(row)}: `label` {value:.60} is too large; the largest is {LARGEST:.2g}"
+                    )
             split.values = [json.loads(value) for value in split.values]
     first: dict[str, tuple[_Split, int]] = {}
     for split in splits:
@@ -124,7 +130,7 @@ def _sort_of_all(splits: Sequence[_Split]) -> str:
     sorts = [*first]
     if {*sorts} == {_INTEGER, _NUMBER}:
         return _NUMBER
-    if {*sorts} <= {*_LISTS} and len(sorts) > 1:
+    if {_NAMES, _NUMBERS} & {*sorts}:
         sorts = [sort for sort in sorts if sort != _NOTHING]
     if len(sorts) > 1:
         (one, row), (other, other_row) = first[sorts[0]], first[sorts[1]]

@@ -223,7 +223,7 @@ def map_chunks(
     Raises:
         UserError: A process died.
     """
-    chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+    chunks = _chunks(rows)
     first = [] if num_proc == 1 else list(islice(chunks, CHUNKS_ALONE + 1))
     chunks = chain(first, chunks)
     if len(first) <= CHUNKS_ALONE:
@@ -250,6 +250,17 @@ def map_chunks(
             raise UserError(f"data.num_proc: one of the {num_proc} processes that encode rows {death}") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
+    """Chunks of rows; a short rest joins the last one, for rated rows need others in their chunk."""
+    chunk = list(islice(rows, CHUNK))
+    while chunk:
+        following = list(islice(rows, CHUNK))
+        if len(following) < CHUNK // 2:
+            chunk, following = chunk + following, []
+        yield chunk
+        chunk = following
 
 
 _function: Callable[[list[RawRow]], EncodedRows]

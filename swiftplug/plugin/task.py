@@ -5,6 +5,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from swiftplug.formatting import format_count
+
 if TYPE_CHECKING:
     import torch
 
@@ -240,6 +242,12 @@ class PreferenceTask(Task):
             `(B,)` losses.
         """
         raise NotImplementedError
+
+    def check_data(self, dataset: Any) -> Iterable[str]:
+        """Say how many rows have a `margin`, which `pair_loss` does not get; override it if your `loss` reads them."""
+        having = sum(margin != 0 for margin in dataset["margin"][:])
+        if having:
+            yield f"`margin` of {format_count(having, 'pair')}: not read by {type(self).__name__}"
 
     def reward(self, answers: SequenceLogps) -> "torch.Tensor":
         """The implicit rewards that are logged, `(B,)`."""

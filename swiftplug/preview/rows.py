@@ -136,6 +136,8 @@ def _preview_part(
     length, max_length = len(row.input_ids), encoder.options.max_length
     part = slice(part.start, min(part.stop, length))
     notes = [f"label: {conversation.facts['label']}"] if "label" in conversation.facts else []
+    if steps := conversation.facts.get("steps"):
+        notes.append(f"steps: {', '.join('right' if is_right else 'wrong' for _, is_right in steps)}")
     if length > max_length and encoder.too_long != "drop":
         notes.append(f"{encoder.too_long}: {length} tokens, max_length is {max_length}")
     if row.rendered.shortened:

@@ -162,6 +162,12 @@ def test_the_other_answers_come_from_usable_rows_and_do_not_depend_on_processes(
     assert others[6] == "a6<|im_end|>"  # the row between is too long
 
 
+def test_the_last_of_many_rows_has_others_to_compare_with(prepare: Prepare, write_jsonl: Any) -> None:
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}", "label": i % 2 == 0} for i in range(257)]
+    report = prepare(write_jsonl(rows), task=Rated()).report.train
+    assert (report.rows, report.kept, report.dropped) == (257, 257, {})
+
+
 def test_another_rows_long_answer_leaves_no_row_out(
     prepare: Prepare, write_jsonl: Any, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -335,6 +341,8 @@ def test_pairs_that_are_too_long(prepare: Prepare, write_jsonl: Any, tokenizer: 
             "`margin` is not a finite number: .*'wide'",
         ),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": True}, "`margin` is not a finite number"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1e39}, "it is 1e.39; the largest is 3.4e.38"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 10**400}, "`margin` is not a finite number"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "images": ["a.png"]}, "images, audio or video"),
         ({"prompt": [*turns("<image>q")], "chosen": "a", "rejected": "b"}, "images, audio or video"),
         ({"prompt": "q", "chosen": "a", "rejected": "b<image>"}, "images, audio or video"),
@@ -344,6 +352,7 @@ def test_pairs_that_are_too_long(prepare: Prepare, write_jsonl: Any, tokenizer: 
         ({"prompt": "q", "label": "spam"}, "a label in place of an answer: task seq_cls"),
         ({"text": "t"}, "no rejected answer: .*task pt"),
         ({"text": "t", "label": 1}, "no rejected answer: .*task seq_cls"),
+        ({"text": "t", "label": True}, "no rejected answer: .*task seq_cls"),
     ],
 )
 def test_rows_that_are_no_pairs(row: dict[str, Any], reason: str) -> None:

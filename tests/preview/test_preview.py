@@ -286,6 +286,11 @@ def test_rated_answers_are_shown_with_their_rating(shown: Callable[..., str]) ->
     assert "data.jsonl:2 · good · 23 tokens, 2 trained" in shown(rows, format="text", task="kto")
 
 
+def test_steps_are_shown_with_their_labels(shown: Callable[..., str]) -> None:
+    [row] = json.loads(shown([{"prompt": "q", "completions": ["a", "b"], "labels": [True, False]}], task="prm"))
+    assert row["note"] == "steps: right, wrong"
+
+
 def test_what_the_chat_template_does_not_read_is_said_with_the_row(shown: Callable[..., str]) -> None:
     answer = {"role": "assistant", "content": "a", "reasoning": "hm"}
     row = {"messages": [{"role": "user", "content": "q"}, answer], "tools": [{"name": "look"}]}

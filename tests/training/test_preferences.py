@@ -226,6 +226,11 @@ def test_kto_says_which_weights_balance_its_data(
     assert len(notes) == len(expected) and all(part in note for part, note in zip(expected, notes, strict=True))
 
 
+def test_margins_that_a_preference_objective_does_not_read_are_said() -> None:
+    assert [*DPO().check_data({"margin": [0.0, 1.5, -2.0]})] == ["`margin` of 2 pairs: not read by DPO"]
+    assert [*DPO().check_data({"margin": [0.0]})] == []
+
+
 @pytest.mark.parametrize(("counted", "expected"), [(True, 3.0), (False, 4.0)])
 def test_a_mean_is_that_of_the_rows_of_all_processes(counted: bool, expected: float) -> None:
     """The other process has the values 3 and 5; a batch that only keeps step with the others does not count."""

@@ -1,7 +1,6 @@
 """Convert a row of any accepted format to a conversation."""
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -20,6 +19,8 @@ from swiftplug.data.read.messages import (
     parse_messages,
 )
 from swiftplug.plugin import Rows
+
+LARGEST = 3.4028234e38  # of the numbers that float32 holds, as which those of rows are stored
 
 LABELLED = ("a label in place of an answer", "task seq_cls takes labels")
 
@@ -231,7 +232,7 @@ def with_answer_of(conversation: Conversation, other: Conversation) -> Conversat
 
 def _task_for(conversation: Conversation) -> str:
     """Which task takes a row."""
-    if parse_label(conversation.columns) is not None:
+    if conversation.text is None and parse_label(conversation.columns) is not None:
         return "task kto takes answers labelled good or bad"
     if has_value(conversation.columns.get("label")):
         return "task seq_cls takes labels"
@@ -249,12 +250,14 @@ def _untrained(prompt: Messages) -> Messages:
 
 def _parse_margin(rest: dict[str, Any]) -> float:
     """By how much the preferred answer is better; 0 if the row does not say."""
-    margin = rest.pop("margin", None) or 0
+    margin = rest.pop("margin", None)
+    if not has_value(margin):
+        return 0.0
     if isinstance(margin, str):  # as in a CSV file
         with suppress(ValueError):
             margin = float(margin)
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise RowError("`margin` is not a finite number", f"it is {margin!r}")
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= LARGEST:
+        raise RowError("`margin` is not a finite number", f"it is {margin!r:.60}; the largest is {LARGEST:.2g}")
     return float(margin)
 
 
@@ -277,8 +280,8 @@ def _parse_class(label: Any) -> str:
             label = load_json(label)
     if label is None or (isinstance(label, str) and not label.strip()):
         raise RowError("no label", "expected `label` (data.columns renames columns)")
-    if isinstance(label, float) and not math.isfinite(label):
-        raise RowError("the label is not a finite number", f"it is {label}")
+    if isinstance(label, int | float) and not abs(label) <= LARGEST:
+        raise RowError("the label is not a finite number", f"it is {label!r:.60}; the largest is {LARGEST:.2g}")
     if not isinstance(label, str | bool | int | float | list):
         raise RowError("the label is neither a class nor a number", f"it is {describe(label)}")
     if isinstance(label, list):
