@@ -1,5 +1,6 @@
 """A task: learn good answers, and unlearn bad ones."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ class Unlikelihood(Task):
     def counts(self, batch: Any) -> dict[str, Any]:
         """What the sums of `loss` are divided by, over a whole accumulation step and all processes."""
         return {"tokens": (_answers(batch)["labels"][:, 1:] != IGNORED_LABEL).sum()}
+
+    def log_names(self) -> Iterable[str]:
+        """What `loss` logs: training.metric_for_best_model=eval_logps/good chooses the best checkpoint by it."""
+        return "logps/good", "logps/bad"
 
     def loss(self, model: TaskModel, batch: Any) -> TaskLoss:
         """The sum of the losses, and what is logged: the mean of each tensor since the last log."""

@@ -22,13 +22,13 @@ class _RewardModel:
     Args:
         model: A folder, also of a run of task `rm` or `prm` or of a PEFT adapter; or a hub id.
         batch_size: Conversations scored at once.
-        step_separator: The text between the steps of an answer, which followed each step in training; None for a line
-            break. For token classification only.
+        step_separator: The text between the steps of an answer, which followed each step in training; None: that of
+            the run whose folder it is, else a line break. For token classification only.
         dtype: The data type of the weights; `auto` is the best one for the device.
         revision: Branch, tag or commit on the hub; None is the main branch.
 
     Raises:
-        UserError: There is no such checkpoint, or it is not a reward model.
+        UserError: There is no such checkpoint, it is not a reward model, or it was trained with another separator.
     """
 
     def __init__(
@@ -42,7 +42,13 @@ class _RewardModel:
         if step_separator == "":
             raise UserError("reward_model.step_separator: is empty, expected the text between steps")
         self._model, self._revision, self._batch_size, self._dtype = model, revision, batch_size, dtype
-        self._step_separator = step_separator or "\n"
+        trained_with = _run_separator(model)
+        if step_separator and trained_with and step_separator != trained_with:
+            raise UserError(
+                f"reward_model.step_separator: found {step_separator!r}, but {model!r} was trained with "
+                f"{trained_with!r}; drop it"
+            )
+        self._step_separator = step_separator or trained_with or "\n"
         self._by_step = _scores_steps(model, revision)
         if step_separator and not self._by_step:
             raise UserError(f"reward_model.step_separator: {model!r} scores whole answers, not steps; drop it")
@@ -116,6 +122,13 @@ def _scores_steps(model: str, revision: str | None) -> bool:
         expected = "2, the second for a right step" if by_step else "1, or 2, the second for a right answer"
         raise UserError(f"reward_model: {model!r} has {num_labels} labels; expected {expected}")
     return by_step
+
+
+def _run_separator(model: str) -> str | None:
+    """The separator of steps of the training run whose folder it is; None if it is no such folder."""
+    marker = Path(model).expanduser() / "swiftplug.json"
+    task = json.loads(marker.read_text(encoding="utf-8")).get("task") if marker.is_file() else None
+    return task and task.get("step_separator")  # files of older versions lack it
 
 
 def _config_file(model: str, revision: str | None) -> Path:

@@ -23,8 +23,8 @@ class RunArguments:
         task: The task of a training run; None in a sampling run.
         labels: What the numbers of the model's head stand for, if it is not that of a language model: given by the task
             (`num_labels`), or known when the data is read.
-        eval_names: What an evaluation gives, without `eval_`: `loss`, and what the metrics return; None if that is not
-            known before the first one.
+        eval_names: What an evaluation gives, without `eval_`: `loss`, what the task logs, and what the metrics
+            return; None if that is not known before the first one.
         num_training_steps: The optimizer steps of the whole run; known when the optimizer is made, 0 before.
 
     Example:

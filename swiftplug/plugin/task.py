@@ -190,6 +190,13 @@ class Task:
         """What the parts of the loss are divided by, for a batch: numbers or scalar tensors, by the names in `sums`."""
         return {"rows": row_count(batch)}
 
+    def log_names(self) -> Iterable[str] | None:
+        """The names in `TaskLoss.logged`, by which the best checkpoint can then be chosen, with `eval_` before them.
+
+        None: they are known at the first evaluation only, and so is whether a run asks for one that is not there.
+        """
+        return None
+
     def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """The loss of a batch.
 
@@ -257,6 +264,11 @@ class PreferenceTask(Task):
         """Pairs, and the trained tokens of chosen answers."""
         pairs = row_count(batch)
         return {"pairs": pairs, "chosen tokens": (batch["labels"][:pairs, 1:] >= 0).sum()}
+
+    def log_names(self) -> Iterable[str]:
+        """Rewards and log-probabilities, and the likelihood of chosen answers where it is part of the loss."""
+        names = [f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins")]
+        return [*names, "logps/chosen", "logps/rejected", *(["nll_loss"] if self.nll_weight else [])]
 
     def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """The sum of the pairs' losses, and the share of the chosen answers' likelihood."""

@@ -217,8 +217,8 @@ class Marker(NamedTuple):
         seed: The run's seed, which a model plugin may have used to initialize its weights.
         tuner: The qualified name of the tuner plugin, with its options. The Python file of a plugin is not recorded:
             a downloaded folder must not decide which code runs here.
-        task: The qualified name of the task, and its `head` with the names and the `problem_type` of its labels;
-            None in older files, whose models are language models.
+        task: The qualified name of the task, its `head` with the names and the `problem_type` of its labels, and its
+            `step_separator`, if it has steps; None in older files, whose models are language models.
     """
 
     base_model: dict[str, Any]

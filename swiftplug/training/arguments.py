@@ -212,10 +212,6 @@ def _check_agreement(config: TrainConfig, given: dict[str, Any], has_eval: bool)
     best = given.get("metric_for_best_model")
     if given.get("save_strategy") == "best" and best is None:
         raise UserError("training.save_strategy: best needs training.metric_for_best_model, eval_loss for instance")
-    if best is not None and not config.metrics and best.removeprefix("eval_") != "loss":
-        raise UserError(
-            f"training.metric_for_best_model: {best!r} is no metric of this run; without metrics, use eval_loss"
-        )
     if strategy == "no" and config.metrics and not given.get("eval_on_start"):
         raise UserError("metrics: nothing is measured with training.eval_strategy: no; drop one of them")
 

@@ -95,8 +95,9 @@ def _know_eval_names(args: Arguments) -> None:
     """Find out what an evaluation gives; refuse metrics that do not fit the task, and a best model by none of them."""
     wanted = args.training_args.metric_for_best_model
     names, failed = measured_names(args.plugins.of("metric"), args.task, args.labels)
+    logged = () if "loss" in args.task.kinds else args.task.log_names()
     if not failed:
-        args.eval_names = names
+        args.eval_names = None if logged is None else names.union(logged)
     elif (wanted or args.plugins.of("callback")) and (args.labels or args.task.rows is not Rows.LABELLED):
         args.notes.append(f"metrics: {'; '.join(failed)}, so what they return is known at the first evaluation only")
     if wanted and args.eval_names is not None and wanted.removeprefix("eval_") not in args.eval_names:

@@ -26,6 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from swiftplug.data.batching import EpochSampler
 from swiftplug.errors import UserError, nearest
+from swiftplug.plugin import Rows
 from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.registry.returns import check_optimizer
 from swiftplug.runs.arguments import Arguments
@@ -169,6 +170,8 @@ class PlugTrainer(Trainer):
         """Log, also what the task logs, but no mean loss of no steps, which a run has that was resumed at its end."""
         if self.state.global_step == self.first_step:
             logs.pop("train_loss", None)
+        if "train_loss" in logs:  # of the steps since the last log, the base class knows those of this process alone
+            logs |= _means({"train_loss": [logs["train_loss"], 1.0]})
         if "loss" in logs:
             logs |= _means(self._logged)
             self._logged = {}
@@ -401,6 +404,7 @@ def _marker(args: Arguments, run_dir: Path, place: Path) -> Marker:
         task={
             "name": args.plugins.one("task").found.qualified_name,
             "head": args.task.head,
+            **({"step_separator": args.task.step_separator} if args.task.rows is Rows.STEPS else {}),
             **({"labels": head.labels.names, "problem_type": head.labels.problem_type} if head else {}),
         },
     )

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 def train(folder: Path, model: Path, data: str, plugin: Path, *options: str) -> dict[str, torch.Tensor]:
     """The gradients of the first of two steps, the first over eight examples; the run's log is in its folder."""
-    sets = ["training.max_steps=2", "training.save_steps=1", "training.logging_steps=1"]
+    sets = ["training.max_steps=2", "training.save_steps=1", "training.logging_first_step=true"]
     command = [sys.executable, "-m", "swiftplug", "train", f"--model={model}", f"--dataset={data}"]
     command += [
         f"--eval-dataset={data.partition('#')[0]}#5",
@@ -42,9 +42,14 @@ def train(folder: Path, model: Path, data: str, plugin: Path, *options: str) -> 
 @pytest.mark.parametrize(
     ("rows", "options", "logged"),
     [
-        (12, ["--metric=acc", "--loss-scale=uneven"], ["eval_token_acc"]),
+        # `train_loss` has the second step too, which is not logged.
+        (12, ["--metric=acc", "--loss-scale=uneven", "--set=training.logging_steps=5"], ["eval_token_acc"]),
         # Of the last step's one pair the second process gets none.
-        (9, ["--task=dpo", "--set=reference=precompute"], ["logps/chosen", "eval_logps/rejected"]),
+        (
+            9,
+            ["--task=dpo", "--set=reference=precompute", "--set=training.logging_steps=1"],
+            ["logps/chosen", "eval_logps/rejected"],
+        ),
     ],
     ids=["sft", "dpo"],
 )

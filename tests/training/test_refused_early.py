@@ -43,6 +43,11 @@ def dry_run(tiny_model_dir: Path, chat_file: Path) -> Any:
         ),
         ({"task": "dpo", "loss": "focal"}, [], "--loss: a loss does not act in task dpo, but in "),
         ({"task": "dpo"}, ["data.packing=true"], "data.packing: task dpo keeps each row apart"),
+        (
+            {"task": "dpo", "eval_dataset": ["{data}#2"]},
+            ["training.metric_for_best_model=rewards/accuracy"],
+            "gives 'rewards/accuracy'; did you mean 'eval_rewards/accuracies'",
+        ),
         ({"task": "dpo"}, [], "none usable: no rejected answer"),
         ({}, ["training.optim=adalomo"], "optim adalomo: You need to install `lomo_optim`"),
         ({}, ["training.optim_args=foo=1", "training.adam_beta1=2"], "Invalid beta parameter"),

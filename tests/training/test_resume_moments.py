@@ -35,20 +35,24 @@ SETS = ["tuner.lora_dropout=0.3", "training.learning_rate=1e-2", "training.save_
         ("epoch's end", 2, ["training.num_train_epochs=3", "training.save_steps=2"]),
         ("run's end", 3, ["training.max_steps=3", "training.save_steps=3"]),
         ("preferences", 2, ["task=dpo", "training.num_train_epochs=3", "training.save_steps=2"]),
+        # All weights change, so the reference is a second copy of the model.
+        ("preferences, full", 2, ["task=dpo", "training.num_train_epochs=3", "training.save_steps=2"]),
         ("start", 2, ["training.num_train_epochs=2", "training.save_steps=2", "training.eval_on_start=true"]),
     ],
 )
 def test_no_evaluation_is_missed_or_repeated(
     run: Any, chat_file: Path, pair_file: Path, name: str, step: int, sets: list[str]
 ) -> None:
-    file = pair_file if name == "preferences" else chat_file
-    options = {"tuner": "lora", "dataset": [f"{file}#16"], "eval_dataset": [f"{file}#6"]}
-    first = run("r", [*SETS, *sets], **options)
-    expected, weights = evaluations(first), load_file(first.run_dir / "adapter_model.safetensors")
+    file = pair_file if name.startswith("preferences") else chat_file
+    options = {"dataset": [f"{file}#16"], "eval_dataset": [f"{file}#6"]}
+    sets = [*sets, *([each for each in SETS if "tuner" not in each] if "full" in name else ["tuner=lora", *SETS])]
+    first = run("r", sets, **options)
+    (saved,) = first.run_dir.glob("*.safetensors")
+    expected, weights = evaluations(first), load_file(saved)
     broken_off_after(first.run_dir, step)
-    again = run("r", [*SETS, *sets], resume=True, **options)
+    again = run("r", sets, resume=True, **options)
     assert evaluations(again) == expected
-    for key, tensor in load_file(again.run_dir / "adapter_model.safetensors").items():
+    for key, tensor in load_file(saved).items():
         assert torch.equal(tensor, weights[key]), key
 
 

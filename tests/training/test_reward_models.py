@@ -164,6 +164,56 @@ def test_what_a_run_leaves_scores_as_its_evaluation_did(train_head: Any, task: s
     assert scores[0] == pytest.approx(alone.item(), abs=1e-5)
 
 
+def test_what_scores_steps_splits_them_as_the_run_did(train_head: Any, tmp_path: Path) -> None:
+    folder, _ = train_head("prm", "full", "run", "task.step_separator='##'", "training.save_strategy=steps")
+    answer = {"role": "assistant", "content": "1 + 2##is\n##3"}
+    request = InferRequest([{"role": "user", "content": "1 + 2?"}, answer])
+
+    def rewards(place: Path, **options: Any) -> Any:
+        choice = PluginChoice(name="reward_model", options={"model": str(place), **options})
+        [steps] = Registry.discover().resolve("prm", choice, "--prm").bound([request], [None])
+        return steps
+
+    found = rewards(folder)
+    assert len(found) == 3
+    assert found == rewards(folder / "checkpoint-4") == rewards(folder, step_separator="##")
+    with pytest.raises(UserError, match=r"step_separator: found '\\n', but '.*run' was trained with '##'; drop it"):
+        rewards(folder, step_separator="\n")
+    (folder / "swiftplug.json").unlink()  # as one of another tool, or of an older version, which lacks the entry
+    assert len(rewards(folder)) == 2
+    assert rewards(folder, step_separator="##") == found
+
+
+@pytest.mark.parametrize(
+    ("task", "best"),
+    [
+        ("dpo", "eval_rewards/accuracies"),
+        ("orpo", "nll_loss"),
+        ("kto", "eval_kl"),
+        ("rm", "rewards/accuracies"),
+        ("prm", "eval_accuracy"),
+        ("seq_cls", "eval_loss"),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_by_what_the_task_logs(run: Any, write_jsonl: Any, task: str, best: str) -> None:
+    rows = make_rows("prm" if task == "prm" else "rm")
+    if task == "seq_cls":
+        rows = [{"messages": row["prompt"], "label": row["margin"] > 0} for row in rows]
+    data = str(write_jsonl(rows))
+    fields = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    fields |= {"metric_for_best_model": best, "max_steps": 2, "learning_rate": 0.01}
+    sets = [f"training.{name}={json.dumps(value)}" for name, value in fields.items()]
+    result = run(sets=sets, task=task, dataset=[data], eval_dataset=[data], callbacks=["early_stop"])
+    lines = [json.loads(line) for line in (result.run_dir / "log.jsonl").read_text().splitlines()]
+    given = {name.removeprefix("eval_") for line in lines for name in line if name.startswith("eval_")}
+    given -= {"loss", "runtime", "samples_per_second", "steps_per_second"}
+    assert given == {*Registry.discover().resolve("task", PluginChoice(name=task), "--task").bound.log_names()}
+    state = json.loads(max(result.run_dir.glob("checkpoint-*/trainer_state.json")).read_text())
+    name = f"eval_{best.removeprefix('eval_')}"
+    values = [line[name] for line in lines if name in line]
+    assert state["best_metric"] == (min(values) if name.endswith("loss") else max(values))
+
+
 @pytest.mark.parametrize("tuner", ["full", "lora"])
 def test_a_resumed_run_is_the_same_run(train_head: Any, tuner: str) -> None:
     steps = ["training.save_strategy=steps", "training.save_steps=2"]

@@ -269,7 +269,7 @@ def test_wrong_fields_of_training(run: Any, tmp_path: Path, field: str, words: s
     ("fields", "metrics", "words"),
     [
         (["save_strategy=best"], [], "training.save_strategy: best needs training.metric_for_best_model"),
-        (["metric_for_best_model=acc"], [], "training.metric_for_best_model: 'acc' is no metric of this run"),
+        (["metric_for_best_model=acc"], [], "training.metric_for_best_model: no evaluation gives 'acc'"),
         (["eval_strategy=no"], ["acc"], "metrics: nothing is measured with training.eval_strategy: no"),
         (["load_best_model_at_end=true"], [], "requires the save and eval strategy to match"),
     ],

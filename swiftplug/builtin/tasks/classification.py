@@ -1,6 +1,6 @@
 """Sequence classification: texts or conversations with a class, several classes, or a number."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
@@ -36,6 +36,10 @@ class SequenceClassification(Task):
             raise UserError(f"task.labels: found {labels}, expected two classes or more, each once")
         self.problem = problem
         self.labels: Sequence[str | int] | None = labels
+
+    def log_names(self) -> Iterable[str]:
+        """None."""
+        return ()
 
     def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """The sum of the rows' losses."""

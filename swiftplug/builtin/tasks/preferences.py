@@ -4,7 +4,7 @@ All say what their loss is for one pair, or one answer. Log-probabilities are th
 a reference model, a ratio is the log-probability under the model minus that under the reference.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 import torch
@@ -231,6 +231,10 @@ class KTO(Task):
                 f"{found}; to balance them, the paper advises a task.desirable_weight of {least[0]:.3g} to "
                 f"{least[0] * 4 / 3:.3g}, or a task.undesirable_weight of {least[1]:.3g} to {least[1] * 4 / 3:.3g}"
             )
+
+    def log_names(self) -> Iterable[str]:
+        """Rewards and log-probabilities of good (chosen) and bad (rejected) answers, and the estimated divergence."""
+        return "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "kl"
 
     def loss(self, model: TaskModel, batch: Any) -> TaskLoss:
         """The sum of the answers' losses."""

@@ -1,5 +1,6 @@
 """Reward models: of whole answers, from pairs, and of the steps of an answer."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ class RewardModelling(Task):
     def __init__(self, center_rewards_coefficient: NonNegativeFloat = 0.0) -> None:
         self.center_rewards_coefficient = center_rewards_coefficient
 
+    def log_names(self) -> Iterable[str]:
+        """The rewards of both answers, and how they compare."""
+        return "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"
+
     def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """`-log sigmoid(reward of the chosen - reward of the rejected answer - margin)`, and the centring."""
         chosen, rejected = model.outputs(batch).logits.squeeze(-1).float().chunk(2)
@@ -47,7 +52,7 @@ class StepRewardModelling(Task):
 
     Args:
         step_separator: The text behind each step; its last token gets the label. What scores answers with the model
-            splits them at the same text (`step_separator` of `reward_model`).
+            splits them at the same text, which `reward_model` finds in the run's folder.
 
     Raises:
         UserError: The separator is empty.
@@ -65,6 +70,10 @@ class StepRewardModelling(Task):
     def counts(self, batch: Batch) -> dict[str, Any]:
         """Steps."""
         return {"steps": (batch["labels"] != IGNORED_LABEL).sum()}
+
+    def log_names(self) -> Iterable[str]:
+        """The accuracy, and the probabilities of being right."""
+        return "accuracy", "probability/right", "probability/wrong"
 
     def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """The cross entropy of the steps' labels; logged are the probabilities of being right, and the accuracy."""
