@@ -10,6 +10,7 @@ Errors in options and data are raised before the model is loaded.
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain, islice
@@ -93,13 +94,16 @@ def predict(config: TrainConfig, *, output: Path | None = None, threshold: float
             raise UserError(f"{source.name}: {format_count(report.rows, 'row')}, none usable: {'; '.join(left_out)}")
         with progress.start(f"loading {run}", live=on_disk([run])):
             classify = _Classifier(args, args.labels, 0.5 if threshold is None else threshold)
-        file = stack.enter_context(_opened(output))
+        file, replaced = stack.enter_context(_opened(output)), Counter[str]()
         with progress.start("predicting", "row") as activity:
             for rows in chain([first], chunks):
                 for place, found in enumerate(classify(rows, activity)):
+                    replaced.update(rows[place].columns.keys() & found.keys())
                     file.write(json.dumps({**rows[place].columns, **found}, ensure_ascii=False, default=str) + "\n")
     for line in report.lines("rows"):
         print_line(console, line)
+    for name, count in sorted(replaced.items()):
+        print_line(console, f"`{name}` of {format_count(count, 'row')}: replaced by that of this model")
     if output is not None:
         print_line(console, f"predictions: {output}")
     return report

@@ -286,7 +286,10 @@ def test_rows_that_cannot_be_used_are_counted_and_the_others_keep_their_order(
 def test_a_reward_model_predicts_the_reward(run: Any, write_jsonl: Any, tiny_model_dir: Path) -> None:
     row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
     run_dir = run(task="rm", dataset=[str(write_jsonl([row]))]).run_dir
-    [found] = predicted(run_dir, write_jsonl([{"prompt": "2 + 2?", "completion": "4"}]))
+    data = write_jsonl([{"prompt": "2 + 2?", "completion": "4", "prediction": 9}])
+    done = CliRunner().invoke(app, ["predict", str(run_dir), str(data)], catch_exceptions=False)
+    assert "`prediction` of 1 row: replaced by that of this model" in done.stderr
+    found = json.loads(done.stdout)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
     ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"]
