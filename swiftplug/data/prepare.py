@@ -257,7 +257,7 @@ def _chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
     chunk = list(islice(rows, CHUNK))
     while chunk:
         following = list(islice(rows, CHUNK))
-        if len(following) < CHUNK // 2:
+        if len(following) < CHUNK // 8:
             chunk, following = chunk + following, []
         yield chunk
         chunk = following

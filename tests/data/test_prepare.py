@@ -308,4 +308,4 @@ def test_few_rows_are_encoded_in_this_process() -> None:
 
     few = prepare_module.CHUNK * prepare_module.CHUNKS_ALONE
     assert processes(few) == {os.getpid()}
-    assert os.getpid() not in processes(few + prepare_module.CHUNK // 2)
+    assert os.getpid() not in processes(few + prepare_module.CHUNK // 8)
