@@ -114,9 +114,13 @@ def _arguments(config: TrainConfig, run: str) -> Arguments:
     plugins = resolve_plugins(config, ("task", "tools"))
     task = plugins.one("task")
     if task.bound.head != "sequence":
+        use = (
+            f"whose model rates steps; swiftplug sample --prm {run} scores answers with it"
+            if task.bound.head == "token"
+            else "whose model writes text; swiftplug sample generates answers with it"
+        )
         raise UserError(
-            f"{run}: is a run of task {task.found.name}, whose model writes text; swiftplug sample generates answers "
-            "with it, and predict is for runs of tasks such as seq_cls"
+            f"{run}: is a run of task {task.found.name}, {use}, and predict is for runs of tasks such as seq_cls"
         )
     marker = Marker.read(run)
     if marker is None or marker.head is None:

@@ -272,6 +272,13 @@ def test_a_run_that_writes_text_predicts_no_labels(run: Any, chat_file: Path) ->
         predicted(run().run_dir, chat_file)
 
 
+def test_a_run_that_rates_steps_predicts_no_labels(run: Any, write_jsonl: Any) -> None:
+    rows = write_jsonl([{"prompt": "1 + 1?", "completions": ["2.", "So 3."], "labels": [True, False]}] * 8)
+    steps = run(task="prm", dataset=[str(rows)]).run_dir
+    with pytest.raises(UserError, match=f"task prm, whose model rates steps; swiftplug sample --prm {steps} scores"):
+        predicted(steps, rows)
+
+
 def test_rows_that_cannot_be_used_are_counted_and_the_others_keep_their_order(
     classifier: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
