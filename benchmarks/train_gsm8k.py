@@ -1,9 +1,9 @@
 """Fine-tune a model on GSM8K with swiftplug and with its peers, in turn: time, tokens per second, peak memory.
 
 All of them train the same rows in the same way: LoRA of rank 8 on all linear layers, float32, batches of 4, one epoch,
-the answers only, no checkpoint. TRL runs in its Python API, twice: as it comes (with gradient checkpointing) and
-without. For sft, ms-swift and LLaMA-Factory join in where their commands are installed. For dpo, the worse answer of a
-pair is the right answer to the next problem.
+the answers only, no checkpoint. swiftplug and TRL (in its Python API) run with and without gradient checkpointing; as
+they come, TRL has it and swiftplug has not. For sft, ms-swift and LLaMA-Factory join in where their commands are
+installed. For dpo, the worse answer of a pair is the right answer to the next problem.
 
     python benchmarks/train_gsm8k.py MODEL [--task dpo] [--rows 64] [--rounds 1]
 """
@@ -62,8 +62,8 @@ class Measured(NamedTuple):
     peak: float
 
 
-def swiftplug(job: Job) -> list[str]:
-    """swiftplug, with nothing set but what defines the run."""
+def swiftplug(job: Job, *flags: str) -> list[str]:
+    """swiftplug, with nothing set but what defines the run, and the flags."""
     sets = {
         "tuner.r": 8,
         "dtype": "float32",
@@ -78,8 +78,14 @@ def swiftplug(job: Job) -> list[str]:
         "--tuner=lora",
         f"--output-dir={job.folder}/run",
         *(f"--set={key}={value}" for key, value in sets.items()),
+        *flags,
     ]
     return command
+
+
+def checkpointing_swiftplug(job: Job) -> list[str]:
+    """swiftplug, which then keeps less and computes more."""
+    return swiftplug(job, "--set=training.gradient_checkpointing=true")
 
 
 def trl(*flags: str) -> Callable[[Job], list[str]]:
@@ -148,8 +154,9 @@ def trainers(task: str) -> list[Trainer]:
     """swiftplug, TRL, and the peers that are installed here."""
     found = [
         Trainer("swiftplug", swiftplug),
-        Trainer("TRL", trl()),
-        Trainer("TRL, no gradient checkpointing", trl("--no-checkpointing")),
+        Trainer("swiftplug, checkpointing", checkpointing_swiftplug),
+        Trainer("TRL, checkpointing", trl()),
+        Trainer("TRL", trl("--no-checkpointing")),
     ]
     if task == "sft" and shutil.which("swift"):
         found.append(Trainer("ms-swift", ms_swift))
