@@ -104,7 +104,7 @@ class RunLog(TrainerCallback):
 
 
 def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the losses, the learning rate and each metric over the steps; metrics of different scales do not share axes.
+    """Draw the losses, the learning rate and all other values over the steps, each on axes of its own.
 
     Args:
         history: The log history of a Trainer: dictionaries with `step` and what was logged at it.
@@ -114,32 +114,32 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     logged = {name for entry in history for name, value in entry.items() if isinstance(value, float | int)}
-    others = sorted(logged - BOOKKEEPING - {"step", "loss", "eval_loss", "learning_rate", "train_loss"})
-    panels = [{"loss": "training", "eval_loss": "evaluation"}, {"learning_rate": "learning rate"}]
-    panels += [{name: name.removeprefix("eval_")} for name in others]
-    columns = min(len(panels), _PANELS_PER_ROW)
-    rows = math.ceil(len(panels) / columns)
+    measured = {name.removeprefix("eval_") for name in logged - BOOKKEEPING - {"step", "train_loss"}}
+    titles = ["loss", "learning_rate", *sorted(measured - {"loss", "learning_rate"})]
+    columns = min(len(titles), _PANELS_PER_ROW)
+    rows = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(4.6 * columns, 3.4 * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    for ax, series in zip_longest(axes, panels):
-        if series is None:
+    for ax, title in zip_longest(axes, titles):
+        if title is None:
             ax.set_axis_off()
         else:
-            _plot(ax, history, series)
+            _plot(ax, history, title)
     with atomic_path(path) as partial:
         FigureCanvasAgg(figure).print_png(partial)
 
 
-def _plot(axes: "Axes", history: Sequence[dict[str, Any]], series: dict[str, str]) -> None:
+def _plot(axes: "Axes", history: Sequence[dict[str, Any]], title: str) -> None:
+    """One value over the steps: in training, and at evaluations."""
     from matplotlib.ticker import MaxNLocator
 
-    for name, label in series.items():
+    for name, label in ((title, "training"), (f"eval_{title}", "evaluation")):
         points = [(entry["step"], entry[name]) for entry in history if name in entry]
         if points:
             steps, values = zip(*points, strict=True)
             marker = "o" if name.startswith("eval_") or len(points) == 1 else None
             axes.plot(steps, values, label=label, marker=marker, markersize=4, linewidth=1.4)
-    axes.set_title("loss" if "loss" in series else next(iter(series.values())), fontsize=10)
+    axes.set_title(title.replace("_", " "), fontsize=10)
     axes.set_xlabel("step", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins="auto"))
     axes.grid(alpha=0.3)
