@@ -29,7 +29,7 @@ def train(config: Path, *more: object) -> subprocess.CompletedProcess[str]:
 def test_there_is_one_for_each_thing_that_the_readme_names() -> None:
     assert {path.stem for path in CONFIGS} == {
         *RUNS_ANYWHERE,
-        *("sft_lora", "sft_full", "pretrain_packed", "agent_tools", "dpo_lora", "classification", "rm"),
+        *("sft_lora", "sft_full", "pretrain_packed", "agent_tools", "dpo_lora", "classification", "rm", "prm"),
     }
 
 
@@ -72,6 +72,15 @@ def test_runs_to_its_end(config: Path, tiny_model_dir: Path, tmp_path: Path) -> 
     if load_train_config(str(ROOT / config), {}, []).config.metrics:
         names = {name for entry in log for name in entry}
         assert names & {"eval_acc", "eval_token_acc", "eval_perplexity", "eval_exact_match"}
+
+
+@pytest.mark.parametrize("task", ["cpo", "simpo", "orpo", "kto"])
+def test_the_pairs_serve_the_other_preference_tasks(task: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    given = {"task": task, "model": str(tiny_model_dir), "output_dir": str(tmp_path / "run")}
+    sets = ["training.max_steps=2", "training.warmup_steps=0", "data.max_length=512"]
+    result = train_run(load_train_config(str(ROOT / "configs" / "dpo_lora.yaml"), given, sets).config)
+    assert result is not None
+    assert {"loss", "rewards/chosen"} <= result.metrics.keys()
 
 
 def test_preferences_are_trained_and_evaluated(tiny_model_dir: Path, tmp_path: Path) -> None:
