@@ -68,8 +68,10 @@ def planned_reference(args: Arguments) -> str:
     """The same, as far as it is known before a model is loaded."""
     if args.config.reference == "precompute":
         return _PRECOMPUTED
-    has_copy = args.continued is not None or args.plugins.one("tuner").bound.disabled is Tuner.disabled
-    return _COPY if has_copy else f"{_DISABLED}; where that is not the model that the run starts from, {_COPY}"
+    tuner = args.plugins.one("tuner").bound.tuner
+    if args.continued is not None or getattr(tuner, "disabled", Tuner.disabled) is Tuner.disabled:
+        return _COPY
+    return f"{_DISABLED}; where that is not the model that the run starts from, {_COPY}"
 
 
 _COPY = "a second copy of the model"

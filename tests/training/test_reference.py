@@ -1,6 +1,7 @@
 """The reference model of a preference objective: each way to have it gives the run of every other."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from swiftplug.config.load import load_train_config
 from swiftplug.errors import UserError
+from swiftplug.training.run import train
 
 SETS = [
     "task=dpo",
@@ -102,6 +105,18 @@ def test_of_an_adapter_that_is_trained_further_it_is_the_model_with_that_adapter
     assert "reference: a second copy of the model, 0.1 MB" in capsys.readouterr().out
     assert log(second)[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert_same_run(second, preferences("third", "reference=precompute", model=str(first.run_dir)))
+
+
+@pytest.mark.parametrize(
+    ("tuner", "planned"),
+    [("full", r"reference +a second copy of the model\n"), ("lora", r"reference +the model with its tuner disabled; ")],
+)
+def test_a_plan_says_which(
+    tuner: str, planned: str, tiny_model_dir: Path, pair_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"task": "dpo", "model": str(tiny_model_dir), "dataset": [str(pair_file)], "tuner": tuner}
+    train(load_train_config(None, given, []).config, dry_run=True)
+    assert re.search(planned, capsys.readouterr().out)
 
 
 def test_a_task_without_reference_refuses_it(run: Callable[..., Any]) -> None:
