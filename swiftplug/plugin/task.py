@@ -42,7 +42,7 @@ class Rows(StrEnum):
     """A prompt, the steps of an answer, and whether each is right: `labels` `(N, T)`, 0 or 1 at the last token of the
     separator behind each step, -100 elsewhere."""
     PROMPTS = "prompts"
-    """Questions to be answered."""
+    """Questions to be answered, as `sample` reads them; not for tasks."""
 
 
 class Labels(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from swiftplug.plugin import ORM, PRM, LossScale, TokenLoss, Tuner
+from swiftplug.plugin import ORM, PRM, LossScale, PreferenceTask, Rows, Task, TokenLoss, Tuner
 from swiftplug.plugin.registry.contracts import ContractError, check_contract
 
 
@@ -100,6 +100,24 @@ class Unnamed(ORM):
     def __call__(self, **kwargs: Any) -> Any: ...  # type: ignore[override]
 
 
+class Rated(Task):
+    rows = Rows.RATED
+
+    def loss(self, model: Any, batch: Any) -> Any: ...
+
+
+class LossElsewhere(Task):
+    rows = Rows.ANSWERS
+    kinds = frozenset({"loss"})
+
+
+class Objective(PreferenceTask): ...
+
+
+def task(**attributes: Any) -> type[Rated]:
+    return type("Rated", (Rated,), attributes)
+
+
 def factory(*, k: int = 3) -> tuple[Any, None]: ...  # type: ignore[empty-body]
 
 
@@ -110,6 +128,10 @@ def three(a: Any, b: Any, c: Any) -> Any: ...
 
 
 FITS: list[tuple[str, Any]] = [
+    ("task", Rated),
+    ("task", LossElsewhere),
+    ("task", task(rows=Rows.LABELLED, head="sequence")),
+    ("task", task(kinds={"loss_scale", "metric"}, weights="any", head="token", num_labels=2)),
     ("callback", Callback),
     ("callback", Callback()),
     ("callback", lambda args: Callback()),
@@ -158,6 +180,17 @@ def test_fits(kind: str, plugin: Any) -> None:
 
 
 REFUSED: list[tuple[str, Any, str]] = [
+    ("task", Duck, "the class Duck, expected a subclass of swiftplug.plugin.Task"),
+    ("task", Task, "Task that does not define loss"),
+    ("task", Objective, "does not define pair_loss"),
+    ("task", task(rows=None), "has rows None, expected Rows.TEXT or Rows.ANSWERS or Rows.PAIRS"),
+    ("task", task(rows="rated"), "has rows 'rated', expected Rows.TEXT"),
+    ("task", task(rows=Rows.PROMPTS), r"has rows <Rows.PROMPTS: 'prompts'>, expected Rows.TEXT"),
+    ("task", task(kinds={"tuner"}), "has 'tuner' as its kinds; choose from: loss, loss_scale, metric"),
+    ("task", task(kinds={"metric", "losses"}), "has 'losses' as its kinds; did you mean 'loss'"),
+    ("task", task(weights="some"), "has 'some' as its weights; choose from: any, binary"),
+    ("task", task(head="tokens"), "has 'tokens' as its head; did you mean 'token'"),
+    ("task", task(head="token"), "has the head 'token' without num_labels, expected how many numbers it gives"),
     ("callback", Duck, "the class Duck, expected a subclass of transformers.TrainerCallback"),
     ("callback", Duck(), "an instance of Duck"),
     ("callback", lambda: Callback(), r"signature \(\), expected \(args\)"),

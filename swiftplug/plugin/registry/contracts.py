@@ -4,11 +4,12 @@ import inspect
 from functools import partial
 from typing import Any, NamedTuple
 
+from swiftplug.errors import nearest
 from swiftplug.plugin.engine import Engine
 from swiftplug.plugin.loss import TokenLoss
 from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.rewards import ORM, PRM
-from swiftplug.plugin.task import PreferenceTask, Task
+from swiftplug.plugin.task import TASK_KINDS, PreferenceTask, Rows, Task
 from swiftplug.plugin.tuner import Tuner
 
 
@@ -102,6 +103,25 @@ def check_contract(kind: str, plugin: Any) -> None:
             _check_call(plugin, call, takes_options=is_function(plugin))
         else:
             _check_method(kind, plugin, name, call)
+    if kind == "task":
+        _check_task(plugin)
+
+
+def _check_task(task: Any) -> None:
+    """Raise a ContractError if an attribute of a task has a value that nothing acts on."""
+    rows = getattr(task, "rows", None)
+    if not isinstance(rows, Rows) or rows is Rows.PROMPTS:
+        readable = [f"Rows.{each.name}" for each in Rows if each is not Rows.PROMPTS]
+        raise ContractError(f"has rows {rows!r}, expected {' or '.join(readable)}")
+    for name, found, known in (
+        *(("kinds", kind, TASK_KINDS) for kind in task.kinds),
+        ("weights", task.weights, ("any", "binary")),
+        ("head", task.head, ("language", "sequence", "token")),
+    ):
+        if found not in known:
+            raise ContractError(f"has {found!r} as its {name}{nearest(str(found), known)}")
+    if task.head != "language" and task.num_labels is None and rows is not Rows.LABELLED:
+        raise ContractError(f"has the head {task.head!r} without num_labels, expected how many numbers it gives")
 
 
 def check_metric_pair(pair: Any) -> None:
