@@ -1,4 +1,4 @@
-"""The exceptions for mistakes of the user and for Ctrl-C, and the hints at the end of a message."""
+"""The exceptions for mistakes of the user or a plugin and for Ctrl-C, and the hints at the end of a message."""
 
 import signal
 from collections.abc import Iterable, Iterator
@@ -11,6 +11,10 @@ class UserError(Exception):
 
     The message says where (file, line, key or option), what was found, what was expected, and the nearest right word.
     """
+
+
+class ContractError(Exception):
+    """A plugin does not fit its contract, or an option does not fit it. The message continues "this plugin ..."."""
 
 
 class Interrupted(KeyboardInterrupt):

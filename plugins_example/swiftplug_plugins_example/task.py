@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from swiftplug.plugin import IGNORED_LABEL, Rows, Task, TaskLoss, TaskModel, row_count
+from swiftplug.plugin import IGNORED_LABEL, Batch, Rows, Task, TaskLoss, TaskModel, row_count
 
 
 class Unlikelihood(Task):
@@ -24,7 +24,7 @@ class Unlikelihood(Task):
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = alpha
 
-    def counts(self, batch: Any) -> dict[str, Any]:
+    def counts(self, batch: Batch) -> dict[str, Any]:
         """What the sums of `loss` are divided by, over a whole accumulation step and all processes."""
         return {"tokens": (_answers(batch)["labels"][:, 1:] != IGNORED_LABEL).sum()}
 
@@ -32,7 +32,7 @@ class Unlikelihood(Task):
         """What `loss` logs: training.metric_for_best_model=eval_logps/good chooses the best checkpoint by it."""
         return "logps/good", "logps/bad"
 
-    def loss(self, model: TaskModel, batch: Any) -> TaskLoss:
+    def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """The sum of the losses, and what is logged: the mean of each tensor since the last log."""
         answers = _answers(batch)
         targets = answers["labels"][:, 1:]  # the logits at one position predict the token at the next
@@ -46,6 +46,6 @@ class Unlikelihood(Task):
         return TaskLoss({"tokens": losses.sum()}, logged)
 
 
-def _answers(batch: Any) -> dict[str, Any]:
+def _answers(batch: Batch) -> dict[str, Any]:
     """The first conversation of each row; the second, with the answer of another row, has no use here."""
     return {name: values[: row_count(batch)] for name, values in batch.items()}

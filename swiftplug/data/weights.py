@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from swiftplug.data.chat.segments import Rendered
-from swiftplug.errors import UserError
+from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin import ContextType, LossScale
 from swiftplug.plugin.registry import LoadedPlugin
-from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.registry.returns import check_weights
 
 

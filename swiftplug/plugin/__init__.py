@@ -43,7 +43,17 @@ from swiftplug.plugin.register import (
     tuners_map,
 )
 from swiftplug.plugin.rewards import ORM, PRM, AsyncORM, InferRequest, Unscored
-from swiftplug.plugin.task import Labels, PreferenceTask, Rows, SequenceLogps, Task, TaskLoss, TaskModel, row_count
+from swiftplug.plugin.task import (
+    Batch,
+    Labels,
+    PreferenceTask,
+    Rows,
+    SequenceLogps,
+    Task,
+    TaskLoss,
+    TaskModel,
+    row_count,
+)
 from swiftplug.plugin.tokenizer import set_chat_template
 from swiftplug.plugin.tools_format import AgentKeyword, ToolsFormat, ToolTurns, as_text
 from swiftplug.plugin.tuner import Tuner
@@ -58,6 +68,7 @@ __all__ = [
     "AgentKeyword",
     "Answered",
     "AsyncORM",
+    "Batch",
     "Chat",
     "Completion",
     "ContextType",

@@ -5,6 +5,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from swiftplug.errors import ContractError
 from swiftplug.formatting import format_count
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from swiftplug.plugin.arguments import RunArguments
 
 Batch = Mapping[str, Any]
+"""A batch of a run; see `Rows` for what is in it."""
 
 TASK_KINDS = frozenset({"loss", "loss_scale", "metric"})
 """The kinds of plugin that act in some tasks only."""
@@ -272,10 +274,8 @@ class PreferenceTask(Task):
 
     def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """The sum of the pairs' losses, and the share of the chosen answers' likelihood."""
-        from swiftplug.plugin.registry.returns import check_pair_losses  # which needs this module
-
         chosen, rejected = model.sequence_logps(batch)
-        sums = {"pairs": check_pair_losses(self.pair_loss(chosen, rejected), row_count(batch)).sum()}
+        sums = {"pairs": _checked(self.pair_loss(chosen, rejected), row_count(batch)).sum()}
         better, worse = self.reward(chosen).detach(), self.reward(rejected).detach()
         logged = {
             "rewards/chosen": better,
@@ -289,3 +289,15 @@ class PreferenceTask(Task):
             sums["chosen tokens"] = -self.nll_weight * chosen.logps.sum()
             logged["nll_loss"] = -chosen.logps.detach().sum() / chosen.lengths.sum()
         return TaskLoss(sums, logged)
+
+
+def _checked(losses: Any, pairs: int) -> "torch.Tensor":
+    """What `pair_loss` returned; raises a ContractError unless it is a tensor with one loss for each pair."""
+    import torch
+
+    expected = f"expected one loss per pair, a tensor of shape ({pairs},)"
+    if not isinstance(losses, torch.Tensor):
+        raise ContractError(f"returned a {type(losses).__name__} from pair_loss, {expected}")
+    if losses.shape != (pairs,):
+        raise ContractError(f"returned a tensor of shape {tuple(losses.shape)} from pair_loss, {expected}")
+    return losses

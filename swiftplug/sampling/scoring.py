@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any
 
 from swiftplug.config.schema import SampleConfig
-from swiftplug.errors import UserError
+from swiftplug.errors import ContractError, UserError
 from swiftplug.formatting import format_count
 from swiftplug.plugin.registry import BoundScorer, LoadedPlugin
-from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.registry.returns import check_reward, check_rewards
 from swiftplug.plugin.rewards import InferRequest, Unscored
 from swiftplug.runs.errors import naming_plugins

@@ -10,11 +10,11 @@ from accelerate.utils import gather_object
 from transformers import EvalPrediction, GenerationConfig, TrainingArguments
 from transformers.trainer_pt_utils import nested_numpify
 
-from swiftplug.errors import UserError
+from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin import Chat, Labels, Rows, Task
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.registry import BoundMetric, LoadedPlugin
-from swiftplug.plugin.registry.errors import ContractError, one_line
+from swiftplug.plugin.registry.errors import one_line
 from swiftplug.plugin.registry.returns import check_metrics
 from swiftplug.runs.console import RunProgress
 from swiftplug.training.confusion import ConfusionMatrix

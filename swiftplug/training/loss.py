@@ -8,10 +8,9 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainingArguments
 
-from swiftplug.errors import UserError
+from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin.loss import IGNORED_LABEL, TokenLoss
 from swiftplug.plugin.registry import LoadedPlugin
-from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.registry.returns import check_loss
 from swiftplug.plugin.task import Batch
 from swiftplug.training.head import KnownHead, LabelledForward, token_loss_sum

@@ -10,9 +10,8 @@ from accelerate import Accelerator
 from transformers import TrainingArguments
 
 from swiftplug.data.batching import REFERENCE_LOGPS
-from swiftplug.errors import UserError
+from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin.registry import LoadedPlugin
-from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.registry.returns import check_task_loss
 from swiftplug.plugin.task import Batch, SequenceLogps, Task, TaskLoss, TaskModel, row_count
 from swiftplug.training.head import LabelledForward, sequence_logps

@@ -25,9 +25,8 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from swiftplug.data.batching import EpochSampler
-from swiftplug.errors import UserError, nearest
+from swiftplug.errors import ContractError, UserError, nearest
 from swiftplug.plugin import Rows
-from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.registry.returns import check_optimizer
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress

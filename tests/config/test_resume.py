@@ -1,5 +1,6 @@
 """Which folder and which config a resumed run takes, and how a difference is reported."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_a_key_that_an_earlier_version_lacked_acts_as_its_default() -> None:
     assert "retired: 3 there, not given here" in config_difference(written, config)
 
 
-def begun(folder: str, sets: list[str] = ()) -> None:  # type: ignore[assignment]
+def begun(folder: str, sets: Sequence[str] = ()) -> None:
     """A folder with the config of a run."""
     Path(folder).mkdir(parents=True)
     config = load_train_config("c.yaml", {"output_dir": folder}, sets).config

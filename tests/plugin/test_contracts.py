@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from swiftplug.errors import ContractError
 from swiftplug.plugin import ORM, PRM, LossScale, PreferenceTask, Rows, Task, TokenLoss, Tuner
-from swiftplug.plugin.registry.contracts import ContractError, check_contract
+from swiftplug.plugin.registry.contracts import check_contract
 
 
 class Callback(TrainerCallback): ...

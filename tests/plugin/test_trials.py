@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from swiftplug.cli.main import app
-from swiftplug.errors import UserError
+from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin import ORM, PRM, LossScale, PreferenceTask, Rows, Task, TaskLoss, Unscored
-from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.registry.trials import try_out
 
 

@@ -5,8 +5,7 @@ from typing import Literal
 
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from swiftplug.plugin import Rows, Task, TaskLoss, TaskModel, UserError
-from swiftplug.plugin.task import Batch
+from swiftplug.plugin import Batch, Rows, Task, TaskLoss, TaskModel, UserError
 
 
 class SequenceClassification(Task):

@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from swiftplug.plugin import (
     IGNORED_LABEL,
+    Batch,
     PreferenceTask,
     Rows,
     SequenceLogps,
@@ -174,11 +175,11 @@ class ORPO(PreferenceTask):
         """`-beta * log sigmoid(log odds of the chosen - log odds of the rejected answer)`."""
         return -self.beta * logsigmoid(_log_odds(chosen.means) - _log_odds(rejected.means))
 
-    def counts(self, batch: Any) -> dict[str, Any]:
+    def counts(self, batch: Batch) -> dict[str, Any]:
         """Pairs, and the tokens of chosen answers, or of the conversations that end in them."""
         return super().counts(_with_prompt(batch) if self.nll_on_prompt else batch)
 
-    def loss(self, model: TaskModel, batch: Any) -> TaskLoss:
+    def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """The loss of `PreferenceTask`, in which the likelihood may be that of the whole text."""
         computed = super().loss(model, batch)
         if self.nll_on_prompt:
@@ -236,7 +237,7 @@ class KTO(Task):
         """Rewards and log-probabilities of good (chosen) and bad (rejected) answers, and the estimated divergence."""
         return "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "kl"
 
-    def loss(self, model: TaskModel, batch: Any) -> TaskLoss:
+    def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """The sum of the answers' losses."""
         kl = torch.zeros(())
         if self.loss_type == "kto":
@@ -266,7 +267,7 @@ def _log_odds(logps: torch.Tensor) -> torch.Tensor:
     return logps - torch.log(-torch.expm1(logps))
 
 
-def _with_prompt(batch: Any) -> dict[str, Any]:
+def _with_prompt(batch: Batch) -> dict[str, Any]:
     """A batch of which every token trains."""
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED_LABEL)
     return {**batch, "labels": labels}

@@ -7,8 +7,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from swiftplug.plugin import IGNORED_LABEL, Rows, Task, TaskLoss, TaskModel, UserError
-from swiftplug.plugin.task import Batch
+from swiftplug.plugin import IGNORED_LABEL, Batch, Rows, Task, TaskLoss, TaskModel, UserError
 
 
 class RewardModelling(Task):

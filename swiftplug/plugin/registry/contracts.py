@@ -4,10 +4,9 @@ import inspect
 from functools import partial
 from typing import Any, NamedTuple
 
-from swiftplug.errors import nearest
+from swiftplug.errors import ContractError, nearest
 from swiftplug.plugin.engine import Engine
 from swiftplug.plugin.loss import TokenLoss
-from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.rewards import ORM, PRM
 from swiftplug.plugin.task import TASK_KINDS, PreferenceTask, Rows, Task
 from swiftplug.plugin.tuner import Tuner

@@ -4,11 +4,9 @@ import importlib
 import traceback
 from pathlib import Path
 
+from swiftplug.errors import ContractError
+
 _OUR_FOLDER = Path(__file__).parent
-
-
-class ContractError(Exception):
-    """A plugin does not fit its contract, or an option does not fit it. The message continues "this plugin ..."."""
 
 
 class OptionError(ContractError):

@@ -10,9 +10,9 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 
-from swiftplug.errors import UserError, closest, nearest
+from swiftplug.errors import ContractError, UserError, closest, nearest
 from swiftplug.plugin.registry.contracts import CONTRACTS, Call, check_metric_pair, compares_texts, is_function
-from swiftplug.plugin.registry.errors import ContractError, OptionError
+from swiftplug.plugin.registry.errors import OptionError
 from swiftplug.plugin.registry.scorers import BoundScorer
 from swiftplug.plugin.rewards import ORM
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from swiftplug.errors import UserError, nearest
+from swiftplug.errors import ContractError, UserError, nearest
 from swiftplug.plugin.registry.contracts import check_contract
-from swiftplug.plugin.registry.errors import ContractError, MissingExtraError, OptionError, describe_error
+from swiftplug.plugin.registry.errors import MissingExtraError, OptionError, describe_error
 from swiftplug.plugin.registry.files import load_file
 from swiftplug.plugin.registry.finder import (
     BUILT_IN,

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from swiftplug.errors import nearest
+from swiftplug.errors import ContractError, nearest
 from swiftplug.formatting import format_count
 from swiftplug.plugin.loss import ContextType
-from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.rewards import Unscored
 from swiftplug.plugin.task import TaskLoss
 
@@ -27,18 +26,6 @@ def check_loss(value: Any) -> Any:
     if torch.is_grad_enabled() and not value.requires_grad:
         raise ContractError("returned a tensor without a gradient, expected one that depends on the logits")
     return value
-
-
-def check_pair_losses(losses: Any, pairs: int) -> Any:
-    """What a preference objective returns from `pair_loss`: a tensor with one loss for each pair."""
-    import torch
-
-    expected = f"expected one loss per pair, a tensor of shape ({pairs},)"
-    if not isinstance(losses, torch.Tensor):
-        raise ContractError(f"returned a {type(losses).__name__} from pair_loss, {expected}")
-    if losses.shape != (pairs,):
-        raise ContractError(f"returned a tensor of shape {tuple(losses.shape)} from pair_loss, {expected}")
-    return losses
 
 
 def check_task_loss(computed: Any, counts: Mapping[str, Any]) -> TaskLoss:

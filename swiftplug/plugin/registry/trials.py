@@ -13,10 +13,9 @@ from unittest.mock import patch
 
 from pydantic import BaseModel
 
-from swiftplug.errors import UserError
+from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.loss import IGNORED_LABEL, ContextType
-from swiftplug.plugin.registry.errors import ContractError
 from swiftplug.plugin.registry.options import BoundMetric, bind, check_options, declared_options
 from swiftplug.plugin.registry.returns import (
     check_loss,
