@@ -125,7 +125,7 @@ class RowEncoder:
             with report.dropping(row.origin):
                 read.append(self.read(row, report.unread))
         examples = pa.RecordBatch.from_pylist(self.encode(read, report), schema=self.schema)
-        _count_tokens(examples, self.task.rows, report)
+        _count_tokens(examples, self.task, report)
         return examples, report
 
     def read(self, row: RawRow, unread: UnreadKeys) -> tuple[Conversation, ...]:
@@ -134,17 +134,20 @@ class RowEncoder:
         unread.count_row(conversations[0].columns)
         return conversations
 
-    def encode(self, rows: Sequence[tuple[Conversation, ...]], report: SplitReport) -> list[Example]:
+    def encode(
+        self, rows: Sequence[tuple[Conversation, ...]], report: SplitReport, *, alone: bool = False
+    ) -> list[Example]:
         """Encode the conversations of rows, and count in `report` which are left out, cut or shortened.
 
-        A row is used with all its conversations or left out. The second conversation of a rated answer has the answer
-        before it, that is the answer of the usable row before, among the rows of this call. (Before the first comes the
-        last; the rejected answers of pairs come after all others; answers to the same prompt are passed over if there
-        are others.) `prepare_data` calls it with about 256 rows, in the dataset's order, so that it depends on nothing
-        but the dataset and the options that make its rows usable.
+        A row is used with all its conversations or left out. Unless answers are read `alone`, the second conversation
+        of a rated answer has the answer before it, that is the answer of the usable row before, among the rows of this
+        call. (Before the first comes the last; the rejected answers of pairs come after all others; answers to the same
+        prompt are passed over if there are others.) `prepare_data` calls it with about 256 rows, in the dataset's
+        order, so that it depends on nothing but the dataset and the options that make its rows usable.
         """
         examples = []
-        for row in self._with_other_answers(rows, report) if self.rated else self._weighed(rows):
+        with_others = self.rated and not alone
+        for row in self._with_other_answers(rows, report) if with_others else self._weighed(rows):
             with report.dropping(row.conversations[0].origin):
                 examples += self._examples(row, report)
         return examples
@@ -184,8 +187,9 @@ class RowEncoder:
 
     def is_used(self, weights: np.ndarray) -> bool:
         """Whether an example with these weights can be used: it has a token to train on, if the task trains tokens."""
+        is_read_whole = self.task.rows is Rows.LABELLED or self.task.head == "sequence"
         # The first token of an example has nothing before it that could predict it.
-        return self.task.rows is Rows.LABELLED or bool(weights[1:].any())
+        return is_read_whole or bool(weights[1:].any())
 
     def parts(self, example: Sequence[WeighedRow], report: SplitReport) -> list[slice]:
         """The parts of an example that are examples of their own; raises a RowError if there are none."""
@@ -199,7 +203,7 @@ class RowEncoder:
         if not parts:
             raise RowError(UNTRAINED, lengths)
         first, *seconds = (row.input_ids[parts[0]] for row in example)
-        if self.task.rows is Rows.PAIRS and np.array_equal(first, seconds[0]):
+        if self.task.rows is Rows.PAIRS and any(np.array_equal(first, second) for second in seconds):
             raise RowError(SAME_ANSWERS, lengths)
         return parts
 
@@ -379,18 +383,19 @@ def _batches(rows: Sequence[tuple[Conversation, ...]]) -> Iterator[list[tuple[Co
         yield [conversations for conversations, _ in batch]
 
 
-def _count_tokens(examples: pa.RecordBatch, rows: Rows, report: SplitReport) -> None:
+def _count_tokens(examples: pa.RecordBatch, task: Task, report: SplitReport) -> None:
     weights = examples["loss_scale"].flatten().to_numpy()
     lengths = examples["length"].to_numpy()
     report.examples = len(lengths)
     report.longest = int(lengths.max(initial=0))
-    if rows is Rows.RATED:
+    if task.rows is Rows.RATED:
         report.good = examples["rating"].true_count
         report.bad = len(lengths) - report.good
     report.weighted = bool(((weights != 0) & (weights != 1)).any())
-    for prefix in ("", SECOND) if rows is Rows.PAIRS else ("",):
+    for prefix in ("", SECOND) if task.rows is Rows.PAIRS else ("",):
         labels = examples[f"{prefix}labels"]
         trained = labels.flatten().to_numpy() != IGNORED_LABEL
         report.tokens += len(trained)
-        trained[labels.offsets.to_numpy()[:-1]] = False  # nothing predicts a first token
-        report.trained_tokens += int(np.count_nonzero(trained))
+        if task.head == "language":  # other heads learn what a row or a step is labelled with
+            trained[labels.offsets.to_numpy()[:-1]] = False  # nothing predicts a first token
+            report.trained_tokens += int(np.count_nonzero(trained))

@@ -159,7 +159,7 @@ def _key(source: Source, encoder: RowEncoder, plugins: Sequence[LoadedPlugin]) -
             f"{each.found.qualified_name} {each.found.version} {each.source_hash} {sorted(each.options.items())}"
             for each in plugins
         ],
-        "task": [encoder.task.rows, encoder.task.weights, encoder.task.step_separator],
+        "task": [encoder.task.rows, encoder.task.weights, encoder.task.head, encoder.task.step_separator],
         "settings": [options.max_length, encoder.too_long, options.columns, encoder.generation],
         "code": code_hash(*CODE),
         "versions": [__version__, transformers.__version__, tokenizers.__version__],

@@ -15,17 +15,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.batching import Collator
-from swiftplug.data.encode import TOO_LONG, RowEncoder, WeighedRow
-from swiftplug.data.read.conversation import Conversation, RawRow, RowError
-from swiftplug.data.read.formats import to_conversation
+from swiftplug.data.encode import Example, RowEncoder
+from swiftplug.data.read.formats import REJECTED, to_conversation
 from swiftplug.data.read.report import SplitReport
 from swiftplug.data.read.sources import Source, check_columns, concatenate, open_source
 from swiftplug.data.weights import combine
@@ -42,13 +40,6 @@ from swiftplug.training.arguments import training_arguments
 
 ROWS_AT_ONCE = 4096  # to group by length
 PREDICTION, PROBABILITIES = "prediction", "probabilities"
-
-
-class EncodedRow(NamedTuple):
-    """The columns of a row, and its `(N,)` token ids."""
-
-    columns: dict[str, Any]
-    input_ids: np.ndarray
 
 
 def predict(config: TrainConfig, *, output: Path | None = None, threshold: float | None = None) -> SplitReport:
@@ -87,7 +78,7 @@ def predict(config: TrainConfig, *, output: Path | None = None, threshold: float
         for line in [*args.plugins.registry.notes, *args.notes]:
             print_line(console, line)
         report = SplitReport()
-        chunks = _encoded(args, source, report)
+        chunks = filter(None, _encoded(args, source, report))
         first = next(chunks, [])
         if not first:
             left_out = [f"{reason}: {dropped}" for reason, dropped in report.dropped.items()]
@@ -97,10 +88,10 @@ def predict(config: TrainConfig, *, output: Path | None = None, threshold: float
         file, replaced = stack.enter_context(_opened(output)), Counter[str]()
         with progress.start("predicting", "row") as activity:
             for rows in chain([first], chunks):
-                for place, found in enumerate(classify(rows, activity)):
-                    replaced.update(rows[place].columns.keys() & found.keys())
-                    file.write(json.dumps({**rows[place].columns, **found}, ensure_ascii=False, default=str) + "\n")
-    for line in report.lines("rows"):
+                for row, found in zip(rows, classify(rows, activity), strict=True):
+                    replaced.update(row["row"].keys() & found.keys())
+                    file.write(json.dumps({**row["row"], **found}, ensure_ascii=False, default=str) + "\n")
+    for line in [*report.lines("rows"), *report.unread.lines()]:
         print_line(console, line)
     for name, count in sorted(replaced.items()):
         print_line(console, f"`{name}` of {format_count(count, 'row')}: replaced by that of this model")
@@ -147,44 +138,26 @@ def _open_dataset(args: Arguments, output: Path | None) -> Source:
     return concatenate(sources)
 
 
-def _encoded(args: Arguments, source: Source, report: SplitReport) -> Iterator[list[EncodedRow]]:
-    """The rows as tokens, in their order; those that cannot be used are counted."""
+def _encoded(args: Arguments, source: Source, report: SplitReport) -> Iterator[list[Example]]:
+    """The rows as tokens, in their order, each with its own columns as `row`; those that cannot be used are counted."""
     tokenizer: Any = args.load_tokenizer()
     tools, options = args.plugins.one("tools").bound, args.config.data
     encoder = RowEncoder(tokenizer, tools, combine([]), args.task, options)
     rows = source.read()
     for chunk in iter(lambda: list(islice(rows, ROWS_AT_ONCE)), []):
         report.rows += len(chunk)
-        usable: list[tuple[RawRow, Conversation]] = []
+        usable = []
         for row in chunk:
             with report.dropping(row.origin):
-                usable.append((row, to_conversation(row.row, row.origin, args.task.rows, options.columns)))
-        weighed: dict[int, WeighedRow | RowError] = {}
-        for is_text in (True, False):
-            places = [place for place, (_, each) in enumerate(usable) if (each.text is not None) is is_text]
-            found = encoder.weigh([usable[place][1] for place in places]) if places else []
-            weighed.update(zip(places, found, strict=True))
-        encoded = []
-        for place, (row, _) in enumerate(usable):
-            with report.dropping(row.origin):
-                encoded.append(EncodedRow(row.row, _cut(weighed[place], encoder, report)))
-        yield encoded
-
-
-def _cut(row: WeighedRow | RowError, encoder: RowEncoder, report: SplitReport) -> np.ndarray:
-    """The tokens of a row, as many as the model was trained on; raises a RowError if it cannot be used."""
-    if isinstance(row, RowError):
-        raise row
-    length = len(row.input_ids)
-    parts = encoder.cut(length)
-    if not parts:
-        raise RowError(TOO_LONG, f"{length} tokens, max_length is {encoder.options.max_length}")
-    ids = row.input_ids[parts[0]]
-    report.kept, report.examples, report.tokens = report.kept + 1, report.examples + 1, report.tokens + len(ids)
-    report.longest = max(report.longest, len(ids))
-    report.truncated += len(ids) < length
-    report.shortened += bool(row.rendered.shortened)
-    return ids
+                conversation = to_conversation(row.row, row.origin, args.task.rows, options.columns)
+                conversation.facts["row"] = row.row
+                usable.append((conversation,))
+                report.unread.count_row({name: conversation.columns.get(name) for name in REJECTED})
+        examples = encoder.encode(usable, report, alone=True)
+        lengths = [example["length"] for example in examples]
+        report.examples, report.tokens = report.examples + len(lengths), report.tokens + sum(lengths)
+        report.longest = max(report.longest, *lengths, 0)
+        yield examples
 
 
 class _Classifier:
@@ -202,14 +175,13 @@ class _Classifier:
         self.names, self.classes = labels.names, _values(labels.names)
 
     @torch.inference_mode()
-    def __call__(self, rows: Sequence[EncodedRow], activity: Any) -> list[dict[str, Any]]:
+    def __call__(self, rows: Sequence[Example], activity: Any) -> list[dict[str, Any]]:
         """What is predicted of each row."""
         found: dict[int, dict[str, Any]] = {}
-        order = sorted(range(len(rows)), key=lambda place: -len(rows[place].input_ids))
+        order = sorted(range(len(rows)), key=lambda place: -rows[place]["length"])
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            ids = [rows[place].input_ids for place in places]
-            batch = self.collate([{"input_ids": each, "length": len(each)} for each in ids])
+            batch = self.collate([{"input_ids": rows[place]["input_ids"]} for place in places])
             with self.autocast:
                 inputs = {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
                 logits = self.model(**inputs).logits.float().cpu()

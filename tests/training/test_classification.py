@@ -280,7 +280,7 @@ def test_a_run_that_rates_steps_predicts_no_labels(run: Any, write_jsonl: Any) -
 
 
 def test_rows_that_cannot_be_used_are_counted_and_the_others_keep_their_order(
-    classifier: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, output = tmp_path / "mixed.jsonl", tmp_path / "labels.jsonl"
     lines = [{"text": "b", "id": 1}, {"text": " ", "id": 2}, {"prompt": "Hi", "id": 3}, {"text": "long " * 99, "id": 4}]
@@ -288,6 +288,10 @@ def test_rows_that_cannot_be_used_are_counted_and_the_others_keep_their_order(
     assert predicted(classifier, data, "--output", output, "--set=data.max_length=64") == []
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == [1, 3]
     assert json.loads(output.read_text().splitlines()[0]).keys() == {"text", "id", "prediction", "probabilities"}
+    # None of the rows that are read first can be used.
+    monkeypatch.setattr("swiftplug.training.predict.ROWS_AT_ONCE", 1)
+    data.write_text("".join(f"{json.dumps(line)}\n" for line in lines[::-1]))
+    assert [each["id"] for each in predicted(classifier, data, "--set=data.max_length=64")] == [3, 1]
 
 
 def test_a_reward_model_predicts_the_reward(run: Any, write_jsonl: Any, tiny_model_dir: Path) -> None:
@@ -303,6 +307,9 @@ def test_a_reward_model_predicts_the_reward(run: Any, write_jsonl: Any, tiny_mod
     with torch.no_grad():
         reward = AutoModelForSequenceClassification.from_pretrained(run_dir).eval()(ids).logits.item()
     assert found["prediction"] == pytest.approx(reward, abs=1e-5)
+    done = CliRunner().invoke(app, ["predict", str(run_dir), str(write_jsonl([row]))], catch_exceptions=False)
+    assert "1 row has `rejected`: not read (of preferences, only the preferred answer is used)" in done.stderr
+    assert json.loads(done.stdout) == {**row, "prediction": found["prediction"]}
 
 
 def test_the_preview_shows_text_and_label(tiny_model_dir: Path, write_jsonl: Any) -> None:
