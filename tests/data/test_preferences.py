@@ -24,6 +24,10 @@ class Pairs(Task):
     kinds = frozenset({"loss_scale"})
 
 
+class Rewarded(Pairs):
+    head = "sequence"
+
+
 class Rated(Task):
     rows = Rows.RATED
     kinds = frozenset({"loss_scale"})
@@ -86,7 +90,7 @@ def test_the_ratings_are_counted(prepare: Prepare, write_jsonl: Any) -> None:
     assert lines[0].startswith("train: 5 of 5 rows, ")
     assert lines[1] == "  3 rated good, 2 rated bad"
     lines = prepare(write_jsonl([{**row, "label": False} for row in RATED[:2]]), task=Rated()).report.lines()
-    assert lines[1] == "  every answer is rated bad: nothing can be learned of good ones"
+    assert lines[1] == "  0 rated good, 2 rated bad"
 
 
 def test_pairs_are_taken_apart(prepare: Prepare, write_jsonl: Any, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -98,6 +102,24 @@ def test_pairs_are_taken_apart(prepare: Prepare, write_jsonl: Any, tokenizer: Pr
     ]
     report = data.report.train
     assert (report.rows, report.kept, report.examples) == (3, 3, 6)
+
+
+def test_what_all_rows_lack_is_said_once(prepare: Prepare, write_jsonl: Any) -> None:
+    path = write_jsonl([{"prompt": "q", "chosen": "a", "rejected": "b"}, *[{"prompt": "q", "completion": "a"}] * 3])
+    [_, line, *_] = prepare(path, task=Pairs()).report.lines()
+    reason = "no rejected answer (expected `rejected_response` or `rejected`; task sft takes answers alone)"
+    assert line == f"  3 rows left out: {reason}: {path}:2; {path}:3; {path}:4"
+
+
+def test_a_head_on_the_sequence_needs_no_trained_tokens_and_none_are_counted(
+    prepare: Prepare, write_jsonl: Any
+) -> None:
+    pairs = write_jsonl([{"prompt": "q", "chosen": [{**turns("", "a")[1], "loss": False}], "rejected": "b"}])
+    with pytest.raises(UserError, match="none usable: no token to train on"):
+        prepare(pairs, task=Pairs())
+    report = prepare(pairs, task=Rewarded()).report
+    assert (report.train.kept, report.train.tokens) == (1, 2 * report.train.longest)
+    assert "trained" not in report.lines()[0]
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -347,12 +369,12 @@ def test_pairs_that_are_too_long(prepare: Prepare, write_jsonl: Any, tokenizer: 
         ({"prompt": [*turns("<image>q")], "chosen": "a", "rejected": "b"}, "images, audio or video"),
         ({"prompt": "q", "chosen": "a", "rejected": "b<image>"}, "images, audio or video"),
         # Rows of other tasks.
-        ({"prompt": "q", "completion": "a"}, "no rejected answer: expected `rejected_response` .*task sft"),
+        ({"prompt": "q", "completion": "a"}, r"no rejected answer \(expected `rejected_response` .*task sft"),
         ({"prompt": "q", "completion": "a", "label": False}, "labelled good or bad: task kto"),
         ({"prompt": "q", "label": "spam"}, "a label in place of an answer: task seq_cls"),
-        ({"text": "t"}, "no rejected answer: .*task pt"),
-        ({"text": "t", "label": 1}, "no rejected answer: .*task seq_cls"),
-        ({"text": "t", "label": True}, "no rejected answer: .*task seq_cls"),
+        ({"text": "t"}, "no rejected answer .*task pt"),
+        ({"text": "t", "label": 1}, "no rejected answer .*task seq_cls"),
+        ({"text": "t", "label": True}, "no rejected answer .*task seq_cls"),
     ],
 )
 def test_rows_that_are_no_pairs(row: dict[str, Any], reason: str) -> None:

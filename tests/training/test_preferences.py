@@ -216,7 +216,7 @@ def test_kto_logs_no_reward_of_answers_that_a_step_has_none_of(first_step: Any, 
         (50, 60, {}, []),
         (90, 10, {}, ["desirable_weight of 0.111 to 0.148, or a task.undesirable_weight of 6.75 to 9"]),
         (90, 10, {"undesirable_weight": 8.0}, []),
-        (5, 0, {}, ["5 good and 0 bad answers; KTO learns from both"]),
+        (5, 0, {}, ["no answer is rated bad; KTO learns from both"]),
     ],
 )
 def test_kto_says_which_weights_balance_its_data(

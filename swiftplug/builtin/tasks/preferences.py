@@ -223,14 +223,14 @@ class KTO(Task):
         """Say what weights the paper advises (equation 8) where good and bad answers are far from balanced."""
         ratings = dataset["rating"][:]
         good, bad = sum(ratings), len(ratings) - sum(ratings)
-        found = f"task kto: {good} good and {bad} bad answers"
         if not good or not bad:
-            yield f"{found}; KTO learns from both"
+            yield f"task kto: no answer is rated {'bad' if good else 'good'}; KTO learns from both"
         elif not 0.5 <= self.desirable_weight * good / max(self.undesirable_weight * bad, 1e-9) <= 2:
             least = self.undesirable_weight * bad / good, self.desirable_weight * good / bad * 3 / 4
             yield (
-                f"{found}; to balance them, the paper advises a task.desirable_weight of {least[0]:.3g} to "
-                f"{least[0] * 4 / 3:.3g}, or a task.undesirable_weight of {least[1]:.3g} to {least[1] * 4 / 3:.3g}"
+                f"task kto: {good} good and {bad} bad answers; to balance them, the paper advises a "
+                f"task.desirable_weight of {least[0]:.3g} to {least[0] * 4 / 3:.3g}, or a task.undesirable_weight of "
+                f"{least[1]:.3g} to {least[1] * 4 / 3:.3g}"
             )
 
     def log_names(self) -> Iterable[str]:

@@ -148,7 +148,7 @@ def _split_pair(conversation: Conversation) -> tuple[Conversation, Conversation]
     if not found and any(rest.get(column) is not None for column in REJECTED):
         raise RowError(EMPTY_REJECTED)
     if not found or conversation.text is not None:
-        raise RowError("no rejected answer", f"expected `rejected_response` or `rejected`; {_task_for(conversation)}")
+        raise RowError(f"no rejected answer (expected `rejected_response` or `rejected`; {_task_for(conversation)})")
     if len(found) > 1:
         raise RowError("two rejected answers", f"found `{found[0]}` and `{found[1]}`")
     if parse_label(rest) is not None:
@@ -188,7 +188,7 @@ def _rate(conversation: Conversation) -> tuple[Conversation, ...]:
     rating = _parse_rating(rest)
     if rating is None or conversation.text is not None:
         expected = "expected `label`: true or false, or a rejected answer"
-        raise RowError("no answer labelled good or bad", f"{expected}; {task}")
+        raise RowError(f"no answer labelled good or bad ({expected}; {task})")
     start = conversation.answer_start
     return (replace(conversation, messages=_untrained(messages[:start]) + messages[start:], facts={"rating": rating}),)
 
@@ -202,7 +202,7 @@ def _with_steps(conversation: Conversation) -> Conversation:
             f"`{column}`" for column in [*columns, *(["labels"] if has_value(rest.get("labels")) else [])]
         )
         expected = "`completions` or `steps`, a list of texts, and `labels`, as many of true or false"
-        raise RowError("no steps with labels", f"found {found or 'neither'}, expected {expected}")
+        raise RowError(f"no steps with labels (found {found or 'neither'}, expected {expected})")
     steps, labels = parse_json(rest.pop(columns[0]), columns[0]), parse_json(rest.pop("labels"), "labels")
     for name, values in ((columns[0], steps), ("labels", labels)):
         if not isinstance(values, list):
@@ -279,7 +279,7 @@ def _parse_class(label: Any) -> str:
         with suppress(ValueError, RecursionError):
             label = load_json(label)
     if label is None or (isinstance(label, str) and not label.strip()):
-        raise RowError("no label", "expected `label` (data.columns renames columns)")
+        raise RowError("no label (expected `label`; data.columns renames columns)")
     if isinstance(label, int | float) and not abs(label) <= LARGEST:
         raise RowError("the label is not a finite number", f"it is {label!r:.60}; the largest is {LARGEST:.2g}")
     if not isinstance(label, str | bool | int | float | list):

@@ -149,11 +149,8 @@ class SplitReport:
             f"{name}: {self.kept:,} of {format_count(self.rows, 'row')}{made}, {format_count(self.tokens, 'token')}, "
             f"{trained}longest {self.longest:,}"
         ]
-        if self.good and self.bad:
+        if self.good or self.bad:
             lines.append(f"  {self.good:,} rated good, {self.bad:,} rated bad")
-        elif self.good or self.bad:
-            rated, other = ("good", "bad") if self.good else ("bad", "good")
-            lines.append(f"  every answer is rated {rated}: nothing can be learned of {other} ones")
         if self.packed_rows is not None:
             lines.append(f"  packed into {format_count(self.packed_rows, 'row')}")
         if self.truncated:
