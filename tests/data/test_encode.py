@@ -203,8 +203,9 @@ def test_a_tokenizer_without_offsets_is_refused(tokenizer: PreTrainedTokenizerFa
     class Slow:
         is_fast = False
 
+    slow: Any = Slow()
     with pytest.raises(UserError, match=r"the tokenizer Slow has no offsets.*expected a fast tokenizer"):
-        _encode([_chat("q", "a")], Slow())  # type: ignore[arg-type]
+        _encode([_chat("q", "a")], slow)
 
 
 def test_a_tokenizer_without_a_chat_template_gets_chatml_with_a_note(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -218,9 +219,11 @@ def test_a_tokenizer_without_a_chat_template_gets_chatml_with_a_note(tokenizer: 
     assert tokenizer.chat_template == own
 
 
-def test_markers_that_a_vocabulary_does_not_have_are_reported(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_markers_that_a_vocabulary_does_not_have_are_reported(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer.chat_template = None
-    tokenizer.get_vocab = lambda: {"<|im_end|>": 1}  # type: ignore[method-assign]
+    monkeypatch.setattr(tokenizer, "get_vocab", lambda: {"<|im_end|>": 1})
     [note] = set_chat_template(tokenizer, None)
     assert note.endswith("; <|im_start|> are not in its vocabulary and are written as plain text")
 

@@ -300,9 +300,12 @@ def test_no_process_that_encodes_outlives_a_run_that_is_killed() -> None:
 
 
 def test_few_rows_are_encoded_in_this_process() -> None:
-    def processes(count: int) -> set[int]:
-        results = prepare_module.map_chunks(lambda rows: (os.getpid(), len(rows)), iter(range(count)), 2)  # type: ignore
-        done = list(results)
+    def encode(chunk: list[Any]) -> Any:
+        return os.getpid(), len(chunk)
+
+    def processes(count: int) -> set[Any]:
+        rows: Any = iter(range(count))
+        done: list[Any] = list(prepare_module.map_chunks(encode, rows, 2))
         assert sum(size for _, size in done) == count
         return {process for process, _ in done}
 

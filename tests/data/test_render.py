@@ -432,7 +432,9 @@ def test_a_plain_function_is_a_tools_format(tokenizer: PreTrainedTokenizerFast) 
 
 
 def test_a_tools_format_that_returns_no_text_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    as_list: Any = lambda tool_names, tool_descs: tool_names  # noqa: E731
+    def as_list(tool_names: Any, tool_descs: Any) -> Any:
+        return tool_names
+
     with pytest.raises(UserError, match=r"tools: the format returned \['look', 'leap'\], expected text"):
         ChatRenderer(tokenizer, as_list).render(_with_tools(None))
 
