@@ -131,7 +131,8 @@ class Arguments(RunArguments):
         if self._adapter is not None:
             model = load_adapter(model, self._adapter, registry, dtype)
         if head is not None:
-            model = with_head(model, head, pad_token_id)
+            trusted = self.config.model_options.trust_remote_code
+            model = with_head(model, head, pad_token_id, trust_remote_code=trusted)
         return model.eval()
 
     @property

@@ -157,13 +157,14 @@ def keeps_head(own: Labels | None, wanted: Labels) -> bool:
     return own.names in (wanted.names, Labels.unnamed(len(wanted.names)).names)
 
 
-def with_head(model: torch.nn.Module, head: Head, pad_token_id: int) -> torch.nn.Module:
+def with_head(model: torch.nn.Module, head: Head, pad_token_id: int, *, trust_remote_code: bool) -> torch.nn.Module:
     """A model with a head: the model itself if its head is of this kind with these labels, else all but its head.
 
     Args:
         model: A Transformers model.
         head: The head; a new one is made of random numbers.
         pad_token_id: The token of the padding behind a sequence.
+        trust_remote_code: Whether a new head may be that of custom model code.
 
     Raises:
         UserError: Transformers has no such model.
@@ -180,7 +181,7 @@ def with_head(model: torch.nn.Module, head: Head, pad_token_id: int) -> torch.nn
         raise UserError(f"model: has an adapter that PEFT cannot merge, so it cannot get a head for {head.kind}s")
     auto, _ = _AUTO[head.kind]
     with torch.device("meta"):  # all but the head is there already
-        changed: Any = auto.from_config(config, trust_remote_code=True)
+        changed: Any = auto.from_config(config, trust_remote_code=trust_remote_code)
     if type(changed.base_model) is not type(inner.base_model):
         raise UserError(f"model: a {type(inner).__name__} cannot become a {type(changed).__name__}")
     changed.config = config  # also the decoder's

@@ -217,6 +217,23 @@ def test_what_means_nothing_is_refused_before_the_model_is_loaded(
         run(**{"task": "seq_cls", "dataset": data, "eval_dataset": data, **options})
 
 
+def test_a_new_head_runs_no_code_of_a_checkpoint_that_was_not_allowed(
+    run: Any, write_jsonl: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """The model is one of Transformers' own, and what its folder names in place of it is not asked for."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    (folder / "evil.py").write_text("raise SystemExit('it ran')\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "x", "1": "y"}}
+    config["auto_map"] = {"AutoModelForSequenceClassification": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    data = [str(write_jsonl(rows_of("single_label_classification")))]
+    trained = run("new", ["training.max_steps=1"], task="seq_cls", dataset=data, model=str(folder))
+    saved = json.loads((trained.run_dir / "config.json").read_text())
+    assert saved["id2label"] == {"0": "meh", "1": "neg", "2": "pos"}
+
+
 def test_all_processes_give_as_many_rows_of_logits(run: Any, write_jsonl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose last batch is filled up with rows of another one counts fewer, but gathers as many."""
     shapes = []
