@@ -80,15 +80,16 @@ class _Command(TyperCommand):
     def _meant(self, name: str, args: list[str]) -> str:
         """The end of the error about an unknown option."""
         from swiftplug.config.counterparts import counterparts
+        from swiftplug.config.schema import SampleConfig
         from swiftplug.plugin.registry import KINDS
 
         options = [option[2:] for parameter in self.params for option in parameter.opts if option.startswith("--")]
         here = counterparts(name.lstrip("-"), self.keys) if self.keys else []
         if not here:
             close = closest(name.lstrip("-"), options).replace("mean '", "mean '--")
-            if self.keys and name in (kind.option for kind in KINDS.values()):
+            if self.keys and (kind := next((each for each in KINDS.values() if each.option == name), None)):
                 return (
-                    f"; it is an option of swiftplug {'sample' if name in ('--orm', '--prm', '--engine') else 'train'}"
+                    f"; it is an option of swiftplug {'sample' if kind.key in SampleConfig.model_fields else 'train'}"
                 )
             return close or f"; see swiftplug {self.name} --help"
         typed = next(index for index, argument in enumerate(args) if argument.partition("=")[0] == name)

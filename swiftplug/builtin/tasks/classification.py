@@ -37,7 +37,7 @@ class SequenceClassification(Task):
         self.labels: Sequence[str | int] | None = labels
 
     def log_names(self) -> Iterable[str]:
-        """None."""
+        """Nothing but the loss."""
         return ()
 
     def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from pydantic import NonNegativeFloat
 from torch.nn.functional import cross_entropy, logsigmoid
 
@@ -32,8 +31,7 @@ class RewardModelling(Task):
     def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """`-log sigmoid(reward of the chosen - reward of the rejected answer - margin)`, and the centring."""
         chosen, rejected = model.outputs(batch).logits.squeeze(-1).float().chunk(2)
-        margin = batch.get("margin", torch.zeros_like(chosen))
-        loss = -logsigmoid(chosen - rejected - margin).sum()
+        loss = -logsigmoid(chosen - rejected - batch["margin"]).sum()
         if self.center_rewards_coefficient:
             loss = loss + self.center_rewards_coefficient * (chosen + rejected).square().sum()
         better, worse = chosen.detach(), rejected.detach()
