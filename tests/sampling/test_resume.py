@@ -1,6 +1,5 @@
 """A killed run that is resumed ends in the bytes of one that was not killed, and shards joined are the whole."""
 
-import multiprocessing
 import random
 import signal
 import subprocess
@@ -12,39 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from tests import forks
 from tests.sampling.conftest import DICE, Command, lines
 
 FILES = ("candidates.jsonl", "samples.jsonl", "report.html")
 DRAW = ["--engine", "dice", "--orm", "box", "--prm", "halves", "--num-return-sequences", "3"]
 
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["swiftplug.cli.main", "swiftplug.cli.sample", "swiftplug.sampling.run"])
-
-
-# What a forked process does: run `swiftplug sample` in a folder, and end with its exit code.
-RUN_COMMAND = """
-import os
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-
-from swiftplug.cli.main import main
-
-os.chdir(folder)
-sys.argv = ["swiftplug", "sample", *arguments]
-with open("output.txt", "a", encoding="utf-8") as output, redirect_stdout(output), redirect_stderr(output):
-    main()
-"""
-
-
 def run_forked(folder: Path, arguments: list[str], killed_after: float | None = None) -> int | None:
-    """Run the command in a process of its own, and kill it after so many seconds; returns the exit code.
-
-    The process is forked from a server that has imported everything, so it is killed at its work, not while it imports.
-    """
-    values = {"folder": str(folder), "arguments": ["--plugin", str(DICE), *arguments]}
-    process = FORKS.Process(target=exec, args=(RUN_COMMAND, values))
-    process.start()
+    """Run `swiftplug sample` in a process of its own, and kill it after so many seconds; returns the exit code."""
+    process = forks.start(folder, "sample", "--plugin", str(DICE), *arguments)
     process.join(killed_after)
     process.kill()
     process.join()

@@ -1,17 +1,16 @@
 """A run killed at any moment and resumed ends with the weights of one that was not, bit for bit."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests import forks
 
 SCENARIOS = {
     "lora, length grouping, early_stop": [
@@ -43,8 +42,7 @@ SCENARIOS = {
 }
 
 
-def start(folder: Path, model: Path, data: Path, scenario: list[str], *extra: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "swiftplug", "train", f"--model={model}", f"--dataset={data}"]
+def start(folder: Path, model: Path, data: Path, scenario: list[str], *extra: str) -> BaseProcess:
     sets = {
         "training.per_device_train_batch_size": 3,
         "training.num_train_epochs": 2,
@@ -52,26 +50,23 @@ def start(folder: Path, model: Path, data: Path, scenario: list[str], *extra: st
         "training.save_total_limit": 3,
         "training.logging_steps": 2,
     }
-    command += [f"--set={key}={value}" for key, value in sets.items()]
-    command += [f"--eval-dataset={data}#4", f"--output-dir={folder}", *scenario, *extra]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SWIFTPLUG_CACHE": str(folder.parent / "cache")}
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    options = [f"--set={key}={value}" for key, value in sets.items()]
+    options += [f"--model={model}", f"--dataset={data}", f"--eval-dataset={data}#4", f"--output-dir={folder}"]
+    return forks.start(folder.parent, "train", *options, *scenario, *extra)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return output
+def finish(process: BaseProcess, output: Path) -> None:
+    process.join(240)
+    assert process.exitcode == 0, output.read_text()
 
 
-def kill_when(process: subprocess.Popen[str], moment: Callable[[], bool], delay: float) -> None:
+def kill_when(process: BaseProcess, moment: Callable[[], bool], delay: float) -> None:
     """Kill a run some time after something is seen on disk; a run that ended before is none the worse."""
-    while process.poll() is None and not moment():
+    while process.is_alive() and not moment():
         time.sleep(0.0005)
     time.sleep(delay)
-    if process.poll() is None:
-        process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
@@ -79,7 +74,8 @@ def test_killed_and_resumed_equals_unbroken(
     scenario: list[str], tiny_model_dir: Path, chat_file: Path, pair_file: Path, tmp_path: Path
 ) -> None:
     data = pair_file if "--task=dpo" in scenario else chat_file
-    finish(start(tmp_path / "unbroken", tiny_model_dir, data, scenario))
+    output = tmp_path / "output.txt"
+    finish(start(tmp_path / "unbroken", tiny_model_dir, data, scenario), output)
 
     broken = tmp_path / "broken"
     draw = random.Random(str(scenario))
@@ -105,7 +101,7 @@ def test_killed_and_resumed_equals_unbroken(
     for number, (moment, delay) in enumerate(moments):
         process = start(broken, tiny_model_dir, data, scenario, *(["--resume"] if number else []))
         kill_when(process, moment, delay)
-    finish(start(broken, tiny_model_dir, data, scenario, "--resume"))
+    finish(start(broken, tiny_model_dir, data, scenario, "--resume"), output)
 
     (weights,) = [path.name for path in (tmp_path / "unbroken").glob("*.safetensors")]
     expected, found = load_file(tmp_path / "unbroken" / weights), load_file(broken / weights)
