@@ -11,6 +11,7 @@ from swiftplug.runs.folder import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.ft2font import FT2Font
 
 _LONGEST_NAME = 24
 _MOST_COUNTS = 40  # classes; of more, cells are too small for a number
@@ -84,8 +85,8 @@ def _drawable(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return [f"class {place}" if missing & {*name} else _plain(name) for place, name in enumerate(shown)], fonts
 
 
-def _characters(font: object) -> set[str]:
-    return {chr(code) for code in font.get_charmap()}  # type: ignore[attr-defined]
+def _characters(font: "FT2Font") -> set[str]:
+    return {*map(chr, font.get_charmap())}
 
 
 def _plain(name: str) -> str:
