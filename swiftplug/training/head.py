@@ -220,10 +220,12 @@ def token_losses(
     def losses(states: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
         return token_loss(head.finish(head.module(states).float()), chunk)
 
-    size = _chunk_size(head)
+    with_grad = torch.is_grad_enabled()
+    head_trains = with_grad and any(parameter.requires_grad for parameter in head.module.parameters())
+    # Several buffers of this size exist at once. Where no gradient is added up over chunks, small ones take no longer.
+    size = _chunk_size(head) if head_trains else max(64, _chunk_size(head) // 4)
     chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
-    head_trains = any(parameter.requires_grad for parameter in head.module.parameters())
-    if not torch.is_grad_enabled() or (head_trains and len(chunks) == 1):
+    if not with_grad or (head_trains and len(chunks) == 1):
         return torch.cat([losses(*chunk) for chunk in chunks])
     if head_trains:
         return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
