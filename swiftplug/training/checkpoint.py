@@ -1,6 +1,7 @@
 """Checkpoints: each takes its name only when it is complete, loses it before it is deleted, and resumes exactly."""
 
 import math
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -16,9 +17,10 @@ from swiftplug.config.yaml_file import read_config
 from swiftplug.data.read.report import DataReport
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_command, format_count
+from swiftplug.plugin import Rows
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.folder import KEPT_BASE, MARKER, STAGED_BASE, add_to_record, read_record
+from swiftplug.runs.folder import KEPT_BASE, MARKER, STAGED_BASE, Marker, absolute_name, add_to_record, read_record
 
 TRAINER_STATE = "trainer_state.json"
 LOG = "log.jsonl"
@@ -47,6 +49,33 @@ def clear_leftovers(run_dir: Path) -> None:
     for pattern in (".saving-*", f"{DELETING}*"):
         for path in run_dir.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def marker_of(args: Arguments, run_dir: Path, place: Path) -> Marker:
+    """The contents of `swiftplug.json` for the weights of this run, when they are in the folder `place`."""
+    tuner, base, head = args.plugins.one("tuner"), args.base, args.head
+    model = base.config.model
+    name = str(model and model.name)
+    base_model = {
+        "name": name if base.plugins.model else absolute_name(name),
+        "options": model.options if model else {},
+    }
+    kept, own = run_dir / KEPT_BASE, None if base.plugins.model else Path(base_model["name"])
+    folder = kept if kept.is_dir() else own
+    if folder is not None and folder.is_dir():
+        base_model["relative"] = os.path.relpath(folder.resolve(), place.resolve())
+    return Marker(
+        base_model=base_model,
+        model_options=base.config.model_options.model_dump(),
+        seed=base.config.seed,
+        tuner={"name": tuner.found.qualified_name, "options": tuner.options},
+        task={
+            "name": args.plugins.one("task").found.qualified_name,
+            "head": args.task.head,
+            **({"step_separator": args.task.step_separator} if args.task.rows is Rows.STEPS else {}),
+            **({"labels": head.labels.names, "problem_type": head.labels.problem_type} if head else {}),
+        },
+    )
 
 
 def check_same_run(folder: Path, args: Arguments, allow_changed_plugins: bool) -> None:

@@ -13,15 +13,13 @@ from swiftplug.data.batching import REFERENCE_LOGPS
 from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.registry.returns import check_task_loss
-from swiftplug.plugin.task import Batch, SequenceLogps, Task, TaskLoss, TaskModel, row_count
+from swiftplug.plugin.task import Batch, SequenceLogps, Task, TaskModel, row_count
 from swiftplug.training.head import LabelledForward, sequence_logps
-from swiftplug.training.loss import BatchLoss, aux_coefficient, model_inputs
-
-_UNCOUNTED = "uncounted"  # marks a batch that is there only for the sake of other processes
+from swiftplug.training.loss import BatchLoss, Counts, LossComputer, model_inputs
 
 
-class TaskLossComputer(TaskModel):
-    """Runs a model for the loss of a task, and checks the loss.
+class TaskLossComputer(LossComputer, TaskModel):
+    """Runs a model for the loss of a task that computes it itself.
 
     Args:
         plugin: The task plugin.
@@ -32,8 +30,6 @@ class TaskLossComputer(TaskModel):
         without_tuner: Gives a context in which the model computes what its base model does.
     """
 
-    adds_up = True
-
     def __init__(
         self,
         plugin: LoadedPlugin,
@@ -43,12 +39,9 @@ class TaskLossComputer(TaskModel):
         reference: torch.nn.Module | None,
         without_tuner: Any,
     ) -> None:
-        self.plugin = plugin
+        super().__init__(plugin, model, accelerator)
         self.task: Task = plugin.bound
-        self.accelerator = accelerator
-        self.aux_coefficient = aux_coefficient(model)
         self.model = self.unwrapped = model
-        self.is_counted = True
         self.without_tuner = without_tuner
         self.last_outputs: Any = None
         if self.task.head == "language":
@@ -56,51 +49,18 @@ class TaskLossComputer(TaskModel):
             self.reference = reference
             self.reference_forward = LabelledForward(reference, args) if reference is not None else self.forward
 
-    def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """What the parts of the task's loss are divided by; zeros where no row counts."""
-        device, counts = batch["input_ids"].device, self.task.counts(_without(batch, _UNCOUNTED))
-        return {
-            name: torch.as_tensor(count, device=device) * (_UNCOUNTED not in batch) for name, count in counts.items()
-        }
+    def _counts(self, batch: Batch) -> Mapping[str, Any]:
+        return self.task.counts(batch)
 
-    def first_rows(self, batch: Batch, rows: int) -> dict[str, Any]:
-        """A batch of the first rows; for none, one row that does not count, so that the model still runs."""
-        before, kept = row_count(batch), max(rows, 1)
-        cut = {
-            name: value.reshape(-1, before, *value.shape[1:])[:, :kept].reshape(-1, *value.shape[1:])
-            for name, value in batch.items()
-        }
-        return cut if rows else {**cut, _UNCOUNTED: torch.ones(1)}
-
-    def __call__(
-        self, model: torch.nn.Module, batch: Batch, totals: Mapping[str, torch.Tensor] | None, need_logits: bool = False
+    def _compute(
+        self, model: torch.nn.Module, batch: Batch, counts: Counts, totals: Counts, need_logits: bool
     ) -> BatchLoss:
-        """The loss of a batch.
-
-        Args:
-            model: The model, wrapped for several processes or not.
-            batch: A batch of the collator.
-            totals: The counts of the whole accumulation step; None: those of the batch.
-            need_logits: Whether a metric reads the logits.
-
-        Raises:
-            UserError: The task returned something other than its contract says.
-        """
-        self.model, self.is_counted, counts = model, _UNCOUNTED not in batch, self.counts(batch)
+        self.model = model
         try:
-            computed = check_task_loss(self.task.loss(self, _without(batch, _UNCOUNTED)), counts)
+            computed = check_task_loss(self.task.loss(self, batch), counts)
         except ContractError as error:
             raise UserError(f"{self.plugin.found} {error}") from None
-        if not self.is_counted:
-            computed = TaskLoss({name: part * 0 for name, part in computed.sums.items()})
-        totals = counts if totals is None else totals
-        parts = [part / totals[name].clamp(min=1) for name, part in computed.sums.items()]
-        loss = torch.stack([part.float() for part in parts]).sum()
-        # In training only: it depends on how rows are batched, and `eval_loss` must not.
-        aux_loss = getattr(self.last_outputs, "aux_loss", None)
-        if self.aux_coefficient and model.training and aux_loss is not None:
-            name = next(iter(computed.sums))
-            loss = loss + self.aux_coefficient * counts[name] / totals[name] * aux_loss.to(loss.device)
+        loss = torch.stack([(part / totals[name]).float() for name, part in computed.sums.items()]).sum()
         sums = {name: part.detach() for name, part in computed.sums.items()}
         return BatchLoss(loss, self.last_outputs, sums, dict(computed.logged))
 
@@ -145,10 +105,6 @@ class TaskLossComputer(TaskModel):
                 stack.enter_context(_evaluating(model))
             logps = sequence_logps(self.reference_forward, model, inputs, labels)[1]
         return list(logps.split(row_count(batch)))
-
-
-def _without(batch: Batch, name: str) -> dict[str, Any]:
-    return {each: value for each, value in batch.items() if each != name}
 
 
 @contextmanager

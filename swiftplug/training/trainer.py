@@ -10,15 +10,13 @@ What differs from the base class, and where:
 Four private methods of the base class are overridden, because it has no public hook for them.
 """
 
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
@@ -26,15 +24,13 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from swiftplug.data.batching import EpochSampler
 from swiftplug.errors import ContractError, UserError, nearest
-from swiftplug.plugin import Rows
 from swiftplug.plugin.registry.returns import check_optimizer
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
-from swiftplug.runs.folder import KEPT_BASE, Marker, absolute_name
 from swiftplug.runs.model import GENERATION_CONFIG
-from swiftplug.training.checkpoint import FINAL_STAGING, STAGING, CheckpointKeeper, SaveAfterEpoch, move_into
+from swiftplug.training.checkpoint import FINAL_STAGING, STAGING, CheckpointKeeper, SaveAfterEpoch, marker_of, move_into
 from swiftplug.training.evaluation import Metrics, generate_answers
-from swiftplug.training.loss import LossComputer
+from swiftplug.training.loss import LossComputer, Means, PluginLossComputer
 from swiftplug.training.model import load_model_to_train
 from swiftplug.training.task_loss import TaskLossComputer
 
@@ -84,16 +80,16 @@ class PlugTrainer(Trainer):
             group_by_length=args.config.data.group_by_length,
         )
         self._order_callbacks()
-        self._flops_per_token = _flops_per_token(model)
+        # Six for each parameter outside the embeddings (arXiv 2001.08361); 0 where a module cannot count them.
+        num_parameters: Any = getattr(model, "num_parameters", None)
+        self._flops_per_token = 6 * int(num_parameters(exclude_embeddings=True)) if num_parameters else 0
         self.loss_computer = self._make_loss_computer(model)
-        self._logged: dict[
-            str, list[float]
-        ] = {}  # what the task logs: the sum and the number of values since the last log
+        self._logged = Means()  # of what the task logs, since the last log
 
-    def _make_loss_computer(self, model: torch.nn.Module) -> LossComputer | TaskLossComputer:
+    def _make_loss_computer(self, model: torch.nn.Module) -> LossComputer:
         """The loss plugin's in tasks that have one, else the task's own."""
         if "loss" in self.run_args.task.kinds:
-            return LossComputer(self.plugins.one("loss"), model, self.accelerator, self.args)
+            return PluginLossComputer(self.plugins.one("loss"), model, self.accelerator, self.args)
         disabled = self.plugins.one("tuner").bound.disabled
         return TaskLossComputer(self.plugins.one("task"), model, self.accelerator, self.args, self.reference, disabled)
 
@@ -170,10 +166,12 @@ class PlugTrainer(Trainer):
         if self.state.global_step == self.first_step:
             logs.pop("train_loss", None)
         if "train_loss" in logs:  # of the steps since the last log, the base class knows those of this process alone
-            logs |= _means({"train_loss": [logs["train_loss"], 1.0]})
+            of_processes = Means()
+            of_processes.add("train_loss", logs["train_loss"], 1)
+            logs |= of_processes.gather()
         if "loss" in logs:
-            logs |= _means(self._logged)
-            self._logged = {}
+            logs |= self._logged.gather()
+            self._logged = Means()
         super().log(logs, start_time)
 
     # Loss
@@ -194,7 +192,7 @@ class PlugTrainer(Trainer):
             # Gradients are averaged over processes, but the tokens were counted over all of them.
             loss = loss * self.accelerator.num_processes
         self._check_finite(loss)
-        _add_up(self._logged, computed.logged)
+        self._logged.add_all(computed.logged)
         return (loss, computed.outputs) if return_outputs else loss
 
     def _check_finite(self, loss: torch.Tensor) -> None:
@@ -222,14 +220,13 @@ class PlugTrainer(Trainer):
         """The parts of the loss of an evaluation batch, added up, and its logits where a metric reads them."""
         with torch.no_grad(), self.compute_loss_context_manager():
             batch = self._without_repeated_rows(inputs)
-            counts = {name: count.clamp(min=1) for name, count in self.loss_computer.counts(batch).items()}
-            computed = self.loss_computer(model, batch, counts, need_logits=not prediction_loss_only)
+            counts = self.loss_computer.counts(batch)
+            totals = {name: count.clamp(min=1) for name, count in counts.items()}
+            computed = self.loss_computer(model, batch, totals, need_logits=not prediction_loss_only)
         loss = computed.loss.detach()
         for name, part in computed.sums.items():
-            sums = self._eval_sums.setdefault(name, [0.0, 0.0])
-            sums[0] += part.item()
-            sums[1] += self.loss_computer.counts(batch)[name].item()
-        _add_up(self._eval_logged, computed.logged)
+            self._eval_parts.add(name, part.item(), counts[name].item())
+        self._eval_logged.add_all(computed.logged)
         self._evaluating.advance()
         if prediction_loss_only:
             return loss, None, None
@@ -256,15 +253,14 @@ class PlugTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate; the loss is the mean over all trained tokens, and metrics that generate are added."""
-        self._eval_sums: dict[str, list[float]] = {}  # the parts of the loss over the whole set, and their counts
-        self._eval_logged: dict[str, list[float]] = {}
+        self._eval_parts, self._eval_logged = Means(), Means()  # of the whole set: parts of the loss, and the rest
         loop = super().evaluation_loop
         with self.progress.start("evaluating", "batch", len(dataloader)) as self._evaluating:
             output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = output.metrics or {}
-        parts = _means(self._eval_sums)
+        parts = self._eval_parts.gather()
         metrics[f"{metric_key_prefix}_loss"] = sum(parts.values()) if parts else float("nan")
-        metrics |= {f"{metric_key_prefix}_{name}": mean for name, mean in _means(self._eval_logged).items()}
+        metrics |= {f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_logged.gather().items()}
         if self.metrics.of_texts:
             rows: Any = self.eval_dataset
             predictions = generate_answers(
@@ -314,7 +310,7 @@ class PlugTrainer(Trainer):
             model.generation_config.to_json_file(folder / GENERATION_CONFIG)
         self.tokenizer.save_pretrained(folder)
         place = self.run_dir / folder.name if folder.name.startswith("checkpoint-") else self.run_dir
-        _marker(self.run_args, self.run_dir, place).write(folder)
+        marker_of(self.run_args, self.run_dir, place).write(folder)
 
     def save_final(self) -> None:
         """Write the trained weights to the root of the run's folder, all of them or none."""
@@ -360,55 +356,3 @@ class _OrderOfEpoch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.sampler.set_epoch(self.epoch)
         self.epoch += 1
-
-
-def _add_up(sums: dict[str, list[float]], logged: Mapping[str, torch.Tensor]) -> None:
-    """Add values to their sums and numbers, by name; a name that has none, such as of good answers, is left out."""
-    for name, values in logged.items():
-        if not values.numel():
-            continue
-        total = sums.setdefault(name, [0.0, 0.0])
-        total[0] += values.sum().item()
-        total[1] += values.numel()
-
-
-def _means(sums: dict[str, list[float]]) -> dict[str, float]:
-    """The means of the sums of all processes, by name; nan of nothing."""
-    totals: dict[str, list[float]] = {}
-    for each in gather_object([sums]):
-        for name, (total, count) in each.items():
-            before = totals.get(name, [0.0, 0.0])
-            totals[name] = [before[0] + total, before[1] + count]
-    return {name: total / count if count else float("nan") for name, (total, count) in totals.items()}
-
-
-def _marker(args: Arguments, run_dir: Path, place: Path) -> Marker:
-    """The contents of `swiftplug.json` for the weights of this run, when they are in the folder `place`."""
-    tuner, base, head = args.plugins.one("tuner"), args.base, args.head
-    model = base.config.model
-    name = str(model and model.name)
-    base_model = {
-        "name": name if base.plugins.model else absolute_name(name),
-        "options": model.options if model else {},
-    }
-    kept, own = run_dir / KEPT_BASE, None if base.plugins.model else Path(base_model["name"])
-    folder = kept if kept.is_dir() else own
-    if folder is not None and folder.is_dir():
-        base_model["relative"] = os.path.relpath(folder.resolve(), place.resolve())
-    return Marker(
-        base_model=base_model,
-        model_options=base.config.model_options.model_dump(),
-        seed=base.config.seed,
-        tuner={"name": tuner.found.qualified_name, "options": tuner.options},
-        task={
-            "name": args.plugins.one("task").found.qualified_name,
-            "head": args.task.head,
-            **({"step_separator": args.task.step_separator} if args.task.rows is Rows.STEPS else {}),
-            **({"labels": head.labels.names, "problem_type": head.labels.problem_type} if head else {}),
-        },
-    )
-
-
-def _flops_per_token(model: Any) -> int:
-    """Six for each parameter outside the embeddings (arXiv 2001.08361); 0 for a module that cannot count them."""
-    return 6 * int(model.num_parameters(exclude_embeddings=True)) if hasattr(model, "num_parameters") else 0

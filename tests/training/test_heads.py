@@ -1,10 +1,12 @@
 """Losses on labelled positions equal the model's own loss, for heads of every known form and for unknown ones."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -19,7 +21,7 @@ from transformers import (
 from swiftplug.builtin.losses.token_losses import CrossEntropy
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.training.head import find_known_head, run_headless, token_loss_sum
-from swiftplug.training.loss import LossComputer
+from swiftplug.training.loss import PluginLossComputer
 
 SMALL = {
     "vocab_size": 99,
@@ -104,8 +106,23 @@ def test_the_auxiliary_loss_is_part_of_training_and_not_of_evaluation() -> None:
     model, data = build("mixtral"), batch()
     plugin = Registry.discover().resolve("loss", PluginChoice(name="cross_entropy"), "--loss")
     arguments = TrainingArguments(use_cpu=True)  # before the accelerator, whose state it resets
-    computer = LossComputer(plugin, model, Accelerator(cpu=True), arguments)
-    outputs = model(**data)
+    computer = PluginLossComputer(plugin, model, Accelerator(cpu=True), arguments)
+    counts, outputs = computer.counts(data), model(**data)
     plain = outputs.loss - 0.5 * outputs.aux_loss
-    torch.testing.assert_close(computer(model, dict(data), None)[0], plain)
-    torch.testing.assert_close(computer(model.train(), dict(data), None)[0], outputs.loss)
+    torch.testing.assert_close(computer(model, data, counts).loss, plain)
+    torch.testing.assert_close(computer(model.train(), data, counts).loss, outputs.loss)
+
+
+def test_a_batch_of_which_no_row_counts_adds_nothing() -> None:
+    """Nor does it where a loss is a mean, which of none is not a number."""
+    model, data = build("llama"), {**batch(), "length": torch.tensor([17, 9, 17])}
+    plugin: Any = SimpleNamespace(
+        found=SimpleNamespace(qualified_name="mean", version=""),
+        bound=lambda outputs, labels: cross_entropy(outputs.logits.flatten(0, 1), labels.flatten()),
+    )
+    arguments = TrainingArguments(use_cpu=True)
+    computer = PluginLossComputer(plugin, model, Accelerator(cpu=True), arguments)
+    none = computer.first_rows(data, 0)
+    assert computer.counts(none) == {"tokens": 0}
+    computed = computer(model, none, computer.counts(data))
+    assert (computed.loss.item(), computed.sums["tokens"].item()) == (0, 0)
