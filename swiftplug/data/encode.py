@@ -16,8 +16,8 @@ from swiftplug.config.schema import DataOptions
 from swiftplug.data.chat.render import ChatRenderer
 from swiftplug.data.chat.segments import Rendered, Segment
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError
-from swiftplug.data.read.formats import SAME_ANSWERS, to_conversations, with_answer_of
 from swiftplug.data.read.report import SplitReport, UnreadKeys
+from swiftplug.data.read.tasks import SAME_ANSWERS, to_conversations, with_answer_of
 from swiftplug.data.tokens import Tokens, check_offsets, tokenize
 from swiftplug.data.weights import lay_weights, scale_name, token_weights
 from swiftplug.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from swiftplug.data.read.formats import LARGEST
+from swiftplug.data.read.tasks import LARGEST
 from swiftplug.errors import UserError, nearest
 from swiftplug.formatting import format_count, format_number
 from swiftplug.plugin.task import Labels, Task

@@ -10,7 +10,7 @@ from datasets import Dataset
 from swiftplug.builtin.tasks.classification import SequenceClassification
 from swiftplug.data.labels import LabelledData, number_labels
 from swiftplug.data.read.conversation import RowError, RowOrigin
-from swiftplug.data.read.formats import to_conversations
+from swiftplug.data.read.tasks import to_conversations
 from swiftplug.errors import UserError
 from swiftplug.plugin import Rows
 

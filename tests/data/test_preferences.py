@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from swiftplug.data.batching import Collator
 from swiftplug.data.prepare import PreparedData
 from swiftplug.data.read.conversation import RowError, RowOrigin
-from swiftplug.data.read.formats import to_conversations
+from swiftplug.data.read.tasks import to_conversations
 from swiftplug.errors import UserError
 from swiftplug.plugin import Rows, Task
 

@@ -4,12 +4,10 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin, has_value, load_json
 from swiftplug.data.read.messages import (
-    FLAGS,
     Messages,
     check_media,
     check_text,
@@ -19,8 +17,6 @@ from swiftplug.data.read.messages import (
     parse_messages,
 )
 from swiftplug.plugin import Rows
-
-LARGEST = 3.4028234e38  # of the numbers that float32 holds, as which those of rows are stored
 
 LABELLED = ("a label in place of an answer", "task seq_cls takes labels")
 
@@ -88,7 +84,7 @@ def to_conversation(row: Any, origin: RowOrigin, rows: Rows, columns: Mapping[st
     messages, after_prompt = format.parse(rest), None
     for column in format.answer, "chosen":
         if not messages or messages[-1]["role"] != "assistant" or column == "completion":
-            before, messages = messages, _add_answer(messages, _parse_turns(rest, column, "assistant"))
+            before, messages = messages, add_answer(messages, parse_turns(rest, column, "assistant"))
             if messages[: len(before)] != before:  # the answer brings another conversation
                 rest |= {name: given[name] for name in format.columns & given.keys()}
             elif before and len(messages) > len(before):
@@ -113,195 +109,6 @@ def to_conversation(row: Any, origin: RowOrigin, rows: Rows, columns: Mapping[st
     return Conversation(messages, origin, tools, None, chat_template_kwargs, rest, prompt_length=prompt_length)
 
 
-def to_conversations(
-    row: Any, origin: RowOrigin, rows: Rows, columns: Mapping[str, str] | None = None
-) -> tuple[Conversation, ...]:
-    """Convert a row of any accepted format to the conversations that a task reads of it.
-
-    Of a preference row, `Rows.PAIRS` and `Rows.RATED` read two: with the preferred and with the rejected answer. The
-    facts are `margin` for `Rows.PAIRS` (0 if the row has none), `rating` for `Rows.RATED`, for `Rows.LABELLED`
-    `label`, as JSON, and `origin`, for errors about all labels, and `steps` for `Rows.STEPS`, which reads `completions`
-    (or `steps`) and `labels`, and of a conversation its prompt.
-
-    Raises:
-        RowError: The row cannot be used.
-    """
-    conversation = to_conversation(row, origin, rows, columns)
-    if rows is Rows.PAIRS:
-        facts = {"margin": _parse_margin(conversation.columns)}
-        return tuple(replace(each, facts=facts) for each in _split_pair(conversation))
-    if rows is Rows.LABELLED:
-        label = _parse_class(conversation.columns.pop("label", None))
-        return (replace(conversation, facts={"label": label, "origin": str(origin)}),)
-    if rows is Rows.STEPS:
-        return (_with_steps(conversation),)
-    return _rate(conversation) if rows is Rows.RATED else (conversation,)
-
-
-def _split_pair(conversation: Conversation) -> tuple[Conversation, Conversation]:
-    """The conversation with the preferred answer, and the one with the rejected answer.
-
-    What they have in common is the prompt, and does not train.
-    """
-    rest, messages = conversation.columns, conversation.messages
-    found = _find_rejected(rest)
-    if not found and any(rest.get(column) is not None for column in REJECTED):
-        raise RowError(EMPTY_REJECTED)
-    if not found or conversation.text is not None:
-        raise RowError(f"no rejected answer (expected `rejected_response` or `rejected`; {_task_for(conversation)})")
-    if len(found) > 1:
-        raise RowError("two rejected answers", f"found `{found[0]}` and `{found[1]}`")
-    if parse_label(rest) is not None:
-        raise RowError("an answer that is both labelled and one of a pair", f"found a label and `{found[0]}`")
-    preferred = _parse_turns(rest, "chosen", "assistant")  # beside another column with an answer
-    if preferred and all(preferred != messages[start:] for start in (0, 1, conversation.answer_start, -1)):
-        raise RowError("two preferred answers", "`chosen` is not the answer of the other columns")
-    other = _parse_turns(rest, found[0], "assistant")
-    # Of a whole conversation, a single message replaces the last one, and several replace the whole last answer.
-    whole = conversation.prompt_length is None and len(other) == 1
-    others = _add_answer(messages[: -1 if whole else conversation.answer_start], other)
-    if others and others[0]["role"] == "user" and messages[0]["role"] in SYSTEM_ROLES:
-        others = [messages[0], *others]  # the row's `system` is that of both
-    check_turns(others)
-    common = _common_start(messages, others)
-    answers = messages[common:], others[common:]
-    if _is_empty(others[-1]):
-        raise RowError(EMPTY_REJECTED)
-    if not answers[0] or not answers[1]:
-        raise RowError(SAME_ANSWERS if answers[0] == answers[1] else "one answer of a pair continues the other")
-    if any(answer[0]["role"] != "assistant" for answer in answers):
-        raise RowError("no common prompt", f"they differ in message {common + 1} first, expected in an assistant's")
-    if answers[1][-1]["role"] != "assistant":
-        raise RowError("no rejected answer", f"its last message is {answers[1][-1]['role']!r}, expected 'assistant'")
-    prompt = _untrained(messages[:common])
-    chosen, rejected = (replace(conversation, messages=prompt + each, prompt_length=common) for each in answers)
-    return chosen, replace(rejected, columns={})
-
-
-def _rate(conversation: Conversation) -> tuple[Conversation, ...]:
-    """The conversation with its rating, or two, the preferred answer rated good and the rejected one bad."""
-    rest, messages = conversation.columns, conversation.messages
-    if _find_rejected(rest):
-        good, bad = _split_pair(conversation)
-        return replace(good, facts={"rating": True}), replace(bad, facts={"rating": False})
-    task = _task_for(conversation)
-    rating = _parse_rating(rest)
-    if rating is None or conversation.text is not None:
-        expected = "expected `label`: true or false, or a rejected answer"
-        raise RowError(f"no answer labelled good or bad ({expected}; {task})")
-    start = conversation.answer_start
-    return (replace(conversation, messages=_untrained(messages[:start]) + messages[start:], facts={"rating": rating}),)
-
-
-def _with_steps(conversation: Conversation) -> Conversation:
-    """The prompt, with the steps of an answer and whether each is right, in the form of TRL."""
-    rest, prompt = conversation.columns, conversation.messages
-    columns = [column for column in STEPS if has_value(rest.get(column))]
-    if conversation.text is not None or len(columns) != 1 or not has_value(rest.get("labels")):
-        found = ", ".join(
-            f"`{column}`" for column in [*columns, *(["labels"] if has_value(rest.get("labels")) else [])]
-        )
-        expected = "`completions` or `steps`, a list of texts, and `labels`, as many of true or false"
-        raise RowError(f"no steps with labels (found {found or 'neither'}, expected {expected})")
-    steps, labels = parse_json(rest.pop(columns[0]), columns[0]), parse_json(rest.pop("labels"), "labels")
-    for name, values in ((columns[0], steps), ("labels", labels)):
-        if not isinstance(values, list):
-            raise RowError(f"`{name}` is not a list", f"it is {describe(values)}")
-    if len(steps) != len(labels):
-        raise RowError("not as many labels as steps", f"{len(steps)} steps, {len(labels)} labels")
-    rated = []
-    for number, (step, label) in enumerate(zip(steps, labels, strict=True), 1):
-        is_right = FLAGS.get(str(label).strip().lower())
-        if not isinstance(step, str):
-            raise RowError("a step is not text", f"step {number} is {describe(step)}")
-        if not check_text(step, f"step {number}").strip():
-            raise RowError("a step is empty", f"step {number}")
-        if is_right is None:
-            raise RowError("the label of a step is not true or false", f"step {number} has {label!r}")
-        rated.append((step, is_right))
-    if prompt[-1]["role"] not in ("user", "tool"):
-        raise RowError("no question before the steps", f"the last message is {prompt[-1]['role']!r}")
-    return replace(conversation, facts={"steps": rated})
-
-
-def with_answer_of(conversation: Conversation, other: Conversation) -> Conversation:
-    """The conversation, ending in the other one's last answer."""
-    answer = other.messages[other.answer_start :]
-    return replace(conversation, messages=conversation.messages[: conversation.answer_start] + answer, columns={})
-
-
-def _task_for(conversation: Conversation) -> str:
-    """Which task takes a row."""
-    if conversation.text is None and parse_label(conversation.columns) is not None:
-        return "task kto takes answers labelled good or bad"
-    if has_value(conversation.columns.get("label")):
-        return "task seq_cls takes labels"
-    return "task pt takes texts" if conversation.text is not None else "task sft takes answers alone"
-
-
-def _find_rejected(rest: Mapping[str, Any]) -> list[str]:
-    return [column for column in REJECTED if has_value(rest.get(column))]
-
-
-def _untrained(prompt: Messages) -> Messages:
-    """The messages, of which no answer trains."""
-    return [{**message, "loss": False} if message["role"] == "assistant" else message for message in prompt]
-
-
-def _parse_margin(rest: dict[str, Any]) -> float:
-    """By how much the preferred answer is better; 0 if the row does not say."""
-    margin = rest.pop("margin", None)
-    if not has_value(margin):
-        return 0.0
-    if isinstance(margin, str):  # as in a CSV file
-        with suppress(ValueError):
-            margin = float(margin)
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= LARGEST:
-        raise RowError("`margin` is not a finite number", f"it is {margin!r:.60}; the largest is {LARGEST:.2g}")
-    return float(margin)
-
-
-def _parse_rating(rest: dict[str, Any]) -> bool | None:
-    """Whether the answer is labelled as good, by true or false, also as 1 or 0 or as text; None without a label."""
-    given = {column: rest.pop(column) for column in LABELS if has_value(rest.get(column))}
-    ratings = {column: FLAGS.get(str(value).strip().lower()) for column, value in given.items()}
-    for column, rating in ratings.items():
-        if rating is None:
-            raise RowError(f"`{column}` is not true or false", f"it is {given[column]!r}")
-    if len({*ratings.values()}) > 1:
-        raise RowError("an answer labelled both good and bad", f"it has {given}")
-    return next(iter(ratings.values()), None)
-
-
-def _parse_class(label: Any) -> str:
-    """The label of a row as JSON: a class or several, by name or number, or a number; a CSV file has a list as text."""
-    if isinstance(label, str) and label.lstrip()[:1] == "[":
-        with suppress(ValueError, RecursionError):
-            label = load_json(label)
-    if label is None or (isinstance(label, str) and not label.strip()):
-        raise RowError("no label (expected `label`; data.columns renames columns)")
-    if isinstance(label, int | float) and not abs(label) <= LARGEST:
-        raise RowError("the label is not a finite number", f"it is {label!r:.60}; the largest is {LARGEST:.2g}")
-    if not isinstance(label, str | bool | int | float | list):
-        raise RowError("the label is neither a class nor a number", f"it is {describe(label)}")
-    if isinstance(label, list):
-        if {type(each) for each in label} not in ({str}, {int}, set()):
-            raise RowError("a list of labels is neither one of texts nor one of whole numbers", f"it is {label!r:.60}")
-        if len({*label}) < len(label):
-            raise RowError("a list of labels has one twice", f"it is {label!r:.60}; expected the classes that apply")
-    return json.dumps(label, ensure_ascii=False)
-
-
-def _common_start(one: Messages, other: Messages) -> int:
-    """How many messages two conversations have in common at their start, whatever they say about training."""
-
-    def read(message: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in message.items() if key not in ("loss", "loss_scale")}
-
-    pairs = zip(one, other, strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if read(a) != read(b)), min(len(one), len(other)))
-
-
 def _text_conversation(rest: dict[str, Any], origin: RowOrigin, rows: Rows) -> Conversation:
     text = rest.pop("text")
     if not isinstance(text, str):
@@ -318,7 +125,7 @@ def _text_conversation(rest: dict[str, Any], origin: RowOrigin, rows: Rows) -> C
 
 def _parse_prompt(rest: dict[str, Any]) -> Messages:
     """A text, or a list of messages; its answers do not train unless they say so."""
-    prompt = _parse_turns(rest, "prompt", "user")
+    prompt = parse_turns(rest, "prompt", "user")
     untrained = [{"loss": False, **message} if message["role"] == "assistant" else message for message in prompt]
     return _parse_history(rest) + untrained
 
@@ -352,18 +159,12 @@ FORMATS = (
     Format({"prompt"}, _parse_prompt, "completion"),
     Format({"instruction"}, _parse_alpaca, "output"),
     Format({"input", "output"}, _parse_alpaca, "output"),
-    Format({"query"}, lambda rest: _parse_history(rest) + _parse_turns(rest, "query", "user"), "response"),
+    Format({"query"}, lambda rest: _parse_history(rest) + parse_turns(rest, "query", "user"), "response"),
     Format({"chosen", "rejected"}, lambda rest: []),
 )
 
-EMPTY_REJECTED = "the rejected answer is empty"
-SAME_ANSWERS = "the two answers are the same"
-
 REJECTED = ("rejected_response", "rejected", "rejected_messages")
 """The columns that hold the rejected answer of a preference row."""
-
-STEPS = ("completions", "steps")
-"""The columns that hold the steps of an answer."""
 
 LABELS = ("label", "kto_tag")
 """The columns that say whether the answer of a row is good (KTO)."""
@@ -385,7 +186,7 @@ def _add_system(messages: Messages, rest: dict[str, Any]) -> Messages:
     return [{"role": "system", "content": system}, *messages] if system and messages and own is None else messages
 
 
-def _add_answer(before: Messages, answer: Messages) -> Messages:
+def add_answer(before: Messages, answer: Messages) -> Messages:
     """The messages with the answer, or the answer alone if it is a conversation that does not begin with them."""
     if not answer or answer[0]["role"] == "assistant":
         return before + answer
@@ -394,8 +195,12 @@ def _add_answer(before: Messages, answer: Messages) -> Messages:
     return before + answer[len(before) :] if is_repeated else answer
 
 
-def _parse_turns(rest: dict[str, Any], column: str, role: str) -> Messages:
-    """A column with a list of messages, one message, a transcript, or the text of one message of the given role."""
+def parse_turns(rest: dict[str, Any], column: str, role: str) -> Messages:
+    """A column with a list of messages, one message, a transcript, or the text of one message of the given role.
+
+    Raises:
+        RowError: It holds none of these.
+    """
     value = rest.pop(column, None)
     if value is None:
         return []
@@ -464,6 +269,11 @@ def parse_label(row: Mapping[str, Any]) -> bool | None:
     return next((label == "true" for label in labels if label in ("true", "false")), None)
 
 
+def find_rejected(rest: Mapping[str, Any]) -> list[str]:
+    """The columns that hold a rejected answer."""
+    return [column for column in REJECTED if has_value(rest.get(column))]
+
+
 def _check_answer(last: dict[str, Any], rest: dict[str, Any], format: Format, rows: Rows) -> None:
     """Refuse a row without an answer to train on."""
     if last["role"] != "assistant":
@@ -471,13 +281,14 @@ def _check_answer(last: dict[str, Any], rest: dict[str, Any], format: Format, ro
         if rest.get("label") is not None and not hint:
             raise RowError(*LABELLED)
         raise RowError("no answer", f"the last message is {last['role']!r}, expected 'assistant'{hint}")
-    if rows is not Rows.RATED and parse_label(rest) is not None and not _find_rejected(rest):
+    if rows is not Rows.RATED and parse_label(rest) is not None and not find_rejected(rest):
         raise RowError("an answer labelled good or bad", "task kto takes a true or false `label`")
-    if _is_empty(last):
+    if is_empty(last):
         raise RowError("the answer is empty")
 
 
-def _is_empty(message: Mapping[str, Any]) -> bool:
+def is_empty(message: Mapping[str, Any]) -> bool:
+    """Whether an answer has neither text nor calls nor reasoning."""
     return not (message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content"))
 
 
