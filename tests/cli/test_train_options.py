@@ -168,6 +168,9 @@ class TestErrors:
             (["--model", "m"], "error: no dataset; "),
             (["--set", "trainng.x=1"], "error: --set trainng.x=1: unknown key 'trainng'; did you mean 'training'?"),
             (["--task", "stf"], "error: --task: there is no task 'stf'; did you mean 'sft'?"),
+            (["--task", "reward"], "error: --task: there is no task 'reward'; did you mean 'rm'?"),
+            (["--task", "ipo"], "error: --task: there is no task 'ipo'; it is a loss_type of dpo: --task dpo --set "),
+            (["--task", "GRPO"], "error: --task: there is no task 'GRPO'; no task samples while it trains: run `swift"),
         ],
     )
     def test_bad_input_is_one_line_and_exit_code_2(self, arguments: list[str], line: str, tmp_path: Path) -> None:

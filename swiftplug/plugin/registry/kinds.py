@@ -23,6 +23,15 @@ class Kind(NamedTuple):
     tables: tuple[str, ...] = ()
 
 
+# What other tools call a task, and the end of the message that there is no such task here.
+_ONLINE = "no task samples while it trains: run `swiftplug sample`, then train on what it kept"
+OTHER_TASKS = {
+    **dict.fromkeys(("grpo", "ppo", "rloo", "gkd", "online_dpo", "reinforce"), _ONLINE),
+    **dict.fromkeys(("reward", "reward_model", "reward_modeling", "reward_modelling"), "did you mean 'rm'?"),
+    **dict.fromkeys(("classification", "sequence_classification"), "did you mean 'seq_cls'?"),
+    **dict.fromkeys(("ipo", "hinge"), "it is a loss_type of dpo: --task dpo --set task.loss_type={}"),
+}
+
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (

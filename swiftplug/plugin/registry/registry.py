@@ -17,7 +17,7 @@ from swiftplug.plugin.registry.finder import (
     install_hint,
     normalize_distribution,
 )
-from swiftplug.plugin.registry.kinds import KINDS
+from swiftplug.plugin.registry.kinds import KINDS, OTHER_TASKS
 from swiftplug.plugin.registry.source import source_of
 
 if TYPE_CHECKING:
@@ -223,7 +223,9 @@ class Registry:
             other = next(
                 (f"; did you mean '{KINDS[it.kind].option} {name}'?" for it in self.found() if it.name == name), ""
             )
-            hint = misplaced or install_hint(name) or other or nearest(name, known)
+            other_task = OTHER_TASKS.get(name.lower().replace("-", "_")) if kind == "task" else None
+            elsewhere = f"; {other_task.format(name.lower())}" if other_task else ""
+            hint = misplaced or install_hint(name) or elsewhere or other or nearest(name, known)
             raise UserError(f"{where}: there is no {label} {name!r}{hint}{unread}")
         if not allowed:
             raise UserError(f"{where}: {named[0]} is not allowed by {' and '.join(self._forbidden_by(named[0]))}")
