@@ -3,12 +3,10 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from io import StringIO
 from itertools import groupby, islice
 from typing import Any, Literal
 
-from jinja2 import Environment
 from rich.console import Console
 from rich.text import Text
 
@@ -21,10 +19,12 @@ from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
 from swiftplug.plugin import Rows
-from swiftplug.preview.rows import PreviewRow, preview_rows
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.errors import naming_plugins
+from swiftplug.runs.page.page import render_page
+from swiftplug.runs.page.token_weights import background, weight_classes, weights_of
 from swiftplug.runs.plugins import resolve_plugins
+from swiftplug.runs.preview_rows import PreviewRow, preview_rows
 
 _PLAIN_LEGEND = "⟦text⟧ trains with weight 1, ⟦0.5× text⟧ with another; all else does not train"
 
@@ -108,11 +108,17 @@ def to_html(rows: Sequence[PreviewRow], notes: Sequence[str]) -> str:
 
     The tooltip of a token shows its id, weight and segment.
     """
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("swiftplug.preview") / "preview.html.jinja").read_text(encoding="utf-8"))
-    classes = {weight: f"w{number}" for number, weight in enumerate(_weights(rows))}
-    backgrounds = {weight: _background(weight) for weight in classes}
-    return template.render(rows=rows, notes=notes, classes=classes, backgrounds=backgrounds)
+    classes, style = weight_classes(rows)
+    pieces = render_page(
+        "preview/preview.html.jinja",
+        styles=["runs/page/token_weights.css", "preview/preview.css"],
+        more_style=style,
+        title="Rows as the model will see them",
+        rows=rows,
+        notes=notes,
+        classes=classes,
+    )
+    return "".join(pieces).rstrip()
 
 
 def to_json(rows: Sequence[PreviewRow]) -> str:
@@ -126,30 +132,14 @@ def _to_object(row: PreviewRow) -> dict[str, Any]:
     return asdict(row) | {"rejected": rejected, "counts": counts}
 
 
-def _weights(rows: Sequence[PreviewRow]) -> list[float]:
-    return sorted({0.0, 1.0, *(weight for row in rows for each in row.conversations for weight in each.weights)})
-
-
-def _background(weight: float) -> str:
-    """The colour of a weight: none for 0, green up to 1, orange to red above 1."""
-    if weight == 0:
-        return ""
-    if weight <= 1:
-        pale, strong, share = "#e6f6e8", "#7fcf8a", weight
-    else:
-        pale, strong, share = "#ffdf9e", "#f0695a", min((weight - 1) / 3, 1)
-    channels = [(int(pale[at : at + 2], 16), int(strong[at : at + 2], 16)) for at in (1, 3, 5)]
-    return "#" + "".join(f"{round(low * (1 - share) + high * share):02x}" for low, high in channels)
-
-
 def _style(weight: float) -> str:
-    background = _background(weight)
-    return f"#000000 on {background}" if background else "#8a8a8a"
+    color = background(weight)
+    return f"#000000 on {color}" if color else "#8a8a8a"
 
 
 def _legend(rows: Sequence[PreviewRow]) -> Text:
     legend = Text("weights: ")
-    for weight in _weights(rows):
+    for weight in weights_of(rows):
         legend.append(f" {weight:g} ", style=_style(weight))
         legend.append(" ")
     return legend

@@ -1,10 +1,8 @@
-"use strict";
 // Shows the questions of a sampling run. The URL fragment holds the whole state (#filter=kept&row=3), so that every
 // view can be linked. Texts of models and datasets become text nodes, never markup.
 
 // A text is a string or, if it is very long, [head, number of characters left out, tail].
 const plain = (text) => (Array.isArray(text) ? `${text[0]} … ${text[2]}` : text);
-const byId = (id) => document.getElementById(id);
 const scorers = JSON.parse(byId("scorers").textContent);
 const rows = JSON.parse(byId("rows").textContent).map(withCounts);
 
@@ -86,13 +84,6 @@ function matches(row) {
 }
 
 /* Drawing */
-
-function make(tag, classes, ...children) {
-  const node = document.createElement(tag);
-  if (classes) node.className = classes;
-  node.append(...children); // strings become text nodes
-  return node;
-}
 
 // The text as nodes, with every match of the search marked.
 function marked(text) {

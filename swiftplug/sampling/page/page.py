@@ -1,41 +1,26 @@
-"""The page of a sampling run: its figures, and its questions with their candidates side by side.
+"""The page of a sampling run: its figures, and its questions with their candidates side by side."""
 
-The page is one file that loads nothing from the network. Texts of models and datasets are embedded as escaped JSON,
-which the page's script puts into text nodes only; its content security policy blocks all other scripts.
-"""
-
-import base64
-import hashlib
 import json
 import math
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from jinja2 import Environment
 from markupsafe import Markup
 
-from swiftplug.runs.folder import atomic_path
+from swiftplug.runs.page.page import clipped, escaped_json, write_page
 from swiftplug.sampling.page.figures import charts_of, figures_of, tallies_of
 from swiftplug.sampling.rows import Candidate, Row
 from swiftplug.sampling.scoring import Scorer
 from swiftplug.sampling.statistics import Summary
-
-_HEAD, _TAIL = 14_000, 6_000
-"""Of a text longer than both together, this many characters are shown; the tail has its final answer."""
 
 _MAX_CHARACTERS = 30_000_000
 """Number of characters of rows in a page at most, so that browsers can open it."""
 
 _MAX_COLUMNS = 6
 """Number of charts side by side at most."""
-
-# Characters that could end a script element or a line of a script.
-_UNSAFE = re.compile("[<>&\u2028\u2029]")
 
 
 class SamplesPage:
@@ -89,7 +74,7 @@ class SamplesPage:
         self._rows += 1
         if self._shown == self._max_rows or self._shown < self._rows - 1:  # once full, it stays full
             return
-        line = _escaped(_row(row))
+        line = escaped_json(_row(row))
         if self._characters + len(line) > _MAX_CHARACTERS:
             return
         self._spool.write(line if self._shown == 0 else ",\n" + line)
@@ -99,32 +84,25 @@ class SamplesPage:
     def finish(self, summary: Summary) -> None:
         """Write the page, completely or not at all."""
         self._spool.seek(0)
-        script = _source("page.js")
         charts = charts_of(summary, self._scorers)
-        template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-            _source("page.html.jinja")
-        )
-        page = template.stream(
+        write_page(
+            self._path,
+            "sampling/page/page.html.jinja",
+            styles=["sampling/page/page.css"],
+            scripts=["sampling/page/page.js"],
+            kind="samples",
             title=self._title,
             facts=self._facts,
             shown=self._shown,
             total=self._rows,
-            figures=figures_of(summary),
+            main_figures=figures_of(summary),
             charts=charts,
             columns=_columns(sum(2 if chart.wide else 1 for chart in charts)),
             tallies=tallies_of(summary),
-            scorers=Markup(_escaped([scorer.name for scorer in self._scorers])),
+            scorers=escaped_json([scorer.name for scorer in self._scorers]),
             judged=summary.right_share is not None,
             rows=map(Markup, self._spool),
-            style=Markup(_source("page.css")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
-        with (
-            atomic_path(self._path) as partial,
-            partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-        ):
-            file.writelines(page)
 
 
 def _columns(charts: int) -> int:
@@ -133,23 +111,13 @@ def _columns(charts: int) -> int:
     return math.ceil(charts / rows) or 1
 
 
-def _source(name: str) -> str:
-    return (files("swiftplug.sampling.page") / name).read_text(encoding="utf-8")
-
-
-def _escaped(value: Any) -> str:
-    """JSON that is safe inside a script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
 def _row(row: Row) -> dict[str, Any]:
     return {
         "position": row.position,
         "id": row.id,
         "origin": row.origin,
-        "prompt": [{"role": str(message["role"]), "text": _clipped(_content(message))} for message in row.prompt],
-        "reference": None if row.reference is None else _clipped(str(row.reference)),
+        "prompt": [{"role": str(message["role"]), "text": clipped(_content(message))} for message in row.prompt],
+        "reference": None if row.reference is None else clipped(str(row.reference)),
         "problem": row.problem or row.failure,
         "leftOut": row.left_out,
         "candidates": [_candidate(candidate) for candidate in row.candidates],
@@ -159,14 +127,14 @@ def _row(row: Row) -> dict[str, Any]:
 def _candidate(candidate: Candidate) -> dict[str, Any]:
     return {
         "index": candidate.index,
-        "text": _clipped(candidate.text),
+        "text": clipped(candidate.text),
         "finish": candidate.finish_reason,
         "sampled": candidate.sampled,
         "scores": candidate.scores,
         "steps": {name: rewards for name, rewards in (candidate.rewards or {}).items() if isinstance(rewards, list)},
         "score": candidate.score,
         "right": candidate.right,
-        "answer": None if candidate.answer is None else _clipped(candidate.answer),
+        "answer": None if candidate.answer is None else clipped(candidate.answer),
         "reasons": candidate.reasons,
     }
 
@@ -179,9 +147,3 @@ def _content(message: dict[str, Any]) -> str:
         return text
     fields = json.dumps(rest, ensure_ascii=False, indent=2)
     return f"{text}\n{fields}" if text else fields
-
-
-def _clipped(text: str) -> str | list[str | int]:
-    """The text, or a very long text's head, the number of characters left out, and its tail."""
-    left_out = len(text) - _HEAD - _TAIL
-    return text if left_out <= 0 else [text[:_HEAD], left_out, text[-_TAIL:]]
