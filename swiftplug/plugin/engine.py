@@ -133,6 +133,14 @@ class Sampling(NamedTuple):
 class Engine:
     """Base class of engines. The parameters of `__init__` are the options of the plugin.
 
+    Attributes:
+        together: Whether the candidates of a prompt may depend, if only by rounding, on the other prompts of the same
+            call. If so, `generate` always gets the same prompts together, even after an interruption or in a sharded
+            run.
+        uses_chat: Whether it generates with `args.load_chat()`; then references too are written with the run's chat
+            template.
+        may_change: The options that do not change the candidates: they may differ when a run is resumed.
+
     Example:
         >>> class Echo(Engine):
         ...     def open(self, args, sampling):
@@ -143,13 +151,8 @@ class Engine:
         ...             yield Answered(prompt.id, [Completion(prompt.messages[-1]["content"], "stop")] * self.count)
     """
 
-    # Whether the candidates of a prompt may depend, if only by rounding, on the other prompts of the same call. If so,
-    # `generate` always gets the same prompts together, even after an interruption or in a sharded run.
     together: bool = False
-
-    # Whether it generates with `args.load_chat()`; then references too are written with the run's chat template.
     uses_chat: bool = False
-    # The options that do not change the candidates: they may differ when a run is resumed.
     may_change: Collection[str] = ()
 
     def prompts_at_once(self, sampling: Sampling) -> int:

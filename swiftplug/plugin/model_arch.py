@@ -50,8 +50,8 @@ class ModelKeys:
     down_proj: str | None = None
 
 
-# The parts of each architecture loaded in this process, by model type (`llama`, `gpt2`...).
 MODEL_ARCH_MAPPING: dict[str, ModelKeys] = {}
+"""The parts of each architecture loaded in this process, by model type (`llama`, `gpt2`...)."""
 
 _ATTENTION = re.compile("attn|attention", re.IGNORECASE)
 _FEED_FORWARD = re.compile("mlp|ffn|feed_?forward|moe|expert", re.IGNORECASE)

@@ -59,6 +59,12 @@ class ORM:
     solution, **kwargs)`; `solution`, `answer`, `reference` and `ground_truth` are the reference where there is no such
     column. A function in this form gets answers, and `prompts`, as lists of messages, as in TRL.
 
+    Attributes:
+        needs_reference: Whether it compares answers with references. If so, a run without any reference rejects it, and
+            so does one in which it finds a first batch of answers wrong and then, asked once more, the references too.
+        right_from: An answer counts as right from this score on; None if the scores only rank answers.
+        may_change: The options that do not change the rewards: they may differ when a run is resumed.
+
     Example:
         >>> class SameText(ORM):
         ...     def __call__(self, infer_requests, ground_truths, **kwargs):
@@ -66,12 +72,8 @@ class ORM:
         ...         return [float(answer == truth) for answer, truth in zip(answers, ground_truths)]
     """
 
-    # Whether it compares answers with references. If so, a run without any reference rejects it, and so does one in
-    # which it finds a first batch of answers wrong and then, asked once more, the references too.
     needs_reference: bool = True
-    # An answer counts as right from this score on; None if the scores only rank answers.
     right_from: float | None = 0.5
-    # The options that do not change the rewards: they may differ when a run is resumed.
     may_change: Collection[str] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -112,9 +114,11 @@ class PRM:
     """Base class of process reward models, which score the steps of an answer. `__call__` may also be `async`.
 
     The parameters of `__init__` are the options of the plugin, except `weight`: that is the weight of the scorer.
+
+    Attributes:
+        may_change: The options that do not change the rewards: they may differ when a run is resumed.
     """
 
-    # The options that do not change the rewards: they may differ when a run is resumed.
     may_change: Collection[str] = ()
 
     def __call__(
