@@ -25,13 +25,14 @@ _COMMANDS = {
     "predict": "Write the labels that a trained classifier predicts for the rows of a dataset.",
     "preview": "Show rows as the model will see them, each token coloured by its weight in the loss.",
     "list-plugins": "List the installed plugins, without importing them.",
+    "show-plugin": "Show what a plugin does, its options, and how to use it.",
 }
 
 _SECONDS_FOR_OTHERS = 5
 
 
 def _lightened(parameters: list[Any]) -> list[Any]:
-    """Let parameters that are not given stay as they are: typer 0.29 would import pydantic for their types."""
+    """Let parameters that are not given, or are text, stay as they are: typer 0.29 would import pydantic for them."""
     for parameter in parameters:
         parameter.process_value = partial(_process_value, parameter)
     return parameters
@@ -40,6 +41,9 @@ def _lightened(parameters: list[Any]) -> list[Any]:
 def _process_value(parameter: Any, context: Any, value: Any) -> Any:
     if value is None and not parameter.required:
         return () if parameter.multiple else None
+    annotation = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)  # since typer 0.29
+    if value is not None and annotation in (str, list[str]) and parameter.callback is None:
+        return list(value) if annotation == list[str] else value
     return type(parameter).process_value(parameter, context, value)
 
 

@@ -52,6 +52,7 @@ def swiftplug(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["preview", "--help"],
         ["list-plugins"],
         ["list-plugins", "--json"],
+        ["show-plugin", "lora"],
         ["trian"],
         ["train", "missing.yaml"],
         ["train", "--set", "trainng.x=1"],
@@ -66,7 +67,9 @@ def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["list-plugins"], ["list-plugins", "--json"]], ids=" ".join
+    "arguments",
+    [["--help"], ["--version"], ["list-plugins"], ["list-plugins", "--json"], ["show-plugin", "focal"]],
+    ids=" ".join,
 )
 def test_what_has_no_config_imports_no_pydantic(arguments: list[str]) -> None:
     """Also not through typer, which since 0.29 builds an adapter of pydantic for a parameter that is not given, too."""

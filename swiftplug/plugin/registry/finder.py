@@ -76,11 +76,15 @@ class FoundPlugin:
         """
         if self.from_file:
             return self.obj
+        self.check_extras()
+        module, _, attribute = self.value.partition(":")
+        return reduce(getattr, attribute.split(".") if attribute else [], importlib.import_module(module))
+
+    def check_extras(self) -> None:
+        """Raise a MissingExtraError if an extra that the plugin needs is not installed."""
         if missing := missing_requirements(self):
             extras = f"{self.distribution}[{','.join(self.extras)}]"
             raise MissingExtraError(f"needs {', '.join(missing)}: pip install '{extras}'")
-        module, _, attribute = self.value.partition(":")
-        return reduce(getattr, attribute.split(".") if attribute else [], importlib.import_module(module))
 
     def module_file(self) -> str | None:
         """The file that `value` names, once the plugin is loaded; None if the module has none."""

@@ -1,4 +1,4 @@
-"""A plugin's options: how a config writes them, how a signature declares them, and how they are applied."""
+"""A plugin's options: how a config writes them, and how they are checked and applied."""
 
 import inspect
 import re
@@ -11,10 +11,10 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 
 from swiftplug.errors import ContractError, UserError, closest, nearest
-from swiftplug.plugin.registry.contracts import CONTRACTS, Call, check_metric_pair, compares_texts, is_function
+from swiftplug.plugin.registry.contracts import check_metric_pair, compares_texts, is_function
+from swiftplug.plugin.registry.declared import DeclaredOptions
 from swiftplug.plugin.registry.errors import OptionError
 from swiftplug.plugin.registry.scorers import BoundScorer
-from swiftplug.plugin.rewards import ORM
 
 
 class PluginChoice(BaseModel):
@@ -110,53 +110,6 @@ class BoundTuner:
         return self.tuner.disabled(model) if hasattr(self.tuner, "disabled") else None
 
 
-class DeclaredOptions(NamedTuple):
-    """The options that a plugin declares.
-
-    Attributes:
-        named: Its options by name, annotations resolved.
-        any_other: Whether it takes any other option too, by `**kwargs`.
-        misplaced: Parameters that would be options if they were keyword-only.
-    """
-
-    named: dict[str, inspect.Parameter]
-    any_other: bool = False
-    misplaced: frozenset[str] = frozenset()
-
-
-def declared_options(kind: str, plugin: Any) -> DeclaredOptions:
-    """The options of a plugin that fits its contract.
-
-    Those of a class are the parameters of `__init__`, those of a function its keyword-only parameters, those of a tuner
-    the keyword-only parameters of `prepare_model`. An instance takes none.
-    """
-    constructed = inspect.isclass(plugin) and kind != "tuner"
-    if kind == "tuner":
-        function, call = plugin.prepare_model, CONTRACTS[kind]["prepare_model"]
-    elif constructed:
-        function, call = plugin.__init__, Call(("self",))
-    else:
-        function, call = plugin, CONTRACTS[kind].get("__call__", Call())
-    if not is_function(function) or function in (object.__init__, ORM.__init__):
-        return DeclaredOptions({})
-    named, any_other, misplaced = {}, False, set()
-    annotations = _annotations(function)
-    for index, parameter in enumerate(inspect.signature(function).parameters.values()):
-        if parameter.kind is parameter.VAR_KEYWORD:
-            # In a loss, an ORM or a PRM it leaves room for later versions of the contract.
-            any_other = constructed or kind not in ("loss", "orm", "prm")
-        elif parameter.name in (*call.keywords, *call.optional) or parameter.kind not in (
-            parameter.KEYWORD_ONLY,
-            parameter.POSITIONAL_OR_KEYWORD,
-        ):
-            continue
-        elif parameter.kind is parameter.KEYWORD_ONLY or (constructed and index > 0):
-            named[parameter.name] = parameter.replace(annotation=annotations.get(parameter.name, Any))
-        elif index >= len(call.positional):
-            misplaced.add(parameter.name)
-    return DeclaredOptions(named, any_other, frozenset(misplaced))
-
-
 def check_options(given: Mapping[str, Any], declared: DeclaredOptions) -> dict[str, Any]:
     """Check the options that a user gave, and convert each to its annotated type.
 
@@ -224,21 +177,6 @@ def _keys(value: Any) -> list[Any]:
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
     return [*value, *(key for item in value.values() for key in _keys(item))] if isinstance(value, dict) else []
-
-
-def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function; Any where one cannot be resolved, such as an import for type checkers only."""
-    target = inspect.unwrap(function)
-    while isinstance(target, partial):
-        target = inspect.unwrap(target.func)
-    resolved = inspect.get_annotations(target)
-    for name, annotation in resolved.items():
-        if isinstance(annotation, str):
-            try:
-                resolved[name] = eval(annotation, getattr(target, "__globals__", {}))
-            except (ImportError, NameError, AttributeError, TypeError, SyntaxError):  # only the plugin can check it
-                resolved[name] = Any
-    return resolved
 
 
 def bind(kind: str, name: str, plugin: Any, options: dict[str, Any]) -> Any:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from swiftplug.errors import ContractError, UserError, nearest
+from swiftplug.errors import ContractError, UserError, closest, nearest
 from swiftplug.plugin.registry.contracts import check_contract
+from swiftplug.plugin.registry.declared import declared_options
 from swiftplug.plugin.registry.errors import MissingExtraError, OptionError, describe_error
 from swiftplug.plugin.registry.files import load_file
 from swiftplug.plugin.registry.finder import (
@@ -118,6 +119,24 @@ class Registry:
             return False
         return bool(named)
 
+    def lookup(self, name: str, kind: str | None = None) -> list[FoundPlugin]:
+        """Every plugin with a name or a qualified name, of one kind or of all. Imports nothing.
+
+        Raises:
+            UserError: There is none, or it may not be used.
+        """
+        named = [plugin for plugin in self._called(name) if kind in (None, plugin.kind)]
+        allowed = [plugin for plugin in named if not self._forbidden_by(plugin)]
+        if not named:
+            what = f"{kind or 'plugin'} {name!r}".replace("_", " ")
+            known = {plugin.qualified_name if ":" in name else plugin.name for plugin in self.found(kind)}
+            others = [f"; there is {it.qualified_name} ({it.kind})" for it in self._called(name.rpartition(":")[2])]
+            hint = install_hint(name) or "".join(others[:1]) or closest(name, known)
+            raise UserError(f"there is no {what}{hint or '; swiftplug list-plugins lists all'}")
+        if not allowed:
+            raise UserError(f"{named[0]} is not allowed by {' and '.join(self._forbidden_by(named[0]))}")
+        return allowed
+
     def check_name(self, kind: str, name: str, where: str) -> None:
         """Check that a name means exactly one plugin, which may be loaded. Imports nothing.
 
@@ -184,7 +203,7 @@ class Registry:
         where: str,
         where_option: Callable[[str], str] | None = None,
     ) -> LoadedPlugin:
-        from swiftplug.plugin.registry.options import bind, check_options, declared_options  # they need pydantic
+        from swiftplug.plugin.registry.options import bind, check_options  # they need pydantic
 
         try:
             plugin = found.load()
@@ -239,13 +258,16 @@ class Registry:
             self.notes.append(note)
 
     def _named(self, kind: str, name: str) -> list[FoundPlugin]:
+        return [plugin for plugin in self._called(name) if plugin.kind == kind]
+
+    def _called(self, name: str) -> list[FoundPlugin]:
+        """The plugins of all kinds with a name or a qualified name."""
         distribution, _, bare = name.partition(":")
         qualified = (bare, normalize_distribution(distribution))
         return [
             plugin
             for plugin in self._plugins
-            if plugin.kind == kind
-            and (plugin.name == name or (plugin.name, normalize_distribution(plugin.distribution)) == qualified)
+            if plugin.name == name or (plugin.name, normalize_distribution(plugin.distribution)) == qualified
         ]
 
     def _forbidden_by(self, found: FoundPlugin) -> list[str]:

@@ -30,12 +30,7 @@ def summary_of(value: str) -> str | None:
 
 def _summary(module: str, name: str, hops: int) -> str | None:
     """The summary of what a module calls `name`, there or in the module that it imports it from."""
-    try:
-        spec = None if module.endswith(".py") else _find_spec(module)
-        file = Path(spec.origin or "") if spec else Path(module)
-        text = file.read_text(encoding="utf-8") if file.suffix == ".py" else ""
-    except (OSError, ImportError, ValueError):  # an unreadable file, or a name that a finder rejects
-        return None
+    _, text = read_source(module)
     if line := _defined(text, name):
         return line
     if assigned := re.search(rf"^{re.escape(name)}\b *(?::[^\n=]*)?= *", text, re.M):
@@ -45,11 +40,9 @@ def _summary(module: str, name: str, hops: int) -> str | None:
             return line
     for dots, source, names in re.findall(r"^from +(\.*)([\w.]*) +import +(\([^)]*\)|[^\n]*)", text, re.M):
         for original, alias in re.findall(r"(\w+)(?: +as +(\w+))?", names):
-            if hops and (alias or original) == name:
-                up = len(dots) - (file.name == "__init__.py")
-                package = module.split(".")[: -up or None] if dots else []
-                if line := _summary(".".join(filter(None, [*package, source])), original, hops - 1):
-                    return line
+            is_it = hops and (alias or original) == name
+            if is_it and (line := _summary(origin_of(module, len(dots), source), original, hops - 1)):
+                return line
     documented = re.match(rf"(?:\s|#[^\n]*\n)*{_DOCSTRING}", text)
     return documented["line"] if documented else None
 
@@ -58,6 +51,35 @@ def _defined(text: str, name: str) -> str | None:
     """The first line of the docstring of a class or function that a module defines."""
     bodies = (_BODY.match(text, found.end()) for found in _DEFINITION.finditer(text) if found[1] == name)
     return next((body["line"] for body in bodies if body), None)
+
+
+def read_source(module: str) -> tuple[Path | None, str]:
+    """The file of a module, which is not imported, and its text; None and no text if there is no source to read.
+
+    Args:
+        module: `package.module`, or the path of a Python file.
+    """
+    try:
+        spec = None if module.endswith(".py") else _find_spec(module)
+        file = Path(spec.origin or "") if spec else Path(module)
+        return (file, file.read_text(encoding="utf-8")) if file.suffix == ".py" else (None, "")
+    except (OSError, ImportError, ValueError):  # an unreadable file, or a name that a finder rejects
+        return None, ""
+
+
+def origin_of(module: str, dots: int, source: str) -> str:
+    """The full name of the module in `from ..source import name`.
+
+    Args:
+        module: The module that imports.
+        dots: The number of dots.
+        source: What follows them.
+    """
+    spec = _find_spec(module) if dots else None
+    is_package = spec is not None and spec.submodule_search_locations is not None
+    up = dots - is_package
+    package = module.split(".")[: -up or None] if dots else []
+    return ".".join(filter(None, [*package, source]))
 
 
 @cache

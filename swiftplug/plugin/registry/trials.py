@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.loss import IGNORED_LABEL, ContextType
-from swiftplug.plugin.registry.options import BoundMetric, bind, check_options, declared_options
+from swiftplug.plugin.registry.declared import declared_options
+from swiftplug.plugin.registry.options import BoundMetric, bind, check_options
 from swiftplug.plugin.registry.returns import (
     check_loss,
     check_metrics,
