@@ -143,7 +143,7 @@ class Registry:
         Raises:
             UserError: It is unknown, ambiguous or not allowed.
         """
-        self._choose(kind, name, where)
+        self.choose(kind, name, where)
 
     def resolve(
         self, kind: str, choice: "PluginChoice", where: str, where_option: Callable[[str], str] | None = None
@@ -159,7 +159,7 @@ class Registry:
         Raises:
             UserError: If it is unknown, ambiguous, not allowed, broken, or does not take the options.
         """
-        return self._load(self._choose(kind, choice.name, where), choice.options, where, where_option)
+        return self._load(self.choose(kind, choice.name, where), choice.options, where, where_option)
 
     @property
     def always_on_callbacks(self) -> list[LoadedPlugin]:
@@ -223,7 +223,12 @@ class Registry:
             raise UserError(f"{where}: {found} is broken: {describe_error(error)}") from error
         return LoadedPlugin(found, options, bound, *source_of(plugin, found))
 
-    def _choose(self, kind: str, name: str, where: str) -> FoundPlugin:
+    def choose(self, kind: str, name: str, where: str) -> FoundPlugin:
+        """The one plugin that a name means, not imported yet.
+
+        Raises:
+            UserError: The name is unknown, ambiguous or not allowed.
+        """
         named = self._named(kind, name)
         allowed = [plugin for plugin in named if not self._forbidden_by(plugin)]
         label = kind.replace("_", " ")
