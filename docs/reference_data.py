@@ -12,8 +12,8 @@ from swiftplug.cli import main
 from swiftplug.config.keys import Key, keys_of
 from swiftplug.config.schema import SampleConfig, TrainConfig
 from swiftplug.plugin.registry import BUILT_IN, KINDS, FoundPlugin, PluginChoice, Registry
+from swiftplug.plugin.registry.declared import declared_options
 from swiftplug.plugin.registry.kinds import Kind
-from swiftplug.plugin.registry.options import declared_options
 
 CONFIGS = {"train": keys_of(TrainConfig), "sample": keys_of(SampleConfig)}
 SHARED_KEYS = [name for name in CONFIGS["train"] if CONFIGS["sample"].get(name) == CONFIGS["train"][name]]
