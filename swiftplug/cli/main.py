@@ -23,6 +23,7 @@ _COMMANDS = {
     "train": "Train a model.",
     "sample": "Generate several answers to each question, score them, and keep the best to train on.",
     "predict": "Write the labels that a trained classifier predicts for the rows of a dataset.",
+    "export": "Write a trained model as a folder for other programs, and prove that it is the same model.",
     "preview": "Show rows as the model will see them, each token coloured by its weight in the loss.",
     "list-plugins": "List the installed plugins, without importing them.",
     "show-plugin": "Show what a plugin does, its options, and how to use it.",

@@ -97,6 +97,20 @@ def load_sample_config(
     return Loaded(config, quickstart)
 
 
+def load_model_config(model: str, options: Mapping[str, Any], sets: Sequence[str]) -> SampleConfig:
+    """The config of a command that only uses a model, as for sampling from it.
+
+    Args:
+        model: A folder of a run, a model folder, a hub id or a model plugin.
+        options: Values of options by config key; None if the option was not given.
+        sets: The `KEY=VALUE` of each `--set`, in order.
+
+    Raises:
+        UserError: Something is unknown or of the wrong type; the message says where.
+    """
+    return Draft(SampleConfig, {"model": model, **options}, sets).merge_onto(None)
+
+
 def _check_candidates_file(config: SampleConfig) -> None:
     """Existing candidates need engine `none`, and engine `none` needs existing candidates."""
     if not config.generates and config.candidates_file is None:

@@ -107,7 +107,19 @@ class Arguments(RunArguments):
             self.notes.append(note)
         return chat
 
-    def load_model(self, dtype: "torch.dtype | None" = None) -> "torch.nn.Module":
+    def load_model(
+        self, dtype: "torch.dtype | None" = None, *, merge: bool = True, dequantize: bool = False
+    ) -> "torch.nn.Module":
+        """Load the run's model; see `RunArguments.load_model`.
+
+        Args:
+            dtype: The data type of the weights; None keeps that of the checkpoint.
+            merge: Whether the run's own adapter is merged into the weights where it can be.
+            dequantize: Whether its base model gets plain weights if it was quantized.
+
+        Raises:
+            UserError: The run names no model, or it cannot be loaded.
+        """
         import torch
         from transformers import set_seed
 
@@ -119,17 +131,20 @@ class Arguments(RunArguments):
             pad_token_id = self.load_tokenizer().pad_token_id
             set_seed(self.config.seed)
         if self.config.model is None:
-            model = self._base_of(self._adapter).load_model(dtype)
+            model = self.base_of(self._adapter).load_model(dtype)
         elif name is None:
             model = self._built if self._built is not None else self._build()[0]
             self._built = None
         elif is_adapter_run(name):
-            model = load_adapter(self._base_of(name).load_model(dtype), name, registry, dtype)
+            base: Any = self.base_of(name).load_model(dtype)
+            if dequantize and getattr(base, "is_quantized", False):
+                base.dequantize(torch.float32)
+            model = load_adapter(base, name, registry, dtype, merge=merge)
         else:
             compute_dtype = autocast_dtype(self.training_args) if self.training_args else dtype or torch.float32
             model = load_weights(name, self.config.model_options, dtype, compute_dtype, head)
         if self._adapter is not None:
-            model = load_adapter(model, self._adapter, registry, dtype)
+            model = load_adapter(model, self._adapter, registry, dtype, merge=merge)
         if head is not None:
             trusted = self.config.model_options.trust_remote_code
             model = with_head(model, head, pad_token_id, trust_remote_code=trusted)
@@ -177,7 +192,7 @@ class Arguments(RunArguments):
     @property
     def base(self) -> "Arguments":
         """The arguments for the model that the tuner of a training run gets."""
-        return self if self.continued is None else self._base_of(self.continued)
+        return self if self.continued is None else self.base_of(self.continued)
 
     @property
     def base_folder(self) -> str | None:
@@ -201,7 +216,7 @@ class Arguments(RunArguments):
         if name is None or marker is None:
             return
         load_tuner(name, self.plugins.registry)
-        base = self._base_of(name)
+        base = self.base_of(name)
         has_config = (Path(name).expanduser() / "adapter_config.json").is_file()
         if has_config and PeftConfig.from_pretrained(str(Path(name).expanduser())).is_prompt_learning:
             raise UserError(f"model: {name} holds a learned prompt, which can be neither merged nor trained further")
@@ -242,7 +257,7 @@ class Arguments(RunArguments):
         from swiftplug.runs.tokenizer import load_tokenizer, with_padding_token
 
         if self.config.model is None:
-            return self._base_of(self._adapter)._load_tokenizer()
+            return self.base_of(self._adapter)._load_tokenizer()
         name = self._checkpoint
         if name is not None:
             if not self._tokenizer_only and not is_adapter_run(name):
@@ -270,7 +285,7 @@ class Arguments(RunArguments):
             return self.config.model and str(self.config.model.name)
         return plugin.bound if isinstance(plugin.bound, str) else None
 
-    def _base_of(self, folder: str | None) -> "Arguments":
+    def base_of(self, folder: str | None) -> "Arguments":
         """The arguments for the base model of an adapter, as it was loaded in the run that trained the adapter."""
         if folder is None:
             raise UserError("no model; name a folder, a hub id or a model plugin with --model or the key 'model'")

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -138,6 +139,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write into: renamed to `folder`, which must not exist, or removed if the block fails.
+
+    Raises:
+        UserError: It cannot be made, or another process is writing it.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    with run_folder(folder.parent), run_folder(partial), locked_folder(partial):
+        try:
+            _empty(partial)  # a killed process may have left something
+            yield partial
+            if folder.exists():
+                raise UserError(f"{folder}: has appeared meanwhile; nothing in it was changed")
+            partial.rename(folder)
+        finally:
+            if partial.is_dir():
+                _empty(partial)
+                partial.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -117,6 +117,11 @@ def load_weights(
     return model
 
 
+def auto_class(kind: str) -> Any:
+    """The `AutoModelFor…` that loads a model with a head of a kind (see `Task.head`)."""
+    return _AUTO[kind][0]
+
+
 def model_class(config: PreTrainedConfig, kind: str) -> Any:
     """The class of Transformers' model with a head of a kind (see `Task.head`) for a config; None if it has none."""
     return _AUTO[kind][1].get(type(config), None)
@@ -193,11 +198,28 @@ def with_head(model: torch.nn.Module, head: Head, pad_token_id: int, *, trust_re
     return cast(torch.nn.Module, changed)
 
 
-def load_adapter(model: torch.nn.Module, folder: str, registry: Registry, dtype: torch.dtype | None) -> torch.nn.Module:
-    """Load an adapter onto its base model, and merge it into the weights if possible.
+def end_where_trained(model: Any, end_ids: list[int]) -> None:
+    """Let generation end where training ends an answer, also by the generation config that is saved with a model."""
+    config = getattr(model, "generation_config", None)
+    if (
+        config is not None
+        and end_ids
+        and config.eos_token_id not in (end_ids, end_ids[0] if len(end_ids) == 1 else None)
+    ):
+        config.eos_token_id = end_ids
 
-    `folder` is that of a run, whose adapter is loaded through its tuner, or of a PEFT adapter. `dtype` is the one that
-    was asked of the base model.
+
+def load_adapter(
+    model: torch.nn.Module, folder: str, registry: Registry, dtype: torch.dtype | None, *, merge: bool = True
+) -> torch.nn.Module:
+    """Load an adapter onto its base model.
+
+    Args:
+        model: The base model.
+        folder: That of a run, whose adapter is loaded through its tuner, or of a PEFT adapter.
+        registry: Where the tuner is found.
+        dtype: The one that was asked of the base model.
+        merge: Whether to merge the adapter into the weights if that is possible.
 
     Raises:
         UserError: The folder holds no adapter.
@@ -207,7 +229,7 @@ def load_adapter(model: torch.nn.Module, folder: str, registry: Registry, dtype:
         raise UserError(f"--adapter: no folder {folder!r}")
     dtypes = {parameter: parameter.dtype for parameter in model.parameters()}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # `_merge` unties them
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # `merge_adapter` unties them
         if Marker.read(path) is not None:
             model = load_tuner(folder, registry).from_pretrained(model, folder, is_trainable=False)
         elif (path / "adapter_config.json").is_file():
@@ -219,10 +241,10 @@ def load_adapter(model: torch.nn.Module, folder: str, registry: Registry, dtype:
         if (path / GENERATION_CONFIG).is_file():
             inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
             inner.generation_config = GenerationConfig.from_pretrained(path)
-        # Learned prompts cannot be merged into weights, and quantized weights would lose precision.
+        # Quantized weights would lose precision.
         is_quantized = getattr(model, "is_quantized", False)
-        if isinstance(model, PeftModel) and not model.active_peft_config.is_prompt_learning and not is_quantized:
-            model = _merge(model)
+        if merge and isinstance(model, PeftModel) and not is_quantized:
+            model = merge_adapter(model)
     # Weights that a tuner saved in float32 must match a base that was loaded in half precision.
     for parameter in model.parameters() if dtype and not is_quantized else ():
         if parameter.is_floating_point():
@@ -231,8 +253,10 @@ def load_adapter(model: torch.nn.Module, folder: str, registry: Registry, dtype:
     return model
 
 
-def _merge(model: PeftModel) -> torch.nn.Module:
+def merge_adapter(model: PeftModel) -> torch.nn.Module:
     """Merge an adapter into the weights; the result computes the same, and is still a `PeftModel` if that cannot be."""
+    if model.active_peft_config.is_prompt_learning:
+        return model
     # A layer with an adapter gets weights of its own, so that a layer that it was tied to does not change with it.
     uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     for layer in model.modules():

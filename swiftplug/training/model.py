@@ -1,7 +1,6 @@
 """The model that a run trains: loaded, wrapped by the tuner, in the right precision, and fit for packed rows."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +11,7 @@ from swiftplug.errors import UserError
 from swiftplug.plugin import Rows
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.folder import KEPT_BASE, STAGED_BASE
-from swiftplug.runs.model import autocast_dtype, model_class
+from swiftplug.runs.model import autocast_dtype, end_where_trained, model_class
 
 
 def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Module:
@@ -26,7 +25,7 @@ def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Mo
     # In mixed precision the checkpoint's own type is kept until the tuner has decided what trains.
     base = args.base.load_model(torch.float32 if compute_dtype == torch.float32 else None)
     if args.task.rows is not Rows.TEXT and args.task.head == "language":
-        _end_where_trained(args, base)
+        end_where_trained(base, args.load_chat(base).end_ids)
     tuner = args.plugins.one("tuner")
     if isinstance(base, PeftModel):
         raise UserError("model: has an adapter that PEFT cannot merge; to train it further, use its tuner and options")
@@ -44,13 +43,6 @@ def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Mo
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"{tuner.found} leaves no parameter to train")
     return model
-
-
-def _end_where_trained(args: Arguments, model: Any) -> None:
-    """Let generation end where training ends an answer, also by the generation config that is saved with the model."""
-    ends, config = args.load_chat(model).end_ids, getattr(model, "generation_config", None)
-    if config is not None and ends and config.eos_token_id not in (ends, ends[0] if len(ends) == 1 else None):
-        config.eos_token_id = ends
 
 
 def _keep_base(args: Arguments, base: torch.nn.Module, *, is_new: bool) -> str | None:

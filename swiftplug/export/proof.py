@@ -1,0 +1,163 @@
+"""Proves that what was written computes what the run's model does: plain Transformers, or PEFT, opens it again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from swiftplug.data.chat.render import ChatRenderer
+from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
+from swiftplug.errors import UserError
+from swiftplug.formatting import format_count, format_percent
+from swiftplug.plugin import Chat, Prompt
+from swiftplug.plugin.tools_format import ToolsFormat
+
+TOLERANCE = 1e-5
+"""Of two ways to compute the same in float32, relative to the largest logit."""
+
+_TEXTS = (
+    "The library opens at nine. If you return a book late, you pay ten cents for each day.",
+    "图书馆九点开门。逾期还书，每天罚款一角；请问：五天要付多少钱？",
+    "def fee(days: int) -> float:\n    return 0.1 * days  # 5 days: 0.5\n\n👩‍🔬 naïve café, Ünïcödé, 1 + 1 = 2.",
+)
+_LENGTH = 96  # tokens of a text, so that logits over a large vocabulary fit into memory
+_NEW_TOKENS = 16
+
+
+def proof_texts(
+    tokenizer: PreTrainedTokenizerBase, tools: ToolsFormat, rows: Sequence[Conversation]
+) -> list[torch.Tensor]:
+    """The texts to compare on, as `(1, T)` token ids: built-in ones, and rows as the chat template writes them."""
+    texts, renderer = [], ChatRenderer(tokenizer, tools)
+    asked = [{"role": "user", "content": "?"}]
+    own = [Conversation([*asked, {"role": "assistant", "content": text}], RowOrigin("", 0)) for text in _TEXTS]
+    for row in [*own, *rows]:
+        try:
+            texts.append(renderer.render(row).text if row.text is None else row.text)
+        except RowError:
+            continue  # training has left it out as well
+    encode: Any = tokenizer
+    ids = [encode(text, add_special_tokens=False)["input_ids"][:_LENGTH] for text in texts]
+    return [torch.tensor([each]) for each in ids if each]
+
+
+class Difference(NamedTuple):
+    """How far some outputs are from others.
+
+    Attributes:
+        largest: The largest difference, relative to `scale`; infinite if an output is not finite.
+        scale: The largest absolute value of the others.
+        agreement: The share of rows whose largest output is the same one.
+    """
+
+    largest: float
+    scale: float
+    agreement: float
+
+    @classmethod
+    def between(cls, outputs: torch.Tensor, reference: torch.Tensor) -> "Difference":
+        """Compare `(N, V)` outputs with those of a reference."""
+        scale = reference.abs().amax().clamp(min=1e-30)
+        largest = ((outputs - reference).abs().amax() / scale).nan_to_num(nan=torch.inf)
+        agreement = (outputs.argmax(-1) == reference.argmax(-1)).double().mean()
+        return cls(float(largest), float(scale), float(agreement))
+
+
+@torch.inference_mode()
+def outputs_of(model: Any, texts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What a model gives for texts: the logits of each token, or those of the whole text, `(N, V)`."""
+    logits = [model(input_ids=ids.to(model.device)).logits.cpu() for ids in texts]
+    return torch.cat([each.reshape(-1, each.shape[-1]) for each in logits])
+
+
+def in_float32(model: torch.nn.Module) -> torch.nn.Module:
+    """The same model with weights in float32, without rounding any; quantized ones stay as they are."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and type(parameter) is torch.nn.Parameter:
+            parameter.data = parameter.data.to(torch.float32)
+    return model
+
+
+@torch.inference_mode()
+def greedy_answer(model: Any, chat: Chat, end_ids: list[int] | None = None) -> list[int]:
+    """The first tokens of the likeliest answer to a greeting, to its end.
+
+    Args:
+        model: The model.
+        chat: How prompts are written.
+        end_ids: The tokens that end the answer; None leaves that to the model's generation config.
+    """
+    try:
+        ids, _ = chat.encode(Prompt("greeting", [{"role": "user", "content": "Hello! 你好！"}]))
+    except UserError:  # a chat template for other turns alone
+        return []
+    prompt = torch.tensor([ids], device=model.device)
+    ends = {} if end_ids is None else {"eos_token_id": end_ids}
+    written = model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=_NEW_TOKENS,
+        **ends,
+    )
+    answer: list[int] = written[0, len(ids) :].tolist()
+    return answer
+
+
+def open_plain(folder: Path, auto: Any, base: dict[str, Any] | None, *, trust_remote_code: bool) -> Any:
+    """Open what was exported as any other program does, and get its weights in float32.
+
+    Args:
+        folder: The exported folder.
+        auto: The `AutoModelFor…` of Transformers.
+        base: The arguments with which `auto` opens the base model of an adapter; None for a whole model.
+
+    Raises:
+        UserError: The folder lacks a weight of the model, or has one that the model does not.
+    """
+    if base is not None:
+        return in_float32(PeftModel.from_pretrained(auto.from_pretrained(**base), str(folder))).eval()
+    model, info = auto.from_pretrained(
+        folder, dtype="auto", output_loading_info=True, trust_remote_code=trust_remote_code
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, info.get(problem, ()))):
+            raise UserError(
+                f"plain Transformers does not open what was written: {problem.replace('_keys', ' weights')}: "
+                f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+            )
+    return in_float32(model).eval()
+
+
+def describe_proof(
+    dtype: torch.dtype,
+    found: Difference,
+    rounding: Difference | None,
+    precision: str,
+    texts: Sequence[torch.Tensor],
+    where: str,
+) -> str:
+    """The line that says what was compared and what came out.
+
+    Args:
+        dtype: The type of the exported weights.
+        found: How far what was written is from the run.
+        rounding: How far the run's own weights are from themselves, rounded to that type; None if none was rounded.
+        precision: What the comparison was computed in.
+        texts: What was compared on.
+        where: Where some of the texts are from.
+    """
+    tokens = format_count(sum(each.shape[1] for each in texts), "token")
+    on = f"{format_count(len(texts), 'text')} ({where}), {tokens}"
+    largest = f"largest difference {found.largest:.1e} of {found.scale:.3g}"
+    if rounding is None:
+        return f"logits: those of the run; {largest} (tolerance {TOLERANCE:g}, in {precision}), on {on}"
+    name = str(dtype).removeprefix("torch.")
+    return (
+        f"logits: those of the run in {name}; {largest} (tolerance {rounding.largest + TOLERANCE:.1e}: what rounding "
+        f"the run's weights to {name} changes, plus {TOLERANCE:g}); the likeliest is the same for "
+        f"{format_percent(found.agreement)}, on {on}"
+    )
