@@ -1,10 +1,8 @@
 """Every config of `configs/` loads, and runs to its end on a tiny model."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from swiftplug.config.load import QUICKSTART, load_sample_config, load_train_config
 from swiftplug.sampling.run import sample
 from swiftplug.training.run import train as train_run
+from tests import forks
 
 ROOT = Path(__file__).parents[1]
 EVERY = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.yaml"))
@@ -21,9 +20,7 @@ RUNS_ANYWHERE = {"quickstart", "every_kind"}  # these bring a model of their own
 
 def train(config: Path, *more: object) -> subprocess.CompletedProcess[str]:
     """Run a config from the root of the repository, as its comment says."""
-    line = [sys.executable, "-m", "swiftplug", "train", str(config), *map(str, more)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
+    return forks.run("train", config, *more, cwd=ROOT)
 
 
 def test_there_is_one_for_each_thing_that_the_readme_names() -> None:
@@ -40,18 +37,8 @@ def test_the_quickstart_is_the_embedded_one_and_no_link() -> None:
 
 
 def test_the_best_of_n_are_sampled_on_a_tiny_model(tiny_model_dir: Path, tmp_path: Path) -> None:
-    line = [
-        sys.executable,
-        "-m",
-        "swiftplug",
-        "sample",
-        "configs/sample_best_of_n.yaml",
-        "--model",
-        str(tiny_model_dir),
-    ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    more = ["--output-dir", str(tmp_path / "run"), "--max-new-tokens", "8"]
-    done = subprocess.run([*line, *more], cwd=ROOT, env=env, capture_output=True, text=True)
+    line = ["sample", "configs/sample_best_of_n.yaml", "--model", tiny_model_dir, "--max-new-tokens", "8"]
+    done = forks.run(*line, "--output-dir", tmp_path / "run", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "rows: 8 of 8" in done.stdout
     candidates = [json.loads(line) for line in (tmp_path / "run" / "candidates.jsonl").read_text().splitlines()]
@@ -114,8 +101,8 @@ def test_the_whole_of_it_can_be_planned_without_a_model(config: Path, tmp_path: 
 
 
 def test_the_agent_learns_its_calls_at_double_weight_and_nothing_of_the_results(tiny_model_dir: Path) -> None:
-    line = [sys.executable, "-m", "swiftplug", "preview", "configs/agent_tools.yaml", "--model", str(tiny_model_dir)]
-    done = subprocess.run([*line, "--rows=12", "--format=json"], cwd=ROOT, capture_output=True, text=True)
+    line = ["preview", "configs/agent_tools.yaml", "--model", tiny_model_dir, "--rows=12", "--format=json"]
+    done = forks.run(*line, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     plain = [row for row in rows if "".join(row["tokens"]).isascii()]  # where a token of the tiny model is a character

@@ -1,7 +1,6 @@
 """The example distribution: found, checked, and used by runs of the real command line."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from swiftplug.cli.main import app
 from swiftplug.plugin.registry import KINDS
+from tests import forks
 
 EXAMPLE = Path(__file__).parents[1] / "plugins_example"
 DISTRIBUTION = "swiftplug-plugins-example"
@@ -36,9 +36,7 @@ ROWS: list[dict[str, Any]] = [
 
 def swiftplug(*arguments: object, cwd: Path) -> str:
     """Run the command and return what it printed."""
-    line = [sys.executable, "-m", "swiftplug", *map(str, arguments)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True)
+    done = forks.run(*arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -3,8 +3,6 @@
 import json
 import math
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from swiftplug.builtin.callbacks.perf_log import known_peak_tflops
 from swiftplug.errors import UserError
 from swiftplug.plugin.model_arch import attach_model_meta
 from swiftplug.plugin.registry import PluginChoice, Registry
+from tests import forks
 
 REGISTRY = Registry.discover()
 ROWS = [{"input_ids": [5 + index] * 6, "labels": [5 + index] * 6} for index in range(12)]
@@ -390,12 +389,14 @@ import torch
 from swiftplug.builtin.callbacks.perf_log import known_peak_tflops
 from transformers.utils.import_utils import enable_tf32
 torch.cuda.get_device_name = lambda device: "NVIDIA A100-SXM4-80GB"
-for on in (True, False):
+for on, expected in ((True, 156.0), (False, 19.5)):
     enable_tf32(on)
-    print(known_peak_tflops(torch.device("cuda", 0), False))
+    assert known_peak_tflops(torch.device("cuda", 0), False) == expected
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.stdout.split() == ["156.0", "19.5"], result.stderr
+    process = forks.context().Process(target=exec, args=(script, {}))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_no_peak_of_a_cpu() -> None:

@@ -1,14 +1,14 @@
 """What tests of sampling share: rows of questions, and the command line."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import forks
 
 DICE = Path(__file__).with_name("dice.py")
 
@@ -40,14 +40,7 @@ def questions(tmp_path: Path) -> Callable[..., Path]:
 def swiftplug(tmp_path: Path) -> Command:
     """Run the command line in the test's folder."""
 
-    def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "swiftplug", *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-
-    return run
+    return lambda *arguments: forks.run(*arguments, cwd=tmp_path)
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """Sampling from a model of this machine: kills, shards, adapters, and what the model is asked."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +10,7 @@ import pytest
 
 from swiftplug.cli.main import app
 from swiftplug.errors import UserError
+from tests import forks
 from tests.sampling.conftest import Command, lines
 
 DRAW = ["--num-return-sequences", "3", "--max-new-tokens", "12", "--orm", "length", "--set", "orm.length.max_chars=50"]
@@ -72,6 +70,7 @@ def test_shards_and_a_killed_run_give_what_the_whole_gives(
 ) -> None:
     # Three prompts a batch, eleven rows: neither the batches nor the shards come out even.
     options = ["--model", tiny_model_dir, "--dataset", questions(11), *DRAW, "--set", "engine.batch_size=9"]
+    swiftplug("--version")  # starts the server
     started = time.monotonic()
     done = swiftplug("sample", *options, "--output-dir", "whole")
     seconds = time.monotonic() - started
@@ -81,13 +80,11 @@ def test_shards_and_a_killed_run_give_what_the_whole_gives(
     for file in ("candidates.jsonl", "samples.jsonl"):
         joined = b"".join((tmp_path / f"shard-{shard}" / file).read_bytes() for shard in range(3))
         assert joined == (tmp_path / "whole" / file).read_bytes()
-    line = [sys.executable, "-m", "swiftplug", "sample", *map(str, options), "--output-dir", "killed", "--resume"]
     for share in (0.6, 0.8, 0.9):
-        with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            try:
-                process.wait(share * seconds)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
+        process = forks.start(tmp_path, "sample", *map(str, options), "--output-dir", "killed", "--resume")
+        process.join(share * seconds)
+        process.kill()
+        process.join()
     done = swiftplug("sample", *options, "--output-dir", "killed", "--resume")
     assert done.returncode == 0, done.stderr
     for file in ("candidates.jsonl", "samples.jsonl", "report.html"):
@@ -102,8 +99,8 @@ def adapter_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) 
     (folder / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 16)
     options = ["--model", tiny_model_dir, "--dataset", "rows.jsonl", "--tuner", "lora", "--output-dir", "run"]
     sets = ["training.learning_rate=0.1", "training.max_steps=12", "training.save_strategy=no"]
-    command = [sys.executable, "-m", "swiftplug", "train", *map(str, options), *(f"--set={it}" for it in sets)]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    done = forks.run("train", *options, *(f"--set={it}" for it in sets), cwd=folder)
+    assert done.returncode == 0, done.stderr
     return folder / "run"
 
 

@@ -1,14 +1,14 @@
 """A disk that fills while a checkpoint is written: one line, and what was saved before is unharmed."""
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
+
+from tests import forks
 
 
 @pytest.fixture
@@ -26,10 +26,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def train(folder: Path, model: Path, data: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "swiftplug", "train", f"--model={model}", f"--dataset={data}"]
-    command += [f"--output-dir={folder}", "--set=training.save_steps=2", "--set=training.max_steps=12", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SWIFTPLUG_CACHE": str(data.parent / "cache")}
-    return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=250)
+    command = ["train", f"--model={model}", f"--dataset={data}", f"--output-dir={folder}"]
+    command += ["--set=training.save_steps=2", "--set=training.max_steps=12", *options]
+    return forks.run(*command, cwd=data.parent, SWIFTPLUG_CACHE=str(data.parent / "cache"))
 
 
 def test_a_full_disk_costs_only_what_was_being_written(small_disk: Path, tiny_model_dir: Path, chat_file: Path) -> None:

@@ -1,15 +1,13 @@
 """Ctrl-C and SIGTERM say what is saved and how to go on."""
 
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from swiftplug.errors import Interrupted
+from tests import forks
 
 STOPPING = """
 import os, signal
@@ -63,20 +61,10 @@ def test_before_the_first_step(run: Any, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_printed_command_goes_on(tiny_model_dir: Path, chat_file: Path, tmp_path: Path) -> None:
     (tmp_path / "p.py").write_text(STOPPING)
-    command = [
-        sys.executable,
-        "-m",
-        "swiftplug",
-        "train",
-        "--model",
-        str(tiny_model_dir),
-        "--dataset",
-        f"{chat_file}#16",
-    ]
+    command = ["train", "--model", str(tiny_model_dir), "--dataset", f"{chat_file}#16"]
     command += ["--plugin", "p.py", "--callback", "stopping", "--set", "callbacks.stopping.number=15"]
     command += [*(f"--set={each}" for each in SETS), "--output-dir", "it's a run"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    done = forks.run(*command, cwd=tmp_path)
     assert done.returncode == 143
     (line,) = [line for line in done.stderr.splitlines() if "kernels" not in line]
     assert line.startswith("stopped at step 2 of 12; checkpoint-1 is saved; go on: ")

@@ -1,9 +1,6 @@
 """Several processes train as one would."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import forks
+
 
 def train(folder: Path, model: Path, data: str, plugin: Path, *options: str) -> dict[str, torch.Tensor]:
     """The gradients of the first of two steps, the first over eight examples; the run's log is in its folder."""
     sets = ["training.max_steps=2", "training.save_steps=1", "training.logging_first_step=true"]
-    command = [sys.executable, "-m", "swiftplug", "train", f"--model={model}", f"--dataset={data}"]
+    command = ["train", f"--model={model}", f"--dataset={data}"]
     command += [
         f"--eval-dataset={data.partition('#')[0]}#5",
         f"--output-dir={folder}",
@@ -25,14 +24,8 @@ def train(folder: Path, model: Path, data: str, plugin: Path, *options: str) -> 
     command += ["--set=training.per_device_eval_batch_size=2", "--set=training.eval_steps=1"]
     command += [*(f"--set={each}" for each in sets), *options]
     gradients = folder.with_suffix(".safetensors")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "GRADIENTS": str(gradients),
-        "SWIFTPLUG_CACHE": str(folder.parent / "cache"),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=280)
+    environment = {"GRADIENTS": gradients, "SWIFTPLUG_CACHE": folder.parent / "cache", "CUDA_VISIBLE_DEVICES": ""}
+    done = forks.run(*command, cwd=folder.parent, **{name: str(value) for name, value in environment.items()})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished in") == 1
     return load_file(gradients)
