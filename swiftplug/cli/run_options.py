@@ -57,13 +57,25 @@ def takes_run_options(
     config: type[RunConfig], set_examples: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add the options of a config to a command, which gets them as its first argument, a `RunRequest`."""
-    keys = keys_of(config)
-    names = {key.name.replace(".", "_"): key for key in keys.values() if key.panel}
-    by_panel = sorted(names.items(), key=lambda item: PANELS.index(item[1].panel))
     config_file = Argument(
         metavar="CONFIG",
         help="YAML file, or folder of a run. With no CONFIG, --model or --dataset, the built-in quickstart is used.",
     )
+    return takes_options(keys_of(config), set_examples, config_file)
+
+
+def takes_options(
+    keys: Mapping[str, Key], set_examples: str, config_file: Any = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options of some keys to a command, which gets them as its first argument, a `RunRequest`.
+
+    Args:
+        keys: The keys, by name; those with a panel are options.
+        set_examples: What may follow --set, for its help.
+        config_file: The argument that names a config file; None if there is none.
+    """
+    names = {key.name.replace(".", "_"): key for key in keys.values() if key.panel}
+    by_panel = sorted(names.items(), key=lambda item: PANELS.index(item[1].panel))
     settings = Option(
         "--set",
         metavar="KEY=VALUE",
@@ -73,15 +85,15 @@ def takes_run_options(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = [
-            _parameter("path", str | None, config_file, None),
+            *([_parameter("path", str | None, config_file, None)] if config_file else []),
             *(_parameter(name, _typer_type(key), _typer_option(key), None) for name, key in by_panel),
-            *list(signature(command).parameters.values())[1:],
+            *(own.replace(kind=Parameter.KEYWORD_ONLY) for own in list(signature(command).parameters.values())[1:]),
             _parameter("sets", list[str] | None, settings, None),
             _parameter("debug", bool, flag("--debug", "Show tracebacks and the warnings of libraries."), False),
         ]
 
         @wraps(command)
-        def parsed(path: str | None, sets: list[str] | None, debug: bool, **values: Any) -> None:
+        def parsed(sets: list[str] | None, debug: bool, path: str | None = None, **values: Any) -> None:
             options = {key.name: values.pop(name) for name, key in names.items()}
             command(RunRequest(path, options, sets or [], debug, keys), **values)
 
@@ -94,7 +106,7 @@ def takes_run_options(
 
 def _parameter(name: str, value_type: Any, declaration: Any, default: Any) -> Parameter:
     annotation = Annotated[value_type, declaration]
-    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _typer_type(key: Key) -> Any:

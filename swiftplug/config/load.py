@@ -161,8 +161,14 @@ def _default_output_dir(config: RunConfig, name: str, resume: bool) -> str:
     """
     if resume:
         return str(folder_to_resume(name, config))
+    return numbered_folder(name, resume=False)
+
+
+def numbered_folder(name: str, *, resume: bool) -> str:
+    """The first free of the folders `runs/NAME`, `runs/NAME-2` and so on; to resume, the last that holds something."""
     last = max(numbered_folders(name), default=0) if "WORLD_SIZE" not in os.environ else 0
-    return str(Path("runs", f"{name}-{last + 1}" if last else name))
+    number = last if resume and last else last + 1
+    return str(Path("runs", f"{name}-{number}" if number > 1 else name))
 
 
 def _last_quickstart_run() -> str:

@@ -23,6 +23,12 @@ _TEXT, _BOOL, _INTEGER, _NUMBER = "text", "true or false", "a whole number", "a 
 _NAMES, _NUMBERS, _NOTHING = "a list of texts", "a list of whole numbers", "an empty list"
 _LISTS = (_NAMES, _NUMBERS, _NOTHING)
 
+_PROBLEM_TYPES: dict[str, Any] = {
+    "single": "single_label_classification",
+    "multi": "multi_label_classification",
+    "regression": "regression",
+}
+
 Label = str | bool | int | float | list[str] | list[int]
 
 
@@ -43,7 +49,7 @@ class LabelledData(NamedTuple):
     notes: list[str]
 
 
-def number_labels(train: Dataset, evaluation: Dataset | None, task: Task) -> LabelledData:
+def number_labels(train: Dataset, evaluation: Dataset | None, task: Task, known: Labels | None = None) -> LabelledData:
     """Decide by all labels what they are (one class, several, or a number), and replace them by numbers.
 
     Classes by name are numbered in the order of their sorted names, or of the task's `labels`; classes by number count
@@ -53,6 +59,7 @@ def number_labels(train: Dataset, evaluation: Dataset | None, task: Task) -> Lab
         train: Examples with the facts of `Rows.LABELLED` (see `to_conversations`): `label` as JSON, and `origin`.
         evaluation: Likewise.
         task: May have `problem` and `labels`.
+        known: Those of a model that is trained already, whose numbers are kept; None to decide by the rows.
 
     Raises:
         UserError: The labels are of two types or do not fit the task's options; one is out of range, or a class of the
@@ -60,23 +67,22 @@ def number_labels(train: Dataset, evaluation: Dataset | None, task: Task) -> Lab
     """
     splits = [_Split(each) for each in (train, evaluation) if each is not None]
     sort = _sort_of_all(splits)
-    problem = _problem(sort, task, splits)
+    problem = _problem(sort, task, splits, known)
     if problem == "regression":
         for split in splits:
             split.numbers = [np.float32(value) for value in split.values]
         values = splits[0].numbers
-        labels = Labels(("LABEL_0",), "regression")
+        labels = Labels(("LABEL_0",), _PROBLEM_TYPES[problem])
         low, high = (format_number(float(value)) for value in (min(values), max(values)))
         notes = [f"labels: numbers from {low} to {high} (regression)"]
     else:
-        classes = _classes(splits, sort, task)
+        classes = _classes(splits, sort, task, known)
         places = {value: place for place, value in enumerate(classes)}
         several = problem == "multi"
         for split in splits:
             split.numbers = [_one_hot(value, places) if several else np.int64(places[value]) for value in split.values]
-        problem_type: Any = "multi_label_classification" if several else "single_label_classification"
         names = tuple(map(str, task.labels)) if task.labels else tuple(map(_name, classes))
-        labels = Labels(names, problem_type)
+        labels = Labels(known.names if known else names, _PROBLEM_TYPES[problem])
         notes = [*_describe(splits[0], classes, names, several)]
     numbered = [split.numbered() for split in splits]
     return LabelledData(labels, numbered[0], numbered[1] if evaluation is not None else None, notes)
@@ -141,10 +147,11 @@ def _sort_of_all(splits: Sequence[_Split]) -> str:
     return sorts[0]
 
 
-def _problem(sort: str, task: Task, splits: Sequence[_Split]) -> str:
+def _problem(sort: str, task: Task, splits: Sequence[_Split], model: Labels | None) -> str:
     """What the rows are labelled with: `single`, `multi` or `regression`."""
     found = "multi" if sort in _LISTS else "regression" if sort == _NUMBER else "single"
-    asked = task.problem or found
+    trained = {name: problem for problem, name in _PROBLEM_TYPES.items()}
+    asked: str = task.problem or trained.get(model and model.problem_type, found)
     if asked == "single" and sort == _NUMBER:
         for split in splits:
             for row, value in enumerate(split.values):
@@ -162,19 +169,22 @@ def _problem(sort: str, task: Task, splits: Sequence[_Split]) -> str:
     return asked
 
 
-def _classes(splits: Sequence[_Split], sort: str, task: Task) -> list[Any]:
+def _classes(splits: Sequence[_Split], sort: str, task: Task, model: Labels | None) -> list[Any]:
     """The classes as the rows write them, in the order of their numbers."""
     train = splits[0]
     found = {value for _, value in train.each()}
     if not found:
         raise UserError("labels: no training row has a class, as each `label` is an empty list")
-    if len(found) < 2:
+    if len(found) < 2 and model is None:
         raise UserError(f"labels: {_shown(*found)} is the only class of the training rows; expected two or more")
     by_number = sort in (_INTEGER, _NUMBERS, _NUMBER)
     classes: list[Any] = sorted(found)
     if task.labels:
         is_position = by_number and not all(isinstance(each, int) for each in task.labels)
         classes = [*range(len(task.labels))] if is_position else [*task.labels]
+    elif model is not None:
+        unnamed = model.names == Labels.unnamed(len(model.names)).names
+        classes = [*range(len(model.names))] if by_number and unnamed else class_values(model.names)
     elif by_number:
         low, high = classes[0], classes[-1]
         if low < 0 or high >= len(train.values):
@@ -188,9 +198,23 @@ def _classes(splits: Sequence[_Split], sort: str, task: Task) -> list[Any]:
     known = {*classes}
     for split in splits:
         for row, value in split.each():
-            if value not in known or (split is not train and value not in found and not task.labels):
+            if value not in known and model is not None:
+                close = nearest(value, model.names) if isinstance(value, str) else ""
+                raise UserError(
+                    f"{split.origin(row)}: `label` {_shown(value)} is a class that the model has not{close}"
+                )
+            if value not in known or (split is not train and value not in found and not task.labels and model is None):
                 raise UserError(f"{split.origin(row)}: {_unknown(value, split is train, classes, task)}")
     return classes
+
+
+def class_values(names: Sequence[str]) -> list[Any]:
+    """The classes as rows write them: numbers, or true and false, where all names are such."""
+    try:
+        values = [json.loads(name) for name in names]
+    except ValueError:
+        return [*names]
+    return values if {type(value) for value in values} in ({int}, {bool}) else [*names]
 
 
 def _unknown(value: Any, is_train: bool, classes: Sequence[Any], task: Task) -> str:

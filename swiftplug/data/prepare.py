@@ -85,6 +85,7 @@ def prepare_data(
     seed: int,
     progress: Callable[[str], AbstractContextManager[Any]],
     generation: bool = False,
+    labels: Labels | None = None,
 ) -> PreparedData:
     """Read, encode and pack the data of a run, or reuse what is stored.
 
@@ -100,6 +101,7 @@ def prepare_data(
         seed: Seed of the choice of held-out rows.
         progress: Shows what is done while a context lasts, which gives an object whose `advance(rows)` counts.
         generation: Whether evaluation generates answers.
+        labels: Those of a model that is trained already, for rows with labels; None to find them in the rows.
 
     Raises:
         UserError: A dataset is missing, empty or broken, or no row of it can be used.
@@ -125,7 +127,7 @@ def prepare_data(
     unneeded = [] if weighted else ["loss_scale"]
     train_rows = train.examples.remove_columns(unneeded)
     eval_rows = evaluation.examples.remove_columns(unneeded) if evaluation else None
-    labelled = number_labels(train_rows, eval_rows, task) if task.rows is Rows.LABELLED else None
+    labelled = number_labels(train_rows, eval_rows, task, labels) if task.rows is Rows.LABELLED else None
     if labelled is not None:
         train_rows, eval_rows = labelled.train, labelled.eval
     if options.packing:

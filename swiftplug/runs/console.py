@@ -34,11 +34,16 @@ def print_line(console: Console, line: str, style: str = "") -> None:
 
 def print_plan(console: Console, facts: Iterable[tuple[str, str]], nothing_done: str) -> None:
     """Print what a dry run found, one labelled fact per row, and what was not done."""
+    print_facts(console, facts)
+    print_line(console, f"dry run: {nothing_done}", "bold")
+
+
+def print_facts(console: Console, facts: Iterable[tuple[str, str]]) -> None:
+    """Print labelled facts, one per row."""
     facts = list(facts)
     width = max(len(label) for label, _ in facts)
     for label, value in facts:
         console.print(Text.assemble((f"{label:{width}}", "bold"), f"  {value}"), highlight=False, soft_wrap=True)
-    print_line(console, f"dry run: {nothing_done}", "bold")
 
 
 def plugin_fact(plugin: LoadedPlugin, **more: object) -> tuple[str, str]:

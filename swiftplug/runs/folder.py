@@ -193,6 +193,17 @@ def begin_record(
     record = {
         "commands": [*before.get("commands", []), command],
         "seed": config.seed,
+        **describe_environment(),
+        "plugins": [plugin_record(plugin) for plugin in plugins],
+        **more,
+    }
+    _write_record(folder, {**before, **record})
+    write_atomically(folder / CONFIG, to_yaml(config))
+
+
+def describe_environment() -> dict[str, Any]:
+    """What a run runs with: the Git commit of the current folder, Python, the platform, and versions of libraries."""
+    return {
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -200,11 +211,7 @@ def begin_record(
             "swiftplug": __version__,
             **{name: importlib.metadata.version(name) for name in _RECORDED_LIBRARIES},
         },
-        "plugins": [_plugin_record(plugin) for plugin in plugins],
-        **more,
     }
-    _write_record(folder, {**before, **record})
-    write_atomically(folder / CONFIG, to_yaml(config))
 
 
 def add_to_record(folder: Path, **entries: Any) -> None:
@@ -339,7 +346,8 @@ def base_models(name: str) -> list[str]:
     return found
 
 
-def _plugin_record(plugin: LoadedPlugin) -> dict[str, Any]:
+def plugin_record(plugin: LoadedPlugin) -> dict[str, Any]:
+    """What identifies a plugin: kind, name with its distribution, version, source and options."""
     found = plugin.found
     return {
         "kind": found.kind,

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from swiftplug.config.schema import SampleConfig
 from swiftplug.formatting import format_count, format_duration, format_number, format_percent
-from swiftplug.runs.console import plugin_fact, print_line, print_plan
+from swiftplug.runs.console import plugin_fact, print_facts, print_line
 from swiftplug.runs.plugins import RunPlugins
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.ledger import USABLE, Ledger
@@ -42,7 +42,7 @@ def print_sample_plan(console: Console, config: SampleConfig, facts: list[tuple[
     if config.candidates_file is None:
         rows, count = ledger.count(USABLE, config.shard_rows(ledger.count_rows())), config.num_return_sequences
         facts = [*facts, ("candidates", f"{format_count(rows, 'row')} x {count} = {rows * count:,}")]
-    print_plan(console, [*facts, ("run folder", str(config.output_dir))], "nothing was sampled or written")
+    print_facts(console, [*facts, ("run folder", str(config.output_dir))])
 
 
 def run_facts(config: SampleConfig, plugins: RunPlugins, scorers: Sequence[Scorer]) -> list[tuple[str, str]]:

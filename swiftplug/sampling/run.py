@@ -69,18 +69,22 @@ def sample(
     Example:
         >>> sample(load_sample_config("configs/sample.yaml", {}, []).config)
     """
-    run = SampleRun(config, resume=resume, overwrite=overwrite, dry_run=dry_run)
-    with naming_plugins(run.plugins.all()), naming_full_disk(run.folder), run.progress:
-        if dry_run:
-            run.print_plan()
-            return None
-        with (
-            explaining_interruption(run.stopped_early),
-            run.open_ledger() as ledger,
-            explaining_interruption(run.stopped),
-        ):
-            run.generate_and_score(ledger)
-            return run.write_results(ledger)
+    with RunProgress(Console()) as progress:
+        run = SampleRun(config, progress, resume=resume, overwrite=overwrite, dry_run=dry_run)
+        with naming_plugins(run.plugins.all()), naming_full_disk(run.folder):
+            if dry_run:
+                run.print_plan()
+                print_line(progress.console, "dry run: nothing was sampled or written", "bold")
+                return None
+            with (
+                explaining_interruption(run.stopped_early),
+                run.open_ledger() as ledger,
+                explaining_interruption(run.stopped),
+            ):
+                run.generate_and_score(ledger)
+                summary = run.write_results(ledger)
+                run.print_results(ledger, summary)
+                return summary
 
 
 class SampleRun:
@@ -94,16 +98,18 @@ class SampleRun:
         - It holds one batch in memory while candidates are generated and scored, one row while results are written.
     """
 
-    def __init__(self, config: SampleConfig, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
+    def __init__(
+        self, config: SampleConfig, progress: RunProgress, *, resume: bool, overwrite: bool, dry_run: bool
+    ) -> None:
         self.started = time.monotonic()
         self.loop: SampleLoop | None = None
         self.config = config
         self.resume = resume
         self.overwrite = overwrite
-        self.console = Console()
-        self.progress = RunProgress(self.console)
+        self.console = progress.console
+        self.progress = progress
         self.folder = Path(str(config.output_dir)).expanduser()
-        with self.progress, self.progress.start("loading plugins"):
+        with progress.start("loading plugins"):
             self.plugins = resolve_plugins(config)
             self.scorers = resolve_scorers(config, self.plugins)
             with naming_plugins(self.plugins.all()):
@@ -221,11 +227,14 @@ class SampleRun:
         begin_record(self.folder, self.config, self.plugins.all(), resumed=False)
 
     def write_results(self, ledger: Ledger) -> Summary:
-        """Rank and select the candidates, write all result files, and print the summary."""
+        """Rank and select the candidates, and write all result files."""
         title = self.model_name or str(self.config.candidates_file or self.config.output_dir)
         with self.progress.start("selecting candidates and writing the results"):
             summary = write_outputs(self.folder, ledger, self.config, self.scorers, title, self.facts)
         add_to_record(self.folder, results=asdict(summary))
+        return summary
+
+    def print_results(self, ledger: Ledger, summary: Summary) -> None:
+        """Print the summary, and where the results are."""
         failed = ledger.count("failure != ''", self.config.shard_rows(ledger.count_rows()))
         print_results(self.console, self.folder, summary, failed, time.monotonic() - self.started)
-        return summary

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from swiftplug.sampling.rows import Candidate, Row
+from swiftplug.sampling.rows import Candidate, Row, is_cut_off
 
 _MAX_REASONS = 100
 """Number of reasons counted separately: those of a server may differ each time."""
@@ -162,6 +162,35 @@ class Statistics:
         for (_, c), rows in self._verdicts.items():
             counts[c] += rows
         return counts
+
+
+def row_figures(row: Row, num_return_sequences: int) -> dict[str, float]:
+    """The figures of one row after selection, whose means over the rows are those of the run.
+
+    Args:
+        row: The row.
+        num_return_sequences: The number of candidates that each row should have.
+
+    Returns:
+        `pass@k` and, of several candidates, `majority`, if a scorer judges; by scorer, its mean score; and `cut_off`,
+        the share of candidates that were cut off at the token limit. Nothing if the row has no candidates.
+
+    Example:
+        >>> row_figures(row, 2)
+        {'pass@1': 0.5, 'pass@2': 1.0, 'majority': 1.0, 'math': 0.5, 'cut_off': 0.0}
+    """
+    alone = Statistics(num_return_sequences)
+    alone.add(row)
+    summary = alone.summary()
+    if not summary.candidates:
+        return {}
+    cut_off = sum(count for reason, count in summary.finish_reasons.items() if is_cut_off(reason))
+    return {
+        **{f"pass@{k}": share for k, share in summary.pass_at.items()},
+        **({} if summary.majority is None or num_return_sequences == 1 else {"majority": float(summary.majority)}),
+        **summary.mean_scores,
+        "cut_off": cut_off / summary.candidates,
+    }
 
 
 @lru_cache(maxsize=4096)

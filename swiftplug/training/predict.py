@@ -23,6 +23,7 @@ from rich.console import Console
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.batching import Collator
 from swiftplug.data.encode import Example, RowEncoder
+from swiftplug.data.labels import class_values
 from swiftplug.data.read.formats import REJECTED, to_conversation
 from swiftplug.data.read.report import SplitReport
 from swiftplug.data.read.sources import Source, check_columns, concatenate, open_source
@@ -172,7 +173,7 @@ class _Classifier:
         self.autocast: Any = nullcontext() if is_whole else torch.autocast(self.device.type, dtype)
         self.collate = Collator(args.load_tokenizer().pad_token_id)
         self.problem_type, self.threshold = labels.problem_type, threshold
-        self.names, self.classes = labels.names, _values(labels.names)
+        self.names, self.classes = labels.names, class_values(labels.names)
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Example], activity: Any) -> list[dict[str, Any]]:
@@ -202,15 +203,6 @@ class _Classifier:
             return {PREDICTION: float(f"{logits.item():.7g}")}
         probabilities = {name: round(share, 6) for name, share in zip(self.names, shares.tolist(), strict=True)}
         return {PREDICTION: prediction, PROBABILITIES: probabilities}
-
-
-def _values(names: Sequence[str]) -> list[Any]:
-    """The classes as rows write them: numbers, or true and false, where all names are such."""
-    try:
-        values = [json.loads(name) for name in names]
-    except ValueError:
-        return [*names]
-    return values if {type(value) for value in values} in ({int}, {bool}) else [*names]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.data.tokens import check_offsets
 from swiftplug.errors import UserError, nearest
 from swiftplug.formatting import format_count
-from swiftplug.plugin import Rows
+from swiftplug.plugin import Labels, Rows
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress, on_disk, plugin_fact
 from swiftplug.runs.errors import naming_plugins
@@ -105,8 +105,13 @@ def _know_eval_names(args: Arguments) -> None:
         raise UserError(f"training.metric_for_best_model: no evaluation gives {wanted!r}{nearest(wanted, given)}")
 
 
-def read_data(args: Arguments, progress: RunProgress) -> PreparedData:
+def read_data(args: Arguments, progress: RunProgress, labels: Labels | None = None) -> PreparedData:
     """Read and encode the data of a run.
+
+    Args:
+        args: The run's arguments.
+        progress: Shows what is done.
+        labels: Those of a model that is trained already; None to find them in the rows.
 
     Raises:
         UserError: A dataset cannot be read, no row of it can be used, it makes no batch, or its weights do not fit the
@@ -128,6 +133,7 @@ def read_data(args: Arguments, progress: RunProgress) -> PreparedData:
             seed=config.seed,
             progress=partial(progress.start, noun="row"),
             generation=any(metric.bound.generate for metric in plugins.of("metric")),
+            labels=labels,
         )
     if data.labels is not None:
         args.labels = data.labels

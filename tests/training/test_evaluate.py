@@ -1,0 +1,230 @@
+"""`swiftplug evaluate`: the numbers of training's own evaluation, rewards with their errors, models side by side."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from swiftplug.cli.main import app
+from swiftplug.errors import UserError
+from swiftplug.evaluation import run as evaluation
+from swiftplug.sampling.loop import SampleLoop
+from swiftplug.training.progress import BOOKKEEPING
+
+DICE = Path(__file__).parents[1] / "sampling" / "dice.py"
+
+Evaluate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+    """Run `swiftplug evaluate` in the test's folder; returns what --json prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> dict[str, Any]:
+        words = ["evaluate", *map(str, arguments), "--json"]
+        result = CliRunner().invoke(app, words, catch_exceptions=False, standalone_mode=False)
+        if isinstance(result.exception, UserError):
+            raise result.exception
+        results: dict[str, Any] = json.loads(result.stdout)
+        return results
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("task", "sets"),
+    [
+        ("sft", ["tuner.r=4", "loss_scale=last_round", "metrics=[acc, {name: exact_match, max_new_tokens: 4}]"]),
+        ("dpo", ["tuner.r=4"]),
+        ("seq_cls", ["metrics=[f1]"]),
+    ],
+    ids=["sft", "dpo", "seq_cls"],
+)
+def test_the_figures_are_those_that_training_logs(
+    run: Any, evaluate: Evaluate, write_jsonl: Any, pair_file: Path, chat_file: Path, task: str, sets: list[str]
+) -> None:
+    labelled = write_jsonl([{"text": f"{number} is it", "label": "abc"[number % 3]} for number in range(16)], "l.jsonl")
+    data = {"seq_cls": labelled, "sft": chat_file}.get(task, pair_file)
+    options = {"tuner": "lora"} if sets and task != "seq_cls" else {}
+    steps = ["training.max_steps=2", "training.learning_rate=0.01", "training.save_strategy=steps"]
+    halves = ["training.eval_steps=1", "training.save_steps=1", "training.per_device_eval_batch_size=3"]
+    # Classes that the rows to evaluate on do not all have keep the numbers that they have in the model.
+    eval_dataset = f"{data}#{2 if task == 'seq_cls' else 7}"
+    given = {"task": task, "dataset": [f"{data}#16"], "eval_dataset": [eval_dataset], **options}
+    trained = run("r", [*steps, *halves, *sets], **given)
+    logged = [json.loads(line) for line in (trained.run_dir / "log.jsonl").read_text().splitlines()]
+    expected = [
+        {name.removeprefix("eval_"): value for name, value in entry.items() if name not in {"step", *BOOKKEEPING}}
+        for entry in logged
+        if "eval_loss" in entry
+    ]
+    results = evaluate("r/checkpoint-1", "r", "--dataset", eval_dataset)
+    assert [model["metrics"] for model in results["models"]] == expected
+    assert [model["label"] for model in results["models"]] == ["r/checkpoint-1", "r"]
+    assert expected[0] != expected[1]
+    assert "loss" in expected[0]
+    assert results["models"][0]["rows"]["used"] == (2 if task == "seq_cls" else 7)
+    assert {"swiftplug:full", "swiftplug:lora"} & {plugin["name"] for plugin in results["models"][0]["plugins"]}
+    assert json.loads(Path("runs/evaluate/evaluation.json").read_text()) == results
+
+
+@pytest.fixture
+def dice(evaluate: Evaluate, tiny_model_dir: Path, tmp_path: Path) -> Evaluate:
+    """Evaluate two models, one of which draws from the half of the numbers, on 16 questions."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}: a die?"}, {"role": "assistant", "content": f"{n % 4}"}]}
+        for n in range(16)
+    ]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("one", "two"):
+        shutil.copytree(tiny_model_dir, tmp_path / name)
+    plugin = DICE.read_text() + (
+        "\n@register_engine('by_model')\nclass ByModel(Dice):\n    def open(self, args, sampling):\n"
+        "        super().open(args, sampling)\n        self.sides = 4 if args.model.name.endswith('one') else 2\n"
+    )
+    (tmp_path / "plugins_here.py").write_text(plugin)
+    given = ["one", "two", "--plugin", "plugins_here.py", "--dataset", "q.jsonl", "--engine", "by_model"]
+    return lambda *arguments: evaluate(*given, "--orm", "box", *arguments)
+
+
+def test_rewards_have_standard_errors_and_models_are_compared_row_by_row(dice: Evaluate) -> None:
+    results = dice("--prm", "halves", "--num-return-sequences", 4, "--output-dir", "e")
+    right = {}
+    for name in ("one", "two"):
+        lines = [json.loads(line) for line in Path(f"e/{name}/candidates.jsonl").read_text().splitlines()]
+        right[name] = np.array([line["scores"]["box"] for line in lines]).reshape(16, 4)
+        assert Path(f"e/{name}/report.html").is_file()
+    one, two = results["models"]
+    means = right["one"].mean(axis=1)
+    assert one["metrics"]["orm/box"] == pytest.approx(means.mean())
+    assert one["metrics"]["pass@1"] == pytest.approx(means.mean())
+    assert one["standard_errors"]["pass@1"] == pytest.approx(means.std(ddof=1) / math.sqrt(16))
+    assert one["metrics"]["pass@4"] == pytest.approx(right["one"].max(axis=1).mean())
+    assert one["answers"]["pass_at"]["4"] == pytest.approx(one["metrics"]["pass@4"])
+    assert one["sampling"]["temperature"] == 1
+    apart = right["two"].mean(axis=1) - means
+    [difference] = results["differences"]
+    assert (difference["of"], difference["to"]) == ("two", "one")
+    assert difference["metrics"]["orm/box"] == pytest.approx(apart.mean())
+    assert difference["standard_errors"]["orm/box"] == pytest.approx(apart.std(ddof=1) / math.sqrt(16))
+    assert two["metrics"]["loss"] == one["metrics"]["loss"]
+
+
+def test_an_interrupted_evaluation_keeps_its_answers(dice: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = dice("--output-dir", "whole")
+    assert whole["models"][0]["sampling"]["temperature"] == 0
+    score, scored = SampleLoop._score, []
+
+    def dying(self: SampleLoop, *arguments: Any) -> None:
+        if len(scored) == 6:  # in the second model
+            raise KeyboardInterrupt
+        scored.append(score(self, *arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleLoop, "_score", dying)
+        stopped = CliRunner().invoke(app, ["evaluate", "one"], standalone_mode=False)  # no folder is made of mistakes
+        assert isinstance(stopped.exception, UserError)
+        with pytest.raises(ValueError, match="Expecting value"):
+            dice("--output-dir", "e")
+    assert not Path("e/evaluation.json").exists()
+    with pytest.raises(UserError, match="continue that run with --resume"):
+        dice("--output-dir", "e")
+    scored.clear()
+    monkeypatch.setattr(SampleLoop, "_score", lambda self, *them: scored.append(score(self, *them)))
+    resumed = dice("--output-dir", "e", "--resume")
+    assert resumed["models"] == whole["models"]
+    assert len(scored) == 4  # of eight batches, the four of the second model: it had none complete
+
+
+def test_the_table_has_a_column_for_each_model(
+    dice: Evaluate, evaluate: Evaluate, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = "evaluate one two --plugin plugins_here.py --dataset q.jsonl --engine by_model --orm box --output-dir e"
+    result = CliRunner().invoke(app, words.split(), catch_exceptions=False)
+    lines = result.stdout.splitlines()
+    [head] = [line.split() for line in lines if line.split() == ["one", "two"]]
+    at = next(index for index, line in enumerate(lines) if line.startswith("pass@1"))
+    written = json.loads(Path("e/evaluation.json").read_text())
+    assert head == [model["label"] for model in written["models"]]
+    best = max(model["metrics"]["pass@1"] for model in written["models"])
+    assert f"{best:.4f}".rstrip("0").rstrip(".") in lines[at].partition(" *")[0]
+    apart = written["differences"][0]["metrics"]["pass@1"]
+    assert lines[at + 1].split()[0] == f"{apart:+.4f}".rstrip("0").rstrip(".")
+    assert max(map(len, lines[at - 3 : at + 5])) <= 80
+
+
+MISTAKES = [
+    ("r", "r: the run has no eval_dataset; name the rows to evaluate on with --dataset"),
+    ("r r/ --dataset q.jsonl", "MODEL: r/ is given twice"),
+    ("unfinished --dataset q.jsonl", "unfinished: has no trained model yet"),
+    ("r --dataset q.jsonl --metric akk", "--metric: there is no metric 'akk'"),
+    ("r --dataset q.jsonl --orm mat", "did you mean 'math'"),
+    ("r --dataset none.jsonl", "none.jsonl"),
+    ("r --dataset q.jsonl --temperature 1", "--temperature: is for the answers that reward models score"),
+    ("r --dataset q.jsonl --set engine.batch_size=2", "--set engine.batch_size=2: is for the answers"),
+    ("r --dataset q.jsonl --set training.learning_rate=1", "does not act in an evaluation"),
+    ("r --dataset q.jsonl --set training.per_device_evl_batch_size=1", "did you mean 'per_device_eval_batch_size'"),
+    ("r --dataset q.jsonl --set tuner.r=1", "--set tuner.r=1: does not act in an evaluation"),
+    ("r --dataset q.jsonl --set dada.max_length=1", "unknown key; did you mean 'data'"),
+    ("r --dataset q.jsonl --task rm", "r: has no trained head for task rm"),
+    ("r pairs --dataset q.jsonl", "r and pairs differ in their task"),
+    ("r --dataset q.jsonl --output-dir r", "output_dir: r holds a run of another command"),
+    ("r --dataset q.jsonl --orm math --task dpo --metric acc", "does not act in task dpo"),
+    ("a/b/none --dataset q.jsonl", "a/b/none"),
+]
+
+
+def test_mistakes_are_found_before_a_model_is_loaded(
+    dice: Evaluate, evaluate: Evaluate, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "load_model_to_train", lambda *_: pytest.fail("the model is loaded"))
+    shutil.copytree(finished_run, "r")
+    for name, task in {"unfinished": "sft", "pairs": "dpo"}.items():
+        shutil.copytree("r", name)
+        config = Path(name, "config.yaml")
+        config.write_text(config.read_text().replace("swiftplug:sft", f"swiftplug:{task}"))
+    Path("unfinished/swiftplug.json").unlink()
+    before = sorted(map(str, Path().rglob("*")))
+    for words, message in MISTAKES:
+        with pytest.raises(UserError) as raised:
+            evaluate(*words.split())
+        assert message in str(raised.value), words
+        assert "\n" not in str(raised.value), words
+    assert sorted(map(str, Path().rglob("*"))) == before
+
+
+@pytest.fixture(scope="module")
+def finished_run(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one step."""
+    from swiftplug.config.load import load_train_config
+    from swiftplug.training.run import train
+
+    folder = tmp_path_factory.mktemp("finished")
+    row = {"messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1"}]}
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    given = {"model": str(tiny_model_dir), "dataset": [str(folder / "rows.jsonl")], "output_dir": str(folder / "r")}
+    result = train(load_train_config(None, given, ["training.max_steps=1", "training.save_strategy=no"]).config)
+    assert result is not None
+    return result.run_dir
+
+
+def test_rows_without_answers_are_good_for_rewards_alone(
+    dice: Evaluate, evaluate: Evaluate, finished_run: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{n}: a die?", "answer": str(n % 4)} for n in range(8)]
+    (tmp_path / "only.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [finished_run, "--plugin", DICE, "--dataset", "only.jsonl", "--engine", "dice", "--orm", "box"]
+    [model] = evaluate(*given)["models"]
+    assert "loss" not in model["metrics"]
+    assert model["metrics"]["pass@1"] == model["metrics"]["orm/box"]
+    assert model["rows"] is None
+    with pytest.raises(UserError, match="none usable"):
+        evaluate(*given, "--metric", "acc")
