@@ -28,6 +28,15 @@ def list_plugins(
     kind: Annotated[
         str | None, typer.Option("--kind", metavar="KIND", help="List only plugins of this kind, such as loss.")
     ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            metavar="WORD",
+            help="List only plugins with this word in name, kind, distribution or summary; of several words, all. "
+            "Exit code 1 if there is none.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a list of JSON objects.")] = False,
     check: Annotated[
         bool,
@@ -50,9 +59,13 @@ def list_plugins(
         silence_libraries()
     with redirect_stdout(sys.stderr):  # what plugins print on import is not part of the list
         registry = Registry.discover(files=files or [])
-        listed = [(found, _check(registry, found) if check else None) for found in registry.found(kind)]
+        words = " ".join(search or []).lower().split()
+        matching = [found for found in registry.found(kind) if all(word in _searched(found) for word in words)]
+        listed = [(found, _check(registry, found) if check else None) for found in matching]
     if as_json:
         print(json.dumps([_as_object(plugin) for plugin in listed], indent=2, ensure_ascii=False))
+    elif words and not listed:
+        print(f"No {'plugin' if kind is None else kind.replace('_', ' ')} has {' and '.join(words)}.", file=sys.stderr)
     elif sys.stdout.isatty() or "COLUMNS" in os.environ:
         _print_tables(listed, verbose)
     else:
@@ -62,8 +75,16 @@ def list_plugins(
         print(f"Not listed, as SWIFTPLUG_PLUGINS does not allow them: {', '.join(sorted(refused))}", file=sys.stderr)
     for problem in registry.problems:
         print(problem, file=sys.stderr)
-    if any(result and result.status == "broken" for _, result in listed) or (check and registry.problems):
+    is_broken = any(result and result.status == "broken" for _, result in listed) or (check and registry.problems)
+    if is_broken or (words and not listed):
         raise typer.Exit(1)
+
+
+def _searched(found: FoundPlugin) -> str:
+    """The text in which `--search` looks."""
+    kind = KINDS[found.kind]
+    texts = found.kind, kind.option, found.kind.replace("_", " "), found.name, found.distribution, found.summary or ""
+    return "\n".join(texts).lower()
 
 
 def _check(registry: Registry, found: FoundPlugin) -> Check:

@@ -28,6 +28,8 @@ _COMMANDS = {
     "preview": "Show rows as the model will see them, each token coloured by its weight in the loss.",
     "list-plugins": "List the installed plugins, without importing them.",
     "show-plugin": "Show what a plugin does, its options, and how to use it.",
+    "install": "Install packages of plugins with pip, in swiftplug's own environment.",
+    "uninstall": "Uninstall packages of plugins with pip.",
 }
 
 _SECONDS_FOR_OTHERS = 5
@@ -148,7 +150,8 @@ def _load(name: str) -> Any:
     function = name.replace("-", "_")
     run = getattr(import_module(f"swiftplug.cli.{function}"), function)
     alone = _typer()
-    alone.command(name, cls=_Command)(run)
+    passes_on = getattr(run, "passes_on_options", False)
+    alone.command(name, cls=_Command, context_settings={"ignore_unknown_options": True} if passes_on else None)(run)
     command: Any = typer.main.get_command(alone)
     command.keys = getattr(run, "keys", {})
     return command

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+
+from swiftplug.cli.list_plugins import list_plugins
 
 GOOD = 'def f(outputs, labels):\n    """Does good."""\n'
 
@@ -73,6 +76,22 @@ def test_one_kind(run: Any, sites: list[Path]) -> None:
     done = run("--kind", "optimiser")
     assert done.returncode == 2
     assert done.stderr.strip() == "error: --kind: there is no kind 'optimiser'; did you mean 'optimizer'?"
+
+
+def test_search(sites: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    def found(*words: str, kind: str | None = None) -> list[str]:
+        list_plugins(search=[*words], kind=kind, as_json=True)
+        return [f"{row['kind']} {row['name']}" for row in json.loads(capsys.readouterr().out)]
+
+    assert found("LoRA") == ["optimizer lorap", "tuner lora"]
+    assert found("label smoothing") == found("smoothing", "loss") == ["loss label_smoothing"]
+    assert found("acme") == ["loss bad", "loss good", "tools bad", "tools good"]
+    assert found("acme", "good", kind="tools") == ["tools good"]
+    for options, said in (({}, "plugin"), ({"kind": "loss_scale"}, "loss scale")):
+        with pytest.raises(typer.Exit) as ended:
+            list_plugins(search=["no such", "words"], **options)
+        assert ended.value.exit_code == 1
+        assert capsys.readouterr() == ("", f"No {said} has no and such and words.\n")
 
 
 def test_check_distinguishes_broken_from_needy(run: Any, sites: list[Path]) -> None:
