@@ -5,6 +5,7 @@ from typing import Any
 from swiftplug.errors import ContractError, UserError, nearest
 from swiftplug.plugin.registry import KINDS, Registry
 from swiftplug.plugin.registry.contracts import check_contract
+from swiftplug.plugin.registry.declared import declared_options
 from swiftplug.plugin.registry.errors import MissingExtraError, describe_error
 
 
@@ -33,7 +34,7 @@ def check_plugin(kind: str, plugin: object, **options: Any) -> None:
         >>> def test_my_loss_keeps_its_contract():
         ...     check_plugin("loss", MyLoss, gamma=2.0)
     """
-    from swiftplug.plugin.registry.options import bind, check_options, declared_options  # they need pydantic
+    from swiftplug.plugin.registry.options import bind, check_options  # they need pydantic
     from swiftplug.plugin.registry.trials import try_bound
 
     if kind not in KINDS:
