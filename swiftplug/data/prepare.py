@@ -235,7 +235,8 @@ def map_chunks(
     start = (_start_worker, (function, os.getpid()))
     with ProcessPoolExecutor(num_proc, multiprocessing.get_context(method), *start) as pool:
         pending: deque[Future[EncodedRows]] = deque()
-        workers: set[BaseProcess] = set()
+        pool.submit(os.getpid)  # starts the workers while none has a row to die of
+        workers: set[BaseProcess] = {*multiprocessing.active_children()}
         try:
             for chunk in chunks:
                 pending.append(pool.submit(_work, chunk))
