@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PANELS_PER_ROW = 4
+# In inches; margins are at the left, right, bottom and top. Having them found out draws all labels twice more.
+_PANEL_SIZE = 4.6, 3.4
+_PANEL_MARGINS = 0.75, 0.15, 0.5, 0.4
 
 # What Trainer logs besides losses, learning rates and metrics.
 BOOKKEEPING = {
@@ -118,7 +121,17 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     titles = ["loss", "learning_rate", *sorted(measured - {"loss", "learning_rate"})]
     columns = min(len(titles), _PANELS_PER_ROW)
     rows = math.ceil(len(titles) / columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), dpi=110, layout="constrained")
+    width, height = _PANEL_SIZE
+    left, right, bottom, top = _PANEL_MARGINS
+    figure = Figure(figsize=(width * columns, height * rows), dpi=110)
+    figure.subplots_adjust(
+        left=left / (width * columns),
+        right=1 - right / (width * columns),
+        bottom=bottom / (height * rows),
+        top=1 - top / (height * rows),
+        wspace=(left + right) / (width - left - right),
+        hspace=(bottom + top) / (height - bottom - top),
+    )
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for ax, title in zip_longest(axes, titles):
         if title is None:

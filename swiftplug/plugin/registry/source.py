@@ -3,6 +3,7 @@
 import ast
 import inspect
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +71,8 @@ class _OwnModules(NamedTuple):
             file = todo.pop()
             if file not in seen:
                 seen.add(file)
-                todo += (path for name in _imports(file, self.root) for path in self._files(name))
+                package = file.relative_to(self.root).parent.parts
+                todo += (path for name in _imports(file.read_bytes(), package) for path in self._files(name))
         return seen
 
     def _files(self, module: str) -> Iterator[Path]:
@@ -95,23 +97,30 @@ class _OwnModules(NamedTuple):
         return _SITE_PACKAGES.isdisjoint(parts) and (parts[0] != BUILT_IN or self.package == BUILT_IN)
 
 
-def _imports(file: Path, root: Path) -> Iterator[str]:
-    """The full names of the modules that a file imports, wherever in it; some may be attributes of modules."""
-    package = list(file.relative_to(root).parent.parts)
+@lru_cache
+def _imports(source: bytes, package: tuple[str, ...]) -> frozenset[str]:
+    """The full names of the modules that a module imports, wherever in it; some may be attributes of modules."""
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):  # it is imported late, if ever
-        return
+        return frozenset()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
+            above = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*above, *([node.module] if node.module else [])])
-            yield from (f"{module}.{alias.name}".lstrip(".") for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-            if names and isinstance(names[0], str):
-                dots = len(names[0]) - len(names[0].lstrip("."))
-                above = package[: len(package) - dots + 1] if dots else []
-                yield ".".join([*above, names[0].lstrip(".")])
+            names.update(f"{module}.{alias.name}".lstrip(".") for alias in node.names)
+        elif isinstance(node, ast.Call) and _name_of(node.func).endswith("import_module"):
+            given = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            if given and isinstance(given[0], str):
+                dots = len(given[0]) - len(given[0].lstrip("."))
+                above = package[: len(package) - dots + 1] if dots else ()
+                names.add(".".join([*above, given[0].lstrip(".")]))
+    return frozenset(names)
+
+
+def _name_of(function: ast.expr) -> str:
+    """The last name of what is called."""
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
