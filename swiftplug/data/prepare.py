@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import date
 from itertools import chain, islice
 from multiprocessing.process import BaseProcess
@@ -63,12 +64,16 @@ class PreparedData(NamedTuple):
             split has weights other than 0 and 1; and `position_ids` if they are packed. All are NumPy arrays.
         eval: Examples to evaluate on, never packed; with `prompt_ids`, `opened` and `reference` if a metric generates.
         report: What became of the rows.
+        source: The rows to train on, as they are read.
+        encoder: What makes examples of them.
         labels: What the labels of rows are, which examples of a task for labelled rows have as `label`.
     """
 
     train: Dataset
     eval: Dataset | None
     report: DataReport
+    source: Source
+    encoder: RowEncoder
     labels: Labels | None = None
 
 
@@ -116,13 +121,13 @@ def prepare_data(
     store = EncodedStore(options.cache_dir)
     loss_scale = combine(loss_scales)
 
-    def encode(source: Source, generation: bool) -> StoredRows:
-        encoder = RowEncoder(tokenizer, tools.bound, loss_scale, task, options, generation)
+    def encode(source: Source, encoder: RowEncoder) -> StoredRows:
         key = _key(source, encoder, [tools, *loss_scales])
         return store.get(key, lambda report: _encode(source, encoder, options.num_proc, report, progress))
 
-    train = encode(train_source, False)
-    evaluation = encode(eval_source, generation) if eval_source else None
+    encoder = RowEncoder(tokenizer, tools.bound, loss_scale, task, options)
+    train = encode(train_source, encoder)
+    evaluation = encode(eval_source, replace(encoder, generation=generation)) if eval_source else None
     weighted = train.report.weighted or (evaluation is not None and evaluation.report.weighted)
     unneeded = [] if weighted else ["loss_scale"]
     train_rows = train.examples.remove_columns(unneeded)
@@ -144,6 +149,8 @@ def prepare_data(
             train.folder,
             [*(labelled.notes if labelled else []), *store.notes],
         ),
+        source=train_source,
+        encoder=encoder,
         labels=labelled.labels if labelled else None,
     )
 

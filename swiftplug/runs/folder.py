@@ -177,7 +177,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def begin_record(
-    folder: Path, config: RunConfig, plugins: Iterable[LoadedPlugin], *, resumed: bool, **more: Any
+    folder: Path,
+    config: RunConfig,
+    plugins: Iterable[LoadedPlugin],
+    *,
+    resumed: bool,
+    step: int | None = None,
+    **more: Any,
 ) -> None:
     """Write `run.json` and `config.yaml` at the start of a run: they record what is needed to reproduce it.
 
@@ -186,15 +192,21 @@ def begin_record(
         config: Its config.
         plugins: Its plugins.
         resumed: Whether the record of the run's earlier commands is continued.
+        step: The step from which a training is resumed; it is recorded with the command.
         more: Other entries of `run.json`.
     """
     before = read_record(folder) if resumed else {}
-    command = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv[1:]}
+    records = [plugin_record(plugin) for plugin in plugins]
+    command: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv[1:]}
+    if step is not None:
+        command["step"] = step
+    if replaced := changed_plugins(before.get("plugins", []), records):
+        command["replaced_plugins"] = replaced
     record = {
         "commands": [*before.get("commands", []), command],
         "seed": config.seed,
         **describe_environment(),
-        "plugins": [plugin_record(plugin) for plugin in plugins],
+        "plugins": records,
         **more,
     }
     _write_record(folder, {**before, **record})
@@ -212,6 +224,16 @@ def describe_environment() -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in _RECORDED_LIBRARIES},
         },
     }
+
+
+def changed_plugins(before: Iterable[dict[str, Any]], now: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of some recorded plugins whose source or version others of the same kind and name do not have."""
+
+    def key(plugin: dict[str, Any]) -> tuple[str, str]:
+        return plugin["kind"], plugin["name"]
+
+    facts = {key(plugin): (plugin["version"], plugin["source_sha256"]) for plugin in now}
+    return [each for each in before if facts.get(key(each), ()) not in ((), (each["version"], each["source_sha256"]))]
 
 
 def add_to_record(folder: Path, **entries: Any) -> None:

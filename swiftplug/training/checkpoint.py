@@ -25,6 +25,8 @@ from swiftplug.runs.folder import KEPT_BASE, MARKER, STAGED_BASE, Marker, absolu
 TRAINER_STATE = "trainer_state.json"
 LOG = "log.jsonl"
 CURVES = "loss.png"
+REPORT = "report.html"
+ANSWERS = "answers.jsonl"
 CONFUSION = "confusion.png"
 STAGING = ".saving-checkpoint"
 FINAL_STAGING = ".saving-final"
@@ -158,7 +160,7 @@ def remove_folder(path: Path) -> None:
 
 def saved_files(run_dir: Path) -> list[Path]:
     """What a run has left that another one must not mix with: its model, checkpoints and curves, the marker first."""
-    names = [MARKER, *read_record(run_dir).get("files", ()), LOG, CURVES, CONFUSION, KEPT_BASE]
+    names = [MARKER, *read_record(run_dir).get("files", ()), LOG, CURVES, CONFUSION, REPORT, ANSWERS, KEPT_BASE]
     files = [run_dir / name for name in dict.fromkeys(names) if Path(name).name == name]
     return [path for path in [*files, *checkpoints(run_dir)] if path.exists()]
 

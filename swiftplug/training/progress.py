@@ -13,6 +13,7 @@ from swiftplug.formatting import format_number
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.folder import atomic_path, write_atomically
 from swiftplug.training.checkpoint import LOG
+from swiftplug.training.page.curves import BOOKKEEPING, DETAILS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,26 +22,6 @@ _PANELS_PER_ROW = 4
 # In inches; margins are at the left, right, bottom and top. Having them found out draws all labels twice more.
 _PANEL_SIZE = 4.6, 3.4
 _PANEL_MARGINS = 0.75, 0.15, 0.5, 0.4
-
-# What Trainer logs besides losses, learning rates and metrics.
-BOOKKEEPING = {
-    "epoch",
-    "total_flos",
-    "num_input_tokens_seen",
-    "grad_norm",
-    "train_runtime",
-    "train_samples_per_second",
-    "train_steps_per_second",
-    "train_tokens_per_second",
-    "eval_runtime",
-    "eval_samples_per_second",
-    "eval_steps_per_second",
-    "eval_model_preparation_time",
-}
-
-
-# What tasks log that helps only in curves.
-DETAILS = {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "nll_loss"}
 
 
 class ProgressLine(TrainerCallback):

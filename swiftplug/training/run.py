@@ -5,7 +5,7 @@
 3. The data is read, encoded and counted.
 4. The base model is loaded, and the tuner wraps it.
 5. Transformers' Trainer trains it, with the plugins.
-6. The model, the log and the loss plot are written into the folder.
+6. The model, the log, the loss plot and the page are written into the folder.
 
 Errors in config, plugins and data are raised in steps 1-3; what needs the loaded model (packing, some plugins) is
 checked right after step 4. Nothing in the folder changes before; then `--overwrite` removes what the old run left.
@@ -43,6 +43,7 @@ from swiftplug.runs.folder import (
 from swiftplug.training.checkpoint import (
     CONFUSION,
     CURVES,
+    REPORT,
     check_same_data,
     check_same_run,
     checkpoints,
@@ -52,7 +53,9 @@ from swiftplug.training.checkpoint import (
     saved_files,
 )
 from swiftplug.training.model import check_packing, load_model_to_train
-from swiftplug.training.progress import BOOKKEEPING, DETAILS, ProgressLine, RunLog, draw_curves
+from swiftplug.training.page.curves import BOOKKEEPING, DETAILS
+from swiftplug.training.page.report import RunReport
+from swiftplug.training.progress import ProgressLine, RunLog, draw_curves
 from swiftplug.training.reference import add_reference_logps, describe_reference, load_reference
 from swiftplug.training.setup import plan_facts, read_data, set_up
 from swiftplug.training.trainer import PlugTrainer
@@ -156,6 +159,8 @@ def train(
             callbacks=[*callbacks, RunLog(run_dir), ProgressLine(progress)],
         )
         trainer.remove_callback(PrinterCallback)  # it prints every log a second time
+        report = RunReport(run_dir, args, data, trainer)
+        trainer.add_callback(report)
         if config.data.packing:
             check_packing(model, trainer.accelerator)
         if is_first:
@@ -163,15 +168,22 @@ def train(
                 remove_saved_files(run_dir)
             put_base_in_place(run_dir)
             facts = {"data": data.report.fingerprints(), "processes": args.world_size}
-            begin_record(run_dir, config, plugins, resumed=resume, run=RUN, **facts)
+            step = int(checkpoint.name.partition("-")[2]) if checkpoint else None
+            begin_record(run_dir, config, plugins, resumed=resume, step=step, run=RUN, **facts)
         _print_start(console, plugins, model, checkpoint)
         if args.task.needs_reference:
             print_line(console, f"reference: {describe_reference(args, reference)}")
 
         started = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        with progress.start("saving the model"):
-            trainer.save_final()
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with progress.start("saving the model"):
+                trainer.save_final()
+        finally:
+            if is_first:
+                report.write(ended=True)
+                if report.problem:
+                    print_line(console, report.problem, "yellow")
         history = trainer.state.log_history
         metrics = {name: value for entry in history for name, value in entry.items()}
         if is_first:
@@ -181,6 +193,8 @@ def train(
                 confusion.draw(run_dir / CONFUSION)
                 print_line(console, f"confusion matrix of the last evaluation: {run_dir / CONFUSION}")
             _print_end(console, run_dir, metrics, time.monotonic() - started)
+            if not report.problem:
+                print_line(console, f"page of the run: {run_dir / REPORT}")
         return TrainResult(run_dir, metrics)
 
 

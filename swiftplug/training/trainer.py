@@ -32,6 +32,7 @@ from swiftplug.training.checkpoint import FINAL_STAGING, STAGING, CheckpointKeep
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer, Means, PluginLossComputer
 from swiftplug.training.model import load_model_to_train
+from swiftplug.training.page.answers import SHOWN_ANSWERS
 from swiftplug.training.task_loss import TaskLossComputer
 
 
@@ -63,6 +64,7 @@ class PlugTrainer(Trainer):
         self.run_dir = Path(args.training_args.output_dir)
         self.first_step = 0
         self.saved_final = False
+        self.answers: list[tuple[str, str, str]] = []  # of the last evaluation: first prompts, references and answers
         super().__init__(
             model=model,
             args=args.training_args,
@@ -275,6 +277,12 @@ class PlugTrainer(Trainer):
                 self.progress,
             )
             references = [str(text) for text in rows["reference"]]
+            self.answers = [
+                (self.tokenizer.decode([*map(int, ids)]), reference, prediction)
+                for ids, reference, prediction in islice(
+                    zip(rows["prompt_ids"], references, predictions, strict=True), SHOWN_ANSWERS
+                )
+            ]
             with self.progress.start("computing metrics"):
                 computed = self.metrics.compute_on_texts(predictions, references)
             named = {f"{metric_key_prefix}_{name}": value for name, value in computed.items()}

@@ -185,13 +185,17 @@ class DataReport:
         splits = {"dataset": self.train, "eval_dataset": self.eval}
         return {key: {"rows": split.rows, "sha256": split.sha256} for key, split in splits.items() if split}
 
-    def lines(self) -> list[str]:
-        """The counts as lines to print."""
+    def unread_lines(self) -> list[str]:
+        """The line about the keys that nothing reads, if there are any."""
         unread = UnreadKeys()
         for split in filter(None, (self.train, self.eval)):
             unread.add(split.unread)
+        return unread.lines()
+
+    def lines(self) -> list[str]:
+        """The counts as lines to print."""
         evaluation = self.eval.lines("eval") if self.eval else []
-        lines = [*self.train.lines("train"), *evaluation, *unread.lines()]
+        lines = [*self.train.lines("train"), *evaluation, *self.unread_lines()]
         return [*lines, f"encoded rows: {self.store}", *self.notes]
 
 

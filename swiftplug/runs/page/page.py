@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from swiftplug.config.yaml_file import write_inline
+from swiftplug.formatting import format_command, format_number
 from swiftplug.runs.folder import atomic_path
 
 _HEAD, _TAIL = 14_000, 6_000
@@ -52,12 +54,18 @@ def render_page(
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=PackageLoader("swiftplug", "")
     )
+    environment.filters |= {"number": format_number, "command": lambda words: format_command(*words), "inline": _inline}
     return environment.get_template(template).generate(
         style=Markup("\n".join([*map(_source, ["runs/page/page.css", *styles]), more_style])),
         script=Markup(script),
         script_source=Markup(f"'sha256-{digest}'" if scripts else "'none'"),
         **context,
     )
+
+
+def _inline(options: Mapping[str, Any]) -> str:
+    """Options of a plugin as pages show them."""
+    return ", ".join(f"{name}: {write_inline(value)}" for name, value in options.items())
 
 
 def _source(name: str) -> str:

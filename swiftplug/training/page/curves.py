@@ -1,0 +1,281 @@
+"""The log of a training as curves: over steps, tokens or time, thinned so that a page of any run stays light."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TOKENS_PER_SECOND = "tokens_per_second"
+
+# What Trainer logs besides losses, learning rates and metrics.
+BOOKKEEPING = {
+    "epoch",
+    "total_flos",
+    "num_input_tokens_seen",
+    "grad_norm",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "train_tokens_per_second",
+    "eval_runtime",
+    "eval_samples_per_second",
+    "eval_steps_per_second",
+    "eval_model_preparation_time",
+}
+
+# What tasks log that helps only in curves.
+DETAILS = {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "nll_loss"}
+
+_NO_CURVE = {*BOOKKEEPING, "step", "train_loss"} - {"grad_norm"}
+_LAST = ("learning_rate", "grad_norm", TOKENS_PER_SECOND)  # the charts behind those of what was measured
+_BETTER_LOWER = ("loss", "perplexity", "rmse")
+
+_MAX_POINTS = 1500
+"""Number of points of a curve at most."""
+
+_SMOOTHED_FROM = 40
+"""Number of points from which a curve is smoothed."""
+
+
+class Clock(NamedTuple):
+    """What a run had used at some of its steps; both grow with the steps.
+
+    Attributes:
+        steps: The steps.
+        tokens: The input tokens that were trained on.
+        seconds: The time that training and evaluation had taken, over all parts of a run that was resumed.
+    """
+
+    steps: list[int]
+    tokens: list[int]
+    seconds: list[float]
+
+
+class Evaluation(NamedTuple):
+    """An evaluation: when it was, and what it gave, without `eval_`."""
+
+    step: int
+    epoch: float
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run has logged.
+
+    Attributes:
+        entries: Dictionaries with `step` and what was logged at it, as in Trainer's `log_history` and `log.jsonl`.
+        resumed_at: The steps from which the run was resumed.
+        problems: What of the file is no such entry.
+    """
+
+    entries: Sequence[Mapping[str, Any]]
+    resumed_at: Sequence[int] = ()
+    problems: Sequence[str] = ()
+
+    @classmethod
+    def read(cls, path: Path, resumed_at: Sequence[int] = ()) -> "History":
+        """Read `log.jsonl`; a last line that is still being written is left out, and a broken one is a problem."""
+        entries, problems = [], []
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        for number, line in enumerate(text.split("\n")[:-1], 1):
+            try:
+                entry = json.loads(line)
+                entries.append({**entry, "step": int(entry["step"])})
+            except (ValueError, TypeError, KeyError):
+                problems.append(f"{path}:{number}: is no entry of a log, and is left out")
+        return cls(entries, resumed_at, problems)
+
+    def last(self, name: str) -> float | None:
+        """The value that was logged last under a name; None if there is none."""
+        return next((float(entry[name]) for entry in reversed(self.entries) if _is_number(entry.get(name))), None)
+
+    def points(self, name: str) -> list[tuple[int, float]]:
+        """The steps and values of what was logged under a name."""
+        return [(entry["step"], float(entry[name])) for entry in self.entries if _is_number(entry.get(name))]
+
+    def names(self) -> list[str]:
+        """What has a curve, in the order in which pages show it."""
+        logged = dict.fromkeys(name for entry in self.entries for name, value in entry.items() if _is_number(value))
+        names = [name for name in logged if name not in _NO_CURVE]
+        if self.rates() and TOKENS_PER_SECOND not in names:
+            names.append(TOKENS_PER_SECOND)
+        places = {name: place for place, name in enumerate(("loss", "eval_loss"))}
+        last = {name: len(_LAST) + place for place, name in enumerate(_LAST)}
+        return sorted(names, key=lambda name: places.get(name, last.get(name, len(places))))
+
+    def evaluations(self) -> list[Evaluation]:
+        """The evaluations, one for each step at which there was any."""
+        by_step: dict[int, Evaluation] = {}
+        for entry in self.entries:
+            values = {
+                name.removeprefix("eval_"): float(value)
+                for name, value in entry.items()
+                if name.startswith("eval_") and name not in BOOKKEEPING and _is_number(value)
+            }
+            if values:
+                step, epoch = entry["step"], float(entry.get("epoch") or 0)
+                before = by_step[step].values if step in by_step else {}
+                by_step[step] = Evaluation(step, epoch, {**before, **values})
+        return [*by_step.values()]
+
+    def clock(self) -> Clock:
+        """Tokens and time at the steps that were logged with both."""
+        clock = Clock([], [], [])
+        for moment in self._moments():
+            if not clock.steps or moment.step > clock.steps[-1]:
+                clock.steps.append(moment.step)
+                clock.tokens.append(moment.tokens)
+                clock.seconds.append(moment.seconds)
+        return clock
+
+    @property
+    def seconds(self) -> float | None:
+        """The time of training and evaluation, over all parts of the run; None if none was logged."""
+        return max((moment.seconds for moment in self._moments()), default=None)
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens per second of training, over all parts of the run; None if it is not known."""
+        tokens, seconds, before = 0, 0.0, _Moment(0, 0, 0.0, 0.0, 0)
+        for moment in self._moments():
+            if moment.part == before.part:
+                tokens += moment.tokens - before.tokens
+                seconds += moment.seconds - before.seconds - moment.evaluated
+            before = moment
+        return tokens / seconds if tokens and seconds > 0 else None
+
+    def rates(self) -> list[tuple[int, float]]:
+        """Tokens per second of training since the log before; the time of evaluations does not count.
+
+        The first log after a resume has none: what was done before it, and when, is not known.
+        """
+        if logged := self.points(TOKENS_PER_SECOND):
+            return logged
+        rates, before = [], _Moment(0, 0, 0.0, 0.0, 0)
+        for moment in self._moments():
+            seconds = moment.seconds - before.seconds - moment.evaluated
+            if moment.part == before.part and moment.step > before.step and seconds > 0:
+                rates.append((moment.step, (moment.tokens - before.tokens) / seconds))
+            before = moment
+        return rates
+
+    def _moments(self) -> Iterator["_Moment"]:
+        """Each log that has its time."""
+        earlier = now = evaluated = 0.0
+        step = part = 0
+        for entry in self.entries:
+            if _is_number(entry.get("eval_runtime")):
+                evaluated += entry["eval_runtime"]
+            if not (_is_number(entry.get("train_runtime")) and _is_number(entry.get("num_input_tokens_seen"))):
+                continue
+            resumed = any(step <= place < entry["step"] for place in self.resumed_at)
+            if resumed or entry["train_runtime"] < now:  # the clock of a resumed run starts anew
+                earlier, evaluated, part = earlier + now, 0.0, part + 1
+            now, step = entry["train_runtime"], entry["step"]
+            yield _Moment(step, entry["num_input_tokens_seen"], earlier + now, evaluated, part)
+            evaluated = 0.0
+
+
+class _Moment(NamedTuple):
+    """When a step was logged: `seconds` since the start over all parts, of which evaluations took `evaluated`."""
+
+    step: int
+    tokens: int
+    seconds: float
+    evaluated: float
+    part: int
+
+
+def is_better_lower(name: str) -> bool:
+    """Whether less of a metric is better, told by its name, as `early_stop` tells it."""
+    return name.endswith(_BETTER_LOWER)
+
+
+def chart(title: str, curves: Iterable[dict[str, Any]], *, wide: bool = False) -> dict[str, Any]:
+    """A chart as the script of a page draws it."""
+    return {"title": title, "wide": wide, "curves": [*curves]}
+
+
+def curve(
+    points: Sequence[tuple[int, float]], label: str, color: int, *, run: int = 0, dots: bool = False
+) -> dict[str, Any]:
+    """A curve as the script of a page draws it: thinned, and smoothed if it has many points.
+
+    Args:
+        points: Steps and values.
+        label: What it is called in the legend.
+        color: The number of its colour.
+        run: The number of its run, whose clock it goes by.
+        dots: Whether its points are drawn, as they are few and far between; it is then not smoothed.
+    """
+    values = [value for _, value in points]
+    places = thin(values)
+    smooth = smoothed(values) if len(values) >= _SMOOTHED_FROM and not dots else []
+    return {
+        "label": label,
+        "color": color,
+        "run": run,
+        "dots": dots,
+        "x": [points[place][0] for place in places],
+        "y": [_rounded(values[place]) for place in places],
+        "smooth": [_rounded(smooth[place]) for place in places] if smooth else None,
+    }
+
+
+def thin(values: Sequence[float], limit: int = _MAX_POINTS) -> list[int]:
+    """The places of so many values at most that a curve of them looks like that of all.
+
+    Of each stretch the lowest and the highest are kept, so that no spike is lost; so are the first and the last of all.
+    """
+    if len(values) <= limit:
+        return [*range(len(values))]
+    stretches = (limit - 2) // 2
+    kept = {0, len(values) - 1}
+    for stretch in range(stretches):
+        places = range(stretch * len(values) // stretches, (stretch + 1) * len(values) // stretches)
+        finite = [place for place in places if math.isfinite(values[place])] or [*places]
+        kept |= {min(finite, key=values.__getitem__), max(finite, key=values.__getitem__)}
+    return sorted(kept)
+
+
+def span_of(count: int) -> int:
+    """Number of values over which about a curve of so many is smoothed."""
+    return max(5, count // 40)
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The exponential moving average over `span_of` values; values that are not finite do not count.
+
+    Its weights are divided by their sum, as in `ewm(span=..., ignore_na=True).mean()` of pandas.
+    """
+    decay = 1 - 2 / (span_of(len(values)) + 1)
+    total = weight = 0.0
+    result = []
+    for value in values:
+        if math.isfinite(value):
+            total, weight = total * decay + value, weight * decay + 1
+        result.append(total / weight if weight else math.nan)
+    return result
+
+
+def thinned_clock(clock: Clock) -> dict[str, list[float]]:
+    """A clock as the script of a page reads it, which interpolates."""
+    count = len(clock.steps)
+    stride = math.ceil(count / _MAX_POINTS) or 1
+    places = sorted({*range(0, count, stride), *range(count)[-1:]})
+    return {
+        "steps": [clock.steps[place] for place in places],
+        "tokens": [clock.tokens[place] for place in places],
+        "seconds": [round(clock.seconds[place], 3) for place in places],
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
