@@ -52,7 +52,7 @@ from swiftplug.sampling.selection import Selection
 from swiftplug.sampling.statistics import Summary, row_figures
 from swiftplug.training.arguments import training_arguments
 from swiftplug.training.model import load_model_to_train
-from swiftplug.training.progress import BOOKKEEPING
+from swiftplug.training.page.curves import BOOKKEEPING
 from swiftplug.training.reference import add_reference_logps, load_reference
 from swiftplug.training.setup import read_data, set_up
 from swiftplug.training.trainer import PlugTrainer
