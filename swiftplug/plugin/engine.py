@@ -197,5 +197,23 @@ class Engine:
         """
         raise NotImplementedError
 
+    def stream(self, prompt: Prompt) -> Iterator[Completion]:
+        """Generate the first candidate of a prompt piece by piece, for a conversation; by default in one piece.
+
+        Args:
+            prompt: A prompt; the next one of a conversation begins with the messages of this one and its answer.
+
+        Yields:
+            The candidate so far: its text begins with that of the one before; `finish_reason` is empty until the last.
+            The iterator may be closed, or interrupted by Ctrl-C, before.
+
+        Raises:
+            UserError: There is none.
+        """
+        for answered in self.generate([prompt]):
+            if answered.failure:
+                raise UserError(answered.failure)
+            yield answered.completions[0]
+
     def close(self) -> None:
         """Release what `open` acquired."""

@@ -327,10 +327,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
             elif got["held"] is None:
                 self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
             else:
-                files = [{"rfilename": name} for name in got["held"]]
-                self.answer(
-                    {"id": "org/name", "siblings": files, "private": False, "tags": [], "downloads": 0, "likes": 0}
-                )
+                held = [{"type": "file", "path": name, "oid": "0", "size": 1} for name in got["held"]]
+                whole = {"id": "org/name", "private": False, "tags": []}
+                tree = "/tree/" in self.path
+                self.answer(held if tree else {**whole, "siblings": [{"rfilename": name} for name in got["held"]]})
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -4,14 +4,15 @@ Random numbers depend on the candidate alone, so that it is the same whatever el
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
 
-from swiftplug.builtin.engines.fast_parts import growing_cache
+from swiftplug.builtin.engines.fast_parts import GrowingLayer, growing_cache
 from swiftplug.plugin import Sampling
 
 _ENDED_SHARE = 16  # ended rows are removed once they are 1/16 of the batch
@@ -35,7 +36,8 @@ class GenerationRequest(NamedTuple):
 class Drawn(NamedTuple):
     """A candidate: its tokens without the end token, and why it ended.
 
-    The reason is `stop`, `length`, or `broken` if logits are not finite. What ended it as text is still in the tokens.
+    The reason is `stop`, `length`, `broken` if logits are not finite, or empty while it is being generated. What ended
+    it as text is still in the tokens.
     """
 
     ids: list[int]
@@ -94,6 +96,7 @@ class Decoder:
         # Apple's GPUs have no float64.
         self._drawing_device = torch.device("cpu") if self._device.type == "mps" else self._device
         self._end_ids = torch.tensor(end_ids, device=self._device)
+        self._kept: tuple[list[int], Any] = [], None  # the tokens of the last stream, and their cache
 
     @torch.inference_mode()
     def decode(self, requests: list[GenerationRequest], sampling: Sampling) -> list[list[Drawn]]:
@@ -152,6 +155,59 @@ class Decoder:
             candidates[end - len(request.numbers) : end]
             for request, end in zip(requests, counts.cumsum(0), strict=True)
         ]
+
+    @torch.inference_mode()
+    def stream(self, request: GenerationRequest, sampling: Sampling) -> Iterator[Drawn]:
+        """Generate the first candidate of a request, which is that of `decode`, and yield it after each token.
+
+        What the last stream has read and generated is not read again where this prompt begins with it. An iterator may
+        be closed, or interrupted, at any time.
+        """
+        ids, ends = [*request.ids], set(self._end_ids.tolist())
+        cache, logits = self._read_on(ids, self.num_virtual_tokens + len(ids) + request.longest)
+        for number in request.numbers[0, : request.longest].to(self._drawing_device):
+            if not logits.amax().isfinite():
+                yield Drawn(ids[len(request.ids) :], "broken")
+                return
+            token = int(draw(logits.to(self._drawing_device), number[None], sampling))
+            if self.num_virtual_tokens == 0:
+                self._kept = [*ids], cache
+            if token in ends:
+                yield Drawn(ids[len(request.ids) :], "stop")
+                return
+            ids.append(token)
+            drawn = ids[len(request.ids) :]
+            at_text = self._has_stopped is not None and self._has_stopped(drawn)
+            reason = "stop" if at_text else "length" if len(drawn) == request.longest else ""
+            yield Drawn(drawn, reason)
+            if reason:
+                return
+            self._kept = [], None  # an interruption would leave the cache half-way through this token
+            cache, logits = self._feed(self._stepper, ids[-1:], cache, self.num_virtual_tokens + len(ids) - 1)
+
+    def _read_on(self, ids: list[int], longest: int) -> tuple[Any, torch.Tensor]:
+        """The cache of a prompt and its next logits, `(1, V)`; only tokens that the kept cache lacks are read."""
+        before, cache = self._kept
+        self._kept = [], None
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(before, ids, strict=False))
+        known = min(sum(1 for _ in same), len(ids) - 1)
+        if cache is None or known < 1 or not all(type(layer) is GrowingLayer for layer in cache.layers):
+            virtual = self.num_virtual_tokens
+            if not virtual:
+                return self._feed(self._stepper, ids, growing_cache(self._config, longest), 0)
+            rows, logits = self._read_prompts([GenerationRequest(ids, torch.zeros(1, 1), longest - virtual - len(ids))])
+            return rows.cache, logits
+        for layer in cache.layers:
+            layer.keep(known, longest)
+        return self._feed(self._stepper, ids[known:], cache, known)
+
+    def _feed(self, model: Any, ids: list[int], cache: Any, start: int) -> tuple[Any, torch.Tensor]:
+        """Run tokens through the model behind the `start` ones in the cache."""
+        end = start + len(ids)
+        positions = torch.arange(start, end, device=self._device)[None]
+        mask = torch.ones(1, end, dtype=torch.long, device=self._device)
+        output = self._forward(model, torch.tensor([ids], device=self._device), mask, positions, cache)
+        return output.past_key_values, output.logits[:, -1]
 
     def _read_prompts(self, requests: list[GenerationRequest]) -> tuple[_Rows, torch.Tensor]:
         """Run the prompts, padded on the left, through the model; also return their next logits, `(requests, V)`."""

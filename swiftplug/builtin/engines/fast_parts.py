@@ -38,7 +38,7 @@ class GrowingLayer(DynamicLayer):
             return self.keys, self.values
         rows, start, end = key_states.shape[0], self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         if self._buffers is None or self._buffers[0].shape[-2] < end:
-            self._move(torch.arange(rows, device=key_states.device))
+            self._move(torch.arange(rows, device=key_states.device), end)
         assert self._buffers is not None
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:rows, :, start:end] = states
@@ -56,10 +56,15 @@ class GrowingLayer(DynamicLayer):
             buffer[targets, :, :length] = buffer[beam_idx[targets], :, :length]
         self.keys, self.values = (buffer[:rows, :, :length] for buffer in self._buffers)
 
-    def _move(self, rows: torch.Tensor) -> None:
-        """Copy rows into buffers with room for more tokens."""
+    def keep(self, length: int, longest: int) -> None:
+        """Forget all tokens but the first `length`; rows may then grow to `longest`."""
+        self._longest = longest
+        self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
+
+    def _move(self, rows: torch.Tensor, least: int = 0) -> None:
+        """Copy rows into buffers with room for more tokens, `least` in all."""
         length = self.keys.shape[-2]
-        capacity = max(length + 1, min(self._longest, length + max(_SPARE_TOKENS, length // 2)))
+        capacity = max(length + 1, least, min(self._longest, length + max(_SPARE_TOKENS, length // 2)))
 
         def copy(states: torch.Tensor) -> torch.Tensor:
             buffer = states.new_empty(rows.numel(), states.shape[1], capacity, states.shape[3])

@@ -12,6 +12,8 @@ from swiftplug.builtin.engines.fast_parts import pack_linears
 from swiftplug.builtin.hardware import pick_device, pick_dtype
 from swiftplug.plugin import Answered, Chat, Completion, Engine, Prompt, Sampling, UserError
 
+_BROKEN = "the model's output is not a number; try another dtype"
+
 
 class TransformersEngine(Engine):
     """Generates many candidates at once with a model on this machine, on its GPU if it has one.
@@ -77,6 +79,26 @@ class TransformersEngine(Engine):
             for prompt_id, candidates in zip(batch, drawn, strict=True):
                 yield self._answer(prompt_id, candidates, opened[prompt_id])
 
+    def stream(self, prompt: Prompt) -> Iterator[Completion]:
+        """Generate the first candidate of a prompt token by token; see `Engine.stream`.
+
+        A conversation's earlier turns are not read again, as far as the chat template writes them as before.
+        """
+        assert self._decoder is not None, "not opened"
+        ids, opened = self._chat.encode(prompt)
+        for drawn in self._decoder.stream(self._request(prompt.id, ids), self._sampling):
+            if drawn.finish_reason == "broken":
+                raise UserError(_BROKEN)
+            text = self._chat.answer(drawn.ids, opened)
+            yield Completion(text if drawn.finish_reason else self._settled(text), drawn.finish_reason)
+
+    def _settled(self, text: str) -> str:
+        """The part of a growing answer that will stay: whole characters, and nothing that may belong to its end."""
+        text = text.rstrip("\ufffd \t\r\n")
+        stop = self._chat.stop_text
+        begun = (length for length in range(len(stop), 0, -1) if text.endswith(stop[:length]))
+        return text[: len(text) - next(begun, 0)]
+
     def close(self) -> None:
         """Release the model."""
         self._decoder = None
@@ -111,7 +133,7 @@ class TransformersEngine(Engine):
 
     def _answer(self, prompt_id: str, drawn: list[Drawn], opened: str) -> Answered:
         if any(candidate.finish_reason == "broken" for candidate in drawn):
-            return Answered(prompt_id, failure="the model's output is not a number; try another dtype")
+            return Answered(prompt_id, failure=_BROKEN)
         completions = [
             Completion(self._chat.answer(candidate.ids, opened), candidate.finish_reason) for candidate in drawn
         ]
