@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -44,6 +44,8 @@ def _lightened(parameters: list[Any]) -> list[Any]:
 
 
 def _process_value(parameter: Any, context: Any, value: Any) -> Any:
+    if context.resilient_parsing:  # completion asks what is typed so far
+        return value
     if value is None and not parameter.required:
         return () if parameter.multiple else None
     annotation = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)  # since typer 0.29
@@ -63,10 +65,21 @@ class _Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, `--help` among them."""
-        return _lightened(super().get_params(ctx))
+        parameters = _lightened(super().get_params(ctx))
+        for parameter in parameters:
+            parameter.shell_complete = partial(self._complete, parameter)
+        return parameters
+
+    def _complete(self, parameter: Any, context: Any, typed: str) -> list[Any]:
+        """The values of a parameter that begin with what is typed."""
+        from swiftplug.cli.completion import values_of
+
+        return values_of(parameter, self.keys, context.params, typed)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Check the arguments, then parse them as any command does."""
+        if ctx.resilient_parsing:  # completion; the parser gives up at an option whose value is not typed yet
+            return super().parse_args(ctx, args[:-1] if args and args[-1].startswith("-") else args)
         for option, setting, value in zip(args, args[1:], args[2:], strict=False):
             if option == "--set" and "=" not in setting and not value.startswith("-"):
                 raise UserError(f"--set {setting} {value}: expected KEY=VALUE; did you mean '--set {setting}={value}'?")
@@ -118,7 +131,8 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import the command that is named."""
-        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+        is_unknown = self.get_command(ctx, args[0]) is None and not args[0].startswith("-")
+        if is_unknown and not ctx.resilient_parsing:
             raise UserError(f"no such command {args[0]!r}{nearest(args[0], _COMMANDS)}")
         name, command, rest = super().resolve_command(ctx, args)
         return name, _load(name) if name in _COMMANDS else command, rest
@@ -169,6 +183,25 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _show_completion(shell: str | None) -> None:
+    if shell is not None:
+        from swiftplug.cli.completion import SCRIPTS
+
+        typer.echo(SCRIPTS[shell], nl=False)
+        raise typer.Exit
+
+
+def _install_completion(shell: str | None) -> None:
+    if shell is not None:
+        from swiftplug.cli.completion import install
+
+        typer.echo(f"{shell} completes swiftplug from its next start on; the script is {install(shell)}")
+        raise typer.Exit
+
+
+_SHELLS = "bash|zsh|fish"
+
+
 @app.callback(invoke_without_command=True)
 def _swiftplug(
     context: typer.Context,
@@ -176,6 +209,21 @@ def _swiftplug(
         bool,
         typer.Option("--version", metavar="", help="Show the version.", callback=_print_version, is_eager=True),
     ] = False,
+    install_completion: Annotated[
+        Literal["bash", "zsh", "fish"] | None,
+        typer.Option(
+            metavar=_SHELLS,
+            help="Let this shell complete commands, options, plugins and config keys.",
+            callback=_install_completion,
+            is_eager=True,
+        ),
+    ] = None,
+    show_completion: Annotated[
+        Literal["bash", "zsh", "fish"] | None,
+        typer.Option(
+            metavar=_SHELLS, help="Print the completion script of this shell.", callback=_show_completion, is_eager=True
+        ),
+    ] = None,
 ) -> None:
     """Fine-tune language models and sample from them. Every part is a plugin that pip can install.
 
@@ -190,6 +238,8 @@ def main() -> NoReturn:
 
     An error is one line on stderr; `--debug` shows the traceback.
     """
+    if instruction := os.environ.get("_SWIFTPLUG_COMPLETE"):
+        _complete(instruction)
     stop_on_signals()
     try:
         code = app(prog_name="swiftplug", standalone_mode=False) or 0
@@ -203,6 +253,18 @@ def main() -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _complete(instruction: str) -> NoReturn:
+    """Print what a shell offers at TAB; whatever goes wrong, nothing is said in the middle of the user's line."""
+    from swiftplug.cli import completion
+
+    try:
+        command = typer.main.get_command(app)
+        print(completion.complete(command, instruction, os.environ.get(completion.LINE, "")))
+    except Exception:
+        sys.exit(1)
+    sys.exit(0)
 
 
 def _report(error: Exception) -> int:

@@ -108,6 +108,14 @@ def describe(found: FoundPlugin) -> Description:
     return described
 
 
+def read_options(found: FoundPlugin) -> tuple[Option, ...]:
+    """The options of a plugin as far as its source says them; it is never imported."""
+    try:
+        return _read(found).options
+    except (_NotInSourceError, RecursionError):
+        return ()
+
+
 def _read(found: FoundPlugin) -> Description:
     """The description by the source alone."""
     module, _, path = found.value.rpartition(":")
