@@ -4,7 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "array": "list", "object": "dict"}
+TYPES = {
+    "string": "str",
+    "integer": "int",
+    "number": "float",
+    "boolean": "bool",
+    "array": "list",
+    "object": "dict",
+    "null": "None",
+}
 
 
 class PythonStubs:
@@ -34,13 +42,19 @@ class PythonStubs:
         if not isinstance(desc, Mapping):
             return f"def {name}(*args): ...  # {_one_line(desc)}"
         properties: Mapping[str, Any] = (desc.get("parameters") or {}).get("properties") or {}
-        signature = ", ".join(f"{key}: {TYPES.get(schema.get('type'), 'Any')}" for key, schema in properties.items())
+        signature = ", ".join(f"{key}: {_annotation(schema)}" for key, schema in properties.items())
         return f"def {name}({signature}): ...  # {_one_line(desc.get('description', ''))}"
 
     def _arguments(self, arguments: Any) -> str:
         if not isinstance(arguments, Mapping):
             return str(arguments)
         return ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
+
+
+def _annotation(schema: Mapping[str, Any]) -> str:
+    """The Python type of a JSON schema; `type` may be a list of several."""
+    types = schema.get("type")
+    return " | ".join(TYPES.get(name, "Any") for name in ([types] if isinstance(types, str) else types or ["any"]))
 
 
 def _one_line(text: object) -> str:

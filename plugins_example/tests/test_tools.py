@@ -19,6 +19,12 @@ def test_the_stubs_are_python() -> None:
     assert [node.name for node in ast.parse(stubs).body if isinstance(node, ast.FunctionDef)] == ["weather", "dice"]
 
 
+def test_a_parameter_of_several_types_or_none_has_an_annotation() -> None:
+    properties = {"id": {"type": ["string", "null"]}, "any": {}}
+    text = PythonStubs()(["find"], [{"description": "Find it.", "parameters": {"properties": properties}}])
+    assert "def find(id: str | None, any: Any): ...  # Find it." in text
+
+
 def test_a_call_is_python_with_the_same_arguments() -> None:
     arguments = {"city": 'Pa"ris 北京', "days": 3}
     line = PythonStubs().format_calls([{"name": "weather", "arguments": arguments}])

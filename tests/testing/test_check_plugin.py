@@ -13,5 +13,5 @@ def test_the_message_names_the_plugin() -> None:
     def per_row(outputs, labels):  # type: ignore[no-untyped-def]
         return outputs.logits.mean((1, 2))
 
-    with pytest.raises(ContractBroken, match=r"loss 'per_row' returned a tensor of shape \(2,\), expected a scalar"):
+    with pytest.raises(ContractBroken, match=r"loss 'per_row' returned a tensor of shape \(3,\), expected a scalar"):
         check_plugin("loss", per_row)

@@ -54,13 +54,7 @@ def try_out(kind: str, name: str, plugin: Any) -> None:
             options = check_options({}, declared_options(kind, plugin))
         except ContractError as error:
             raise UserError(str(error)) from error
-        try_bound(kind, bind(kind, name, plugin, options))
-
-
-def try_bound(kind: str, bound: Any) -> None:
-    """Call a plugin with its options, unless it is of a kind that is not called; raises as `try_out` does."""
-    if kind in _TRIALS:
-        _TRIALS[kind](bound)
+        _TRIALS[kind](bind(kind, name, plugin, options))
 
 
 @contextmanager

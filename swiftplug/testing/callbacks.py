@@ -1,0 +1,105 @@
+"""The contract of a callback."""
+
+import json
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers.trainer_callback import ExportableState
+
+from swiftplug.errors import ContractError, UserError
+from swiftplug.plugin.registry import LoadedPlugin
+from swiftplug.testing.inputs import on
+from swiftplug.testing.tiny import TinyRun
+
+_STEPS, _SAVED = 4, 2
+
+
+def check(plugin: LoadedPlugin) -> None:
+    """Train a tiny model with it: with evaluations, from a checkpoint, and without evaluations.
+
+    Raises:
+        ContractError: It breaks the contract.
+        UserError: It refuses all of these runs.
+    """
+    with TemporaryDirectory() as folder:
+        refusals = [_check_resume(plugin, Path(folder, "evaluated")), _check_plain(plugin, Path(folder, "plain"))]
+    if all(refusals):
+        raise UserError(str(refusals[0]))
+
+
+def _check_plain(plugin: LoadedPlugin, folder: Path) -> UserError | None:
+    """Check a run without evaluation; returns how it is refused."""
+    folder.mkdir()
+    run = TinyRun(plugin, folder, max_steps=1)
+    try:
+        run.args.check_plugins()
+        with on("a run without evaluation"):
+            run.trainer([_make(plugin, run)]).train()
+    except UserError as refused:
+        return refused
+    return None
+
+
+def _check_resume(plugin: LoadedPlugin, folder: Path) -> UserError | None:
+    """Check that a run which goes on from a checkpoint is the unbroken one; returns how it is refused."""
+    settings: Any = {"max_steps": _STEPS, "save_strategy": "steps", "save_steps": _SAVED, "eval_steps": 1}
+    ends: list[dict[str, torch.Tensor]] = []
+    states: list[int] = []
+    name = f"checkpoint-{_SAVED}"
+    for place in ("unbroken", "resumed"):
+        (folder / place).mkdir(parents=True)
+        run = TinyRun(plugin, folder / place, evaluates=True, **settings)
+        try:
+            run.args.check_plugins()
+        except UserError as refused:
+            return refused
+        checkpoint = None
+        callback = _make(plugin, run)
+        if place == "resumed":
+            source = folder / "unbroken" / "run" / name
+            if not source.is_dir():  # it stopped the run, or kept it from saving
+                return None
+            checkpoint = Path(shutil.copytree(source, folder / place / "run" / name))
+        with on("a resumed run with evaluations" if checkpoint else "a run with evaluations"):
+            trainer = run.trainer([callback], checkpoint)
+            if checkpoint:
+                _check_state(callback, checkpoint, trainer)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        model: Any = trainer.model
+        ends.append({key: weight.clone() for key, weight in model.state_dict().items()})
+        states.append(trainer.state.global_step)
+    for key, weight in ends[0].items():
+        if states[0] != states[1] or not torch.equal(weight, ends[1][key]):
+            seen = f"ends with another {key}"
+            if states[0] != states[1]:
+                seen = f"ends at step {states[1]}, not {states[0]}"
+            raise ContractError(
+                f"does not resume exactly: a run that goes on from step {_SAVED} {seen} as the unbroken one; subclass "
+                "transformers.trainer_callback.ExportableState and return what it needs from state(), or let it depend "
+                "on args and state.global_step alone"
+            )
+    return None
+
+
+def _make(plugin: LoadedPlugin, run: TinyRun) -> Any:
+    with on("making the callback"):
+        return plugin.bound(run.args)
+
+
+def _check_state(callback: Any, checkpoint: Path, trainer: Any) -> None:
+    """Check that a checkpoint gives a callback its state back as it was."""
+    saved: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]
+    if not isinstance(callback, ExportableState) or type(callback).__name__ not in saved:
+        return
+    before = saved[type(callback).__name__][0]
+    trainer.keeper.resume(checkpoint, trainer.control)
+    after = callback.state()
+    if json.loads(json.dumps(after)) != before or after != before:
+        raise ContractError(
+            f"has the state {before} in a checkpoint, and {after} once it is read again; state() returns 'args' and "
+            "'attributes' by name, of which each is an attribute that JSON keeps as it is (no tuples, no keys that are "
+            "numbers)"
+        )

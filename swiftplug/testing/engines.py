@@ -1,0 +1,144 @@
+"""The contract of an engine."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from swiftplug.config.schema import SampleConfig
+from swiftplug.data.read.conversation import RowError
+from swiftplug.errors import ContractError, UserError
+from swiftplug.plugin import Answered, Completion, Engine, Prompt, Sampling
+from swiftplug.plugin.registry import LoadedPlugin, Registry
+from swiftplug.runs.arguments import Arguments
+from swiftplug.runs.plugins import RunPlugins, resolve_plugins
+from swiftplug.sampling.rows import check_encodable
+from swiftplug.testing.inputs import load, on
+from swiftplug.testing.tiny import MODEL
+
+_PROMPTS = (
+    Prompt("one", [{"role": "user", "content": "What is 2 + 2?"}]),
+    Prompt("two", [{"role": "system", "content": "简短。"}, {"role": "user", "content": "二加二等于几?👍"}]),
+    Prompt(
+        "three",
+        [
+            {"role": "user", "content": "Hi."},
+            {"role": "assistant", "content": "Hello!"},
+            {"role": "user", "content": "What is 3 + 3?"},
+        ],
+    ),
+)
+_SAMPLING = Sampling(num_return_sequences=2, max_new_tokens=6, temperature=1.0, top_p=1.0, top_k=0, seed=42)
+
+_Answers = dict[str, Sequence[Completion]]
+
+
+def check(plugin: LoadedPlugin) -> None:
+    """Draw candidates of a few prompts, together and alone, from several instances of it.
+
+    Raises:
+        ContractError: It breaks the contract.
+        UserError: It refuses the run, or fails on every prompt.
+    """
+    with TemporaryDirectory() as folder:
+        drawing = _Drawing(plugin, Path(folder))
+        together = drawing.draw(_PROMPTS, "three prompts")
+        again = drawing.draw(_PROMPTS, "three prompts once more")
+        _compare(
+            together, again, "the second time", "let its random numbers depend on sampling.seed_of(id, index) alone"
+        )
+        if not plugin.bound.together:
+            alone = {
+                key: value for it in _PROMPTS for key, value in drawing.draw([it], f"prompt {it.id!r} alone").items()
+            }
+            what = "draw each candidate by sampling.seed_of(id, index), or set together = True"
+            _compare(together, alone, "alone", what)
+            backwards = drawing.draw(_PROMPTS[::-1], "three prompts in another order")
+            _compare(together, backwards, "in another order of the prompts", what)
+        single = drawing.draw(_PROMPTS[:1], "one candidate each", _SAMPLING._replace(num_return_sequences=1))
+        if not plugin.bound.together:
+            _compare({"one": together["one"][:1]}, single, "as the only candidate", "let it depend on its index alone")
+        drawing.draw(_PROMPTS[:1], "a temperature of 0", _SAMPLING._replace(temperature=0.0))
+
+
+class _Drawing:
+    """Draws candidates with an engine, anew for each call."""
+
+    def __init__(self, plugin: LoadedPlugin, folder: Path) -> None:
+        config = SampleConfig.model_validate(
+            {"model": MODEL, "output_dir": str(folder / "run"), "plugins": {"allow": []}, "max_new_tokens": 6}
+        )
+        by_kind = {**resolve_plugins(config, ["model", "tools"]).by_kind, "engine": [plugin]}
+        self.plugin = plugin
+        self.args = Arguments(config, RunPlugins(Registry.discover(allow=[]), by_kind))
+        self.args.check_plugins()
+
+    def draw(self, prompts: Sequence[Prompt], what: str, sampling: Sampling = _SAMPLING) -> _Answers:
+        """The candidates of some prompts, by their ids; raises a ContractError if they are not what was asked."""
+        engine: Engine = load(self.plugin.found, self.plugin.options).bound
+        with on(f"{what} (close without open, as after an open that failed)"):
+            engine.close()
+        given = [prompt._replace(messages=deepcopy(prompt.messages)) for prompt in prompts]
+        with on(what):
+            engine.open(self.args, sampling)
+            try:
+                at_once = engine.prompts_at_once(sampling)
+                if not isinstance(at_once, int) or at_once < 1:
+                    raise ContractError(f"returned {at_once!r} from prompts_at_once, expected a number of at least 1")
+                answers = [
+                    answered
+                    for start in range(0, len(given), at_once)
+                    for answered in engine.generate(given[start : start + at_once])
+                ]
+                if rest := list(engine.generate([])):
+                    raise ContractError(f"yields {rest[0]!r:.60} for no prompts")
+            finally:
+                engine.close()
+                engine.close()
+            if given != list(prompts):
+                raise ContractError("changes the prompts that it gets; work on a copy")
+            return {answered.id: self._checked(answered, sampling) for answered in self._complete(answers, prompts)}
+
+    def _complete(self, answers: Sequence[Any], prompts: Sequence[Prompt]) -> Sequence[Answered]:
+        """The answers, one for each prompt."""
+        for answered in answers:
+            if not isinstance(answered, Answered):
+                raise ContractError(f"yields a {type(answered).__name__}, expected an Answered for each prompt")
+        ids, expected = sorted(answered.id for answered in answers), sorted(prompt.id for prompt in prompts)
+        if ids != expected:
+            raise ContractError(f"answers the prompts {ids}, but was asked {expected}; answer each of them once")
+        return answers
+
+    def _checked(self, answered: Answered, sampling: Sampling) -> Sequence[Completion]:
+        count = sampling.num_return_sequences
+        if answered.failure:
+            raise UserError(f"fails on the prompt {answered.id!r}: {answered.failure}")
+        if len(answered.completions) != count:
+            raise ContractError(
+                f"gives the prompt {answered.id!r} {len(answered.completions)} candidates, expected {count} "
+                "(sampling.num_return_sequences), or a failure"
+            )
+        for completion in answered.completions:
+            if not isinstance(completion, Completion) or not isinstance(completion.text, str):
+                raise ContractError(f"gives {completion!r:.60}, expected a Completion(text, finish_reason)")
+            if not isinstance(completion.finish_reason, str) or not completion.finish_reason:
+                raise ContractError(
+                    f"gives the finish_reason {completion.finish_reason!r}, expected 'stop', 'length' or what a server "
+                    "reports"
+                )
+            try:
+                check_encodable(completion.text)
+            except RowError as error:
+                raise ContractError(f"gives a text that cannot be written: {error}") from error
+        return answered.completions
+
+
+def _compare(one: _Answers, other: _Answers, when: str, what: str) -> None:
+    for key, completions in other.items():
+        for index, (first, second) in enumerate(zip(one[key], completions, strict=True)):
+            if first != second:
+                raise ContractError(
+                    f"gives candidate {index} of the prompt {key!r} as {first.text!r:.40}, and as {second.text!r:.40} "
+                    f"{when}; {what}"
+                )
