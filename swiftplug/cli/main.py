@@ -31,6 +31,7 @@ _COMMANDS = {
     "show-plugin": "Show what a plugin does, its options, and how to use it.",
     "install": "Install packages of plugins with pip, in swiftplug's own environment.",
     "uninstall": "Uninstall packages of plugins with pip.",
+    "new-plugin": "Write a new distribution of plugins, or a file of them, to begin with.",
 }
 
 _SECONDS_FOR_OTHERS = 5
