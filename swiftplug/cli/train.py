@@ -1,5 +1,6 @@
 """`swiftplug train`."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -19,6 +20,15 @@ def train(
         bool, flag("--allow-changed-plugins", "Resume even if the source code of a plugin has changed.")
     ] = False,
     dry_run: DryRun = False,
+    report_to: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME",
+            help="Tracker to report to, such as wandb, tensorboard, trackio or mlflow: sets training.report_to. "
+            "Repeat for several.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     nproc: Annotated[
         int, Option(metavar="N", min=1, help="Number of training processes on this machine.", rich_help_panel=RUN)
     ] = 1,
@@ -36,6 +46,8 @@ def train(
     from swiftplug.config.load import load_train_config
     from swiftplug.runs.plugins import check_plugin_names
 
+    if report_to:
+        request.sets.append(f"training.report_to={json.dumps(report_to)}")
     config, quickstart = load_train_config(request.path, request.options, request.sets, resume=resume)
     # A plugin file, which is run to learn its names, may import torch.
     prepare_process(debug=request.debug, num_proc=config.data.num_proc)

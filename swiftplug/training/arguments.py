@@ -1,12 +1,12 @@
 """The `training:` section of a config, checked and made into `TrainingArguments`."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
 from transformers.utils.import_utils import is_liger_kernel_available
 
@@ -14,6 +14,7 @@ from swiftplug.config.counterparts import counterparts
 from swiftplug.config.schema import TrainConfig
 from swiftplug.errors import UserError, closest
 from swiftplug.plugin.registry.options import expected_instead
+from swiftplug.training.trackers import check_trackers
 
 # Fields of TrainingArguments that cannot be set, and what to do instead.
 NOT_SETTABLE = {
@@ -96,6 +97,8 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> 
         # Every trained parameter has a gradient in every step, and the head runs outside the wrapped forward.
         "ddp_find_unused_parameters": False,
         "log_level": "error",
+        "run_name": Path(output_dir).expanduser().resolve().name,
+        "project": "swiftplug",
     }
     fixed = {
         "output_dir": output_dir,
@@ -114,6 +117,7 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> 
         values["liger_kernel_config"] = own | (given.get("liger_kernel_config") or {})
     try:
         arguments = TrainingArguments(**values)
+        check_trackers(arguments.report_to or (), config.where("training", "report_to"))
         _check_early(arguments)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
@@ -124,9 +128,7 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> 
 
 
 def _check_early(arguments: TrainingArguments) -> None:
-    """Check now what Trainer would check only when the model is loaded: reporters, learning rate, schedule."""
-    for reporter in get_reporting_integration_callbacks(arguments.report_to):
-        reporter()
+    """Check now what Trainer would check only when the model is loaded: learning rate, schedule, optimizer."""
     schedule: Any = arguments.lr_scheduler_kwargs
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
     get_scheduler(

@@ -28,6 +28,7 @@ CURVES = "loss.png"
 REPORT = "report.html"
 ANSWERS = "answers.jsonl"
 CONFUSION = "confusion.png"
+TENSORBOARD = "tensorboard"
 STAGING = ".saving-checkpoint"
 FINAL_STAGING = ".saving-final"
 DELETING = ".deleting-"
@@ -160,7 +161,8 @@ def remove_folder(path: Path) -> None:
 
 def saved_files(run_dir: Path) -> list[Path]:
     """What a run has left that another one must not mix with: its model, checkpoints and curves, the marker first."""
-    names = [MARKER, *read_record(run_dir).get("files", ()), LOG, CURVES, CONFUSION, REPORT, ANSWERS, KEPT_BASE]
+    outputs = [LOG, CURVES, CONFUSION, REPORT, ANSWERS, TENSORBOARD]
+    names = [MARKER, *read_record(run_dir).get("files", ()), *outputs, KEPT_BASE]
     files = [run_dir / name for name in dict.fromkeys(names) if Path(name).name == name]
     return [path for path in [*files, *checkpoints(run_dir)] if path.exists()]
 

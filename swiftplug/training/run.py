@@ -58,6 +58,7 @@ from swiftplug.training.page.report import RunReport
 from swiftplug.training.progress import ProgressLine, RunLog, draw_curves
 from swiftplug.training.reference import add_reference_logps, describe_reference, load_reference
 from swiftplug.training.setup import plan_facts, read_data, set_up
+from swiftplug.training.trackers import Trackers
 from swiftplug.training.trainer import PlugTrainer
 
 RUN = "train"
@@ -175,6 +176,11 @@ def train(
             print_line(console, f"reference: {describe_reference(args, reference)}")
 
         started = time.monotonic()
+        if is_first and args.training_args.report_to:
+            trackers = Trackers(args, run_dir)
+            trainer.add_callback(trackers)
+            step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+            stack.enter_context(trackers.active(trainer.callback_handler.callbacks, step))
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             with progress.start("saving the model"):
