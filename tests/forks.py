@@ -25,6 +25,7 @@ PRELOADED = [
 
 # What a forked process does: run the command as if it were started by a shell, and end with its exit code.
 RUN_COMMAND = """
+import gc
 import os
 import sys
 
@@ -32,6 +33,7 @@ import torch
 
 from swiftplug.cli.main import main
 
+gc.freeze()  # as in tests/conftest.py
 torch.set_num_threads(1)
 os.environ.clear()
 os.environ.update(environment)
