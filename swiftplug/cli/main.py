@@ -24,6 +24,7 @@ _COMMANDS = {
     "sample": "Generate several answers to each question, score them, and keep the best to train on.",
     "evaluate": "Measure models on a dataset without training: loss, metrics, and rewards of their answers.",
     "chat": "Talk with a trained model in the terminal, or with several side by side.",
+    "compare": "Compare training runs: figures, curves, and in what they differ.",
     "predict": "Write the labels that a trained classifier predicts for the rows of a dataset.",
     "export": "Write a trained model as a folder for other programs, and prove that it is the same model.",
     "preview": "Show rows as the model will see them, each token coloured by its weight in the loss.",

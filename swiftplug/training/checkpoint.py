@@ -21,9 +21,9 @@ from swiftplug.plugin import Rows
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.folder import KEPT_BASE, MARKER, STAGED_BASE, Marker, absolute_name, add_to_record, read_record
+from swiftplug.training.page.curves import LOG
 
 TRAINER_STATE = "trainer_state.json"
-LOG = "log.jsonl"
 CURVES = "loss.png"
 REPORT = "report.html"
 ANSWERS = "answers.jsonl"

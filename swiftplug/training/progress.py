@@ -12,8 +12,7 @@ from transformers import TrainerCallback, TrainerState
 from swiftplug.formatting import format_number
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.folder import atomic_path, write_atomically
-from swiftplug.training.checkpoint import LOG
-from swiftplug.training.page.curves import BOOKKEEPING, DETAILS
+from swiftplug.training.page.curves import BOOKKEEPING, DETAILS, LOG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

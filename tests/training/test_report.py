@@ -98,7 +98,7 @@ def test_a_run_that_is_stopped_and_resumed(
     evaluations = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
     figures, best = _figures(browser), min(evaluations.values())
     assert float(figures["Loss"]) == pytest.approx(losses[4], abs=6e-5)
-    assert float(figures["Evaluation loss"]) == pytest.approx(best, abs=6e-5)
+    assert float(figures["Eval loss"]) == pytest.approx(best, abs=6e-5)
     assert figures["Tokens"] == f"{log[-1]['num_input_tokens_seen']:,}"
     drawn = _drawn(browser)
     for label, values in {"training": losses, "evaluation": evaluations}.items():

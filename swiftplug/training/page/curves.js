@@ -35,7 +35,7 @@ function between({ steps, ...clock }, what, after, step) {
 function short(value) {
   if (value === null) return "not finite";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e7)) return Number(value.toPrecision(3)).toExponential().replace("e+", "e");
+  if (size !== 0 && (size < 1e-4 || size >= 1e7)) return Number(value.toPrecision(3)).toExponential().replace("e+", "e");
   return value.toLocaleString("en", size >= 1000 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 4 });
 }
 
@@ -328,7 +328,8 @@ function choice(name, options, chosen, choose) {
   return group;
 }
 
-const clocked = clocks.every((clock) => clock.steps.length);
+const clocked = clocks.every((clock, run) =>
+  clock.steps.length || SPECS.every((spec) => spec.curves.every((curve) => curve.run !== run)));
 const bar = byId("tools");
 if (clocked) {
   bar.append(choice("Axis below", Object.entries(AXES).map(([key, [label]]) => [key, label]), (key) => key === view.axis, (key) => {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+LOG = "log.jsonl"
 TOKENS_PER_SECOND = "tokens_per_second"
 
 # What Trainer logs besides losses, learning rates and metrics.
@@ -30,7 +31,7 @@ DETAILS = {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected
 
 _NO_CURVE = {*BOOKKEEPING, "step", "train_loss"} - {"grad_norm"}
 _LAST = ("learning_rate", "grad_norm", TOKENS_PER_SECOND)  # the charts behind those of what was measured
-_BETTER_LOWER = ("loss", "perplexity", "rmse")
+_BETTER_LOWER = ("loss", "perplexity", "rmse", "mse", "mae")
 
 _MAX_POINTS = 1500
 """Number of points of a curve at most."""
@@ -189,9 +190,26 @@ class _Moment(NamedTuple):
     part: int
 
 
-def is_better_lower(name: str) -> bool:
-    """Whether less of a metric is better, told by its name, as `early_stop` tells it."""
-    return name.endswith(_BETTER_LOWER)
+def is_better_lower(name: str, training: Mapping[str, Any]) -> bool:
+    """Whether less of a metric is better; unless the config says it, its name tells, as for `early_stop`."""
+    chosen = str(training.get("metric_for_best_model", "")).removeprefix("eval_")
+    higher = training.get("greater_is_better") if chosen == name else None
+    return name.endswith(_BETTER_LOWER) if higher is None else not higher
+
+
+def best_of(evaluations: Iterable[Evaluation], name: str, training: Mapping[str, Any]) -> Evaluation | None:
+    """The evaluation that is best by one of its values; None if none has it, or if less or more of it is not better.
+
+    Args:
+        evaluations: The evaluations of a run.
+        name: The value, without `eval_`.
+        training: The `training` section of the config, which may say whether more of it is better.
+    """
+    if name in DETAILS:
+        return None
+    having = [each for each in evaluations if math.isfinite(each.values.get(name, math.nan))]
+    best = min if is_better_lower(name, training) else max
+    return best(having, key=lambda each: each.values[name], default=None)
 
 
 def chart(title: str, curves: Iterable[dict[str, Any]], *, wide: bool = False) -> dict[str, Any]:

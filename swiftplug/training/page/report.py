@@ -27,7 +27,7 @@ from swiftplug.runs.preview_rows import PreviewRow, preview_rows
 from swiftplug.training.checkpoint import ANSWERS, REPORT
 from swiftplug.training.page.answers import add_answers, forget_answers, read_answers
 from swiftplug.training.page.config import config_lines
-from swiftplug.training.page.curves import DETAILS, Evaluation, History, chart, curve, is_better_lower, thinned_clock
+from swiftplug.training.page.curves import Evaluation, History, best_of, chart, curve, thinned_clock
 from swiftplug.training.setup import plan_facts
 from swiftplug.training.trainer import PlugTrainer
 
@@ -203,17 +203,6 @@ def charts_of(history: History) -> list[dict[str, Any]]:
     ]
 
 
-def best_of(evaluations: Sequence[Evaluation], name: str, config: TrainConfig) -> Evaluation | None:
-    """The evaluation that is best by one of its values; None if none has it, or if less or more of it is not better."""
-    if name in DETAILS:
-        return None
-    having = [each for each in evaluations if math.isfinite(each.values.get(name, math.nan))]
-    chosen = str(config.training.get("metric_for_best_model", "")).removeprefix("eval_")
-    higher = config.training.get("greater_is_better") if chosen == name else None
-    lowest = is_better_lower(name) if higher is None else not higher
-    return (min if lowest else max)(having, key=lambda each: each.values[name], default=None)
-
-
 def _figures(
     history: History, evaluations: Sequence[Evaluation], state: TrainerState, config: TrainConfig
 ) -> Iterable[tuple[str, str, str]]:
@@ -224,12 +213,12 @@ def _figures(
     elif mean is not None:
         yield "Loss", format_number(mean), "mean of the run"
     names = dict.fromkeys(name for each in evaluations for name in each.values)
-    found = ((name, best) for name in names if (best := best_of(evaluations, name, config)))
+    found = ((name, best) for name in names if (best := best_of(evaluations, name, config.training)))
     for name, best in islice(found, _SHOWN_FIGURES):
         last = [each.values[name] for each in evaluations if name in each.values][-1]
         note = "the only evaluation" if len(evaluations) == 1 else f"best, at step {best.step:,}"
         later = f"; {format_number(last)} at the end" if last != best.values[name] else ""
-        yield f"Evaluation {name.replace('_', ' ')}", format_number(best.values[name]), note + later
+        yield f"Eval {name.replace('_', ' ')}", format_number(best.values[name]), note + later
     of_all = f"of {state.max_steps:,}; " if state.global_step != state.max_steps else ""
     epochs = f"{state.epoch or 0:.2f}".rstrip("0").rstrip(".")
     yield "Steps", f"{state.global_step:,}", f"{of_all}{epochs} epoch{'' if epochs == '1' else 's'}"
@@ -260,7 +249,7 @@ def _shown_evaluations(evaluations: Sequence[Evaluation], config: TrainConfig) -
     Of a single evaluation nothing is the best.
     """
     names = dict.fromkeys(name for each in evaluations for name in each.values)
-    best = {name: best_of(evaluations, name, config) for name in names} if len(evaluations) > 1 else {}
+    best = {name: best_of(evaluations, name, config.training) for name in names} if len(evaluations) > 1 else {}
     stride = math.ceil(len(evaluations) / _SHOWN_EVALUATIONS) or 1
     for place, each in enumerate(evaluations):
         of = {name for name, found in best.items() if found is each}
