@@ -62,3 +62,20 @@ def test_it_learns_and_its_losses_are_those_of_plain_transformers(run: Path, smo
     tuned = PeftModel.from_pretrained(base, run)
     assert after == pytest.approx(loss_by_hand(tuned, tokenizer), rel=1e-4)
     assert after < before - 0.1
+
+
+def test_an_export_is_the_run_for_plain_transformers(run: Path, smollm2_dir: Path) -> None:
+    exported = run.with_name("exported")
+    command = [sys.executable, "-m", "swiftplug", "export", str(run), "--to", str(exported), "--dtype", "float32"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "logits: those of the run" in done.stdout
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    messages = [{"role": "user", "content": "三加四等于多少？ And 3 + 5?"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    base = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32)
+    with torch.no_grad():
+        written = AutoModelForCausalLM.from_pretrained(exported).eval()(**ids).logits
+        expected = PeftModel.from_pretrained(base, run).eval()(**ids).logits
+    assert written.dtype == torch.float32
+    assert (written - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -103,7 +103,7 @@ class Talk:
         command = self.commands.get("/clear" if word == "/reset" else word)
         if command is None:
             hint = nearest(word, self.commands)
-            raise UserError(f"no command {word}{hint}; a line that begins with a space is sent as it is")
+            raise UserError(f"no command {word}{hint} (a line that begins with a space is sent as it is)")
         command(rest.strip())
 
     def _say(self, role: str, text: str) -> None:

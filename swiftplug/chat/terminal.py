@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import zip_longest
 
 from rich.console import Console
@@ -83,9 +83,14 @@ class Terminal:
         Yields:
             The answers so far, after each piece; one that is interrupted is as far as it came.
         """
-        if len(names) > 1 and self.interactive and self.console.width // len(names) >= _NARROWEST:
-            yield from self._in_columns(names, answers)
-            return
+        with _without_echo() if self.interactive else nullcontext():
+            if len(names) > 1 and self.interactive and self.console.width // len(names) >= _NARROWEST:
+                yield from self._in_columns(names, answers)
+            else:
+                yield from self._in_turn(names, answers)
+
+    def _in_turn(self, names: Sequence[str], answers: Sequence[Iterator[Completion]]) -> Iterator[list[Completion]]:
+        """One below the other."""
         done = [Completion("", "")] * len(names)
         for place, (name, answer) in enumerate(zip(names, answers, strict=True)):
             if len(names) > 1:
@@ -121,3 +126,21 @@ class Terminal:
                     yield done
         finally:
             self.console.print(table())  # a live table shows no more than the terminal is high
+
+
+@contextmanager
+def _without_echo() -> Iterator[None]:
+    """Keep what is typed, and the ^C of Ctrl-C, out of answers; it is there again at the next prompt."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

@@ -34,12 +34,13 @@ from swiftplug.export.proof import (
     Difference,
     describe_proof,
     greedy_answer,
+    greeting,
     in_float32,
     open_plain,
     outputs_of,
     proof_texts,
 )
-from swiftplug.formatting import format_duration
+from swiftplug.formatting import format_count, format_duration
 from swiftplug.plugin import Chat
 from swiftplug.plugin.registry import fields_of
 from swiftplug.runs.arguments import Arguments
@@ -50,7 +51,7 @@ from swiftplug.runs.model import GENERATION_CONFIG, auto_class, end_where_traine
 from swiftplug.runs.plugins import resolve_plugins
 from swiftplug.runs.trained import recorded_config, recorded_metrics, recorded_rows
 
-_NUM_ROWS = 3
+_NUM_ROWS = 2
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -190,7 +191,9 @@ class Exporter:
         else:
             self._write_adapter(staging, folder)
         self.tokenizer.save_pretrained(staging)
-        self.answer = greedy_answer(self.model, self.chat, self.chat.end_ids) if self.chat is not None else []
+        if self.chat is not None:
+            self.greeting = greeting(self.tokenizer, self.chat)
+            self.answer = greedy_answer(self.model, self.greeting, self.chat.end_ids)
 
     def _write_merged(self, staging: Path) -> None:
         """Write the whole model; its weights are then those that were written, in float32."""
@@ -299,10 +302,16 @@ class Exporter:
         ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
         if {*ends} != {*end_ids}:
             raise UserError(f"{self.name}: its {GENERATION_CONFIG} ends answers at {ends}, the run at {end_ids}")
-        if greedy_answer(opened, self.chat, None if self.merge else ends) != self.answer:
+        if greedy_answer(opened, self.greeting, None if self.merge else ends) != self.answer:
             raise UserError(f"{self.name}: what was written answers otherwise than the run; nothing was exported")
         names = ", ".join(repr(self.tokenizer.decode([each])) for each in end_ids)
-        self.report(f"generation: the same greedy answer; it ends at {names}")
+        ended = (
+            f"ended by {self.tokenizer.decode(self.answer[-1:])!r}"
+            if self.answer[-1] in end_ids
+            else "not ended by then"
+        )
+        tokens = format_count(len(self.answer), "token")
+        self.report(f"generation: the same greedy answer, {tokens}, {ended}; answers end at {names}")
 
     def facts(self) -> ModelFacts:
         """What the model card says."""

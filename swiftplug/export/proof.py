@@ -23,7 +23,7 @@ _TEXTS = (
     "图书馆九点开门。逾期还书，每天罚款一角；请问：五天要付多少钱？",
     "def fee(days: int) -> float:\n    return 0.1 * days  # 5 days: 0.5\n\n👩‍🔬 naïve café, Ünïcödé, 1 + 1 = 2.",
 )
-_LENGTH = 96  # tokens of a text, so that logits over a large vocabulary fit into memory
+_LENGTH = 64  # tokens of a text, so that logits over a large vocabulary fit into memory
 _NEW_TOKENS = 16
 
 
@@ -81,19 +81,25 @@ def in_float32(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-@torch.inference_mode()
-def greedy_answer(model: Any, chat: Chat, end_ids: list[int] | None = None) -> list[int]:
-    """The first tokens of the likeliest answer to a greeting, to its end.
-
-    Args:
-        model: The model.
-        chat: How prompts are written.
-        end_ids: The tokens that end the answer; None leaves that to the model's generation config.
-    """
+def greeting(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> list[int]:
+    """A chat prompt and what an answer may begin with: a model that was trained to end its turns soon does so."""
     try:
         ids, _ = chat.encode(Prompt("greeting", [{"role": "user", "content": "Hello! 你好！"}]))
     except UserError:  # a chat template for other turns alone
-        return []
+        ids = []
+    encode: Any = tokenizer
+    return [*ids, *encode("Hello! How can I help you today?", add_special_tokens=False)["input_ids"]]
+
+
+@torch.inference_mode()
+def greedy_answer(model: Any, ids: list[int], end_ids: list[int] | None = None) -> list[int]:
+    """The likeliest tokens behind a prompt, to their end, but only so many.
+
+    Args:
+        model: The model.
+        ids: The prompt.
+        end_ids: The tokens that end the answer; None leaves that to the model's generation config.
+    """
     prompt = torch.tensor([ids], device=model.device)
     ends = {} if end_ids is None else {"eos_token_id": end_ids}
     written = model.generate(

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,7 @@ def test_columns_and_control_characters(monkeypatch: pytest.MonkeyPatch) -> None
 
     terminal = Terminal()
     terminal.interactive = True
+    monkeypatch.setattr("swiftplug.chat.terminal._without_echo", nullcontext)
     terminal.console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
 
     def pieces(*texts: str) -> Callable[[], Iterator[Completion]]:

@@ -14,7 +14,12 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 from typer.testing import CliRunner
 
 from swiftplug.cli.main import app
@@ -100,7 +105,12 @@ def make_run(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., tuple[Path, 
         named = {"name": tuner, "options": options}
         task = {"name": "swiftplug:sft", "head": "language"}
         if head is not None:
-            task = {"name": "swiftplug:rm", "head": head.kind, "labels": ["reward"], "problem_type": "regression"}
+            task = {
+                "name": "swiftplug:rm",
+                "head": head.kind,
+                "labels": [*head.labels.names],
+                "problem_type": head.labels.problem_type,
+            }
         settings = {"revision": None, "attn_implementation": None, "quantization": None, "trust_remote_code": False}
         Marker({"name": str(base), "options": {}}, settings, 42, named, task).write(folder)
         return folder, logits(model)
@@ -127,7 +137,8 @@ def test_plain_transformers_gives_the_logits_of_the_run(
     run, expected = make_run(tuner, **options)
     said = export(run, "--to", tmp_path / "out")
     assert "logits: those of the run; largest difference" in said
-    assert "it ends at '<|im_end|>'" in said
+    assert "the same greedy answer" in said
+    assert "answers end at '<|im_end|>'" in said
     torch.testing.assert_close(plain(tmp_path / "out"), expected, rtol=1e-4, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(run).chat_template
@@ -164,13 +175,17 @@ def test_half_precision_is_the_rounding_of_the_runs_weights_alone(make_run: Any,
     assert 0 < worst < 0.05
 
 
-def test_a_reward_model_and_a_tuner_of_a_file(make_run: Any, tmp_path: Path) -> None:
+def test_reward_models_and_a_tuner_of_a_file(make_run: Any, tmp_path: Path) -> None:
     run, expected = make_run("lora", head=SCORE)
     said = export(run, "--to", tmp_path / "reward")
     assert "generation" not in said
     torch.testing.assert_close(
         plain(tmp_path / "reward", AutoModelForSequenceClassification), expected, rtol=1e-4, atol=1e-5
     )
+    steps = Head("token", Labels(("wrong", "right"), "single_label_classification"))
+    run, expected = make_run("full", name="steps", head=steps)
+    export(run, "--to", tmp_path / "steps-out")
+    torch.testing.assert_close(plain(tmp_path / "steps-out", AutoModelForTokenClassification), expected)
     file = tmp_path / "norms.py"
     file.write_text(BITFIT, encoding="utf-8")
     run, expected = make_run("norms", name="norms", files=[str(file)])
