@@ -30,6 +30,7 @@ _COMMANDS = {
     "preview": "Show rows as the model will see them, each token coloured by its weight in the loss.",
     "list-plugins": "List the installed plugins, without importing them.",
     "show-plugin": "Show what a plugin does, its options, and how to use it.",
+    "schema": "Write a JSON schema of the config, for editors.",
     "install": "Install packages of plugins with pip, in swiftplug's own environment.",
     "uninstall": "Uninstall packages of plugins with pip.",
     "new-plugin": "Write a new distribution of plugins, or a file of them, to begin with.",
