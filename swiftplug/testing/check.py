@@ -86,7 +86,7 @@ def check_plugin(kind: str, plugin: object, *, columns: Mapping[str, Any] | None
     except ContractError as error:
         raise ContractBroken(f"{label} {error}") from error
     except UserError as error:
-        raise UserError(f"{label}: {error}") from error
+        raise UserError(str(error) if repr(found.name) in str(error) else f"{label}: {error}") from error
     except Exception as error:
         raise ContractBroken(f"{label} raised {describe_error(error)}") from error
 

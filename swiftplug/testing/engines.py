@@ -81,8 +81,8 @@ class _Drawing:
             engine.close()
         given = [prompt._replace(messages=deepcopy(prompt.messages)) for prompt in prompts]
         with on(what):
-            engine.open(self.args, sampling)
             try:
+                engine.open(self.args, sampling)
                 at_once = engine.prompts_at_once(sampling)
                 if not isinstance(at_once, int) or at_once < 1:
                     raise ContractError(f"returned {at_once!r} from prompts_at_once, expected a number of at least 1")
@@ -91,7 +91,9 @@ class _Drawing:
                     for start in range(0, len(given), at_once)
                     for answered in engine.generate(given[start : start + at_once])
                 ]
-                if rest := list(engine.generate([])):
+                with on("no prompts"):
+                    rest = list(engine.generate([]))
+                if rest:
                     raise ContractError(f"yields {rest[0]!r:.60} for no prompts")
             finally:
                 engine.close()

@@ -82,6 +82,8 @@ def check(plugin: LoadedPlugin) -> None:
     labels[1, 5] = labels[2, 6:] = IGNORED_LABEL
     count = (labels[:, 1:] != IGNORED_LABEL).sum()
 
+    if isinstance(plugin.bound, TokenLoss):
+        _check_chunks(plugin.bound, logits[:, :-1].reshape(-1, _VOCABULARY), labels[:, 1:].reshape(-1).clamp(min=0))
     whole = loss(logits, labels, "plain input", count=count)
     _check_places(whole, labels)
     _check_numerics(loss, logits, labels, count)
@@ -91,8 +93,6 @@ def check(plugin: LoadedPlugin) -> None:
         _check_padding(loss, logits, labels, None)
     if "loss_scale" in loss.takes:
         _check_weights(loss, logits, labels, count, whole, generator)
-    if isinstance(plugin.bound, TokenLoss):
-        _check_chunks(plugin.bound, logits[:, :-1].reshape(-1, _VOCABULARY), labels[:, 1:].reshape(-1).clamp(min=0))
 
 
 def _check_places(whole: _Result, labels: torch.Tensor) -> None:
@@ -190,6 +190,18 @@ def _check_weights(
     def weighted(scale: torch.Tensor, what: str) -> _Result:
         return loss(logits, labels, what, scale=scale, count=count)
 
+    row, position = 0, 5  # the label there is predicted by the logits before it
+    everywhere = torch.ones(labels.shape)
+    changed = everywhere.clone()
+    changed[row, position] = 3
+    gradients = [weighted(scale, "weights of 1 and 3").gradient for scale in (everywhere, changed)]
+    acts = (gradients[1] - gradients[0]).abs().sum(dim=-1) > 1e-7
+    if acts.any() and not acts[row, position - 1]:
+        raise ContractError(
+            f"lays the weight of the label at position {position} on the logits at position "
+            f"{acts[row].nonzero()[0].item()}, but those at {position - 1} predict it; use loss_scale[:, 1:] with "
+            "labels[:, 1:]"
+        )
     trained = (labels != IGNORED_LABEL).float()
     ones = weighted(trained, "weights of 1")
     if _differ(ones.value, whole.value):
@@ -215,16 +227,6 @@ def _check_weights(
         raise ContractError(
             f"is not linear in loss_scale: {number(one.value)} for some weights, {number(twice.value)} for twice as "
             "much; multiply each token's loss by its weight"
-        )
-    row, position = 0, 5  # the label there is predicted by the logits before it
-    changed = trained.clone()
-    changed[row, position] = 3
-    ratio = (weighted(changed, "one weight of 3").gradient - ones.gradient).abs().sum(dim=-1) > 1e-7
-    if not ratio[row, position - 1] and ratio.any():
-        found = ratio.nonzero()[0].tolist()
-        raise ContractError(
-            f"lays the weight of the label at position {position} on the logits at position {found[1]}, but those at "
-            f"{position - 1} predict it; use loss_scale[:, 1:] with labels[:, 1:]"
         )
 
 

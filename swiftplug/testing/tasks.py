@@ -66,6 +66,14 @@ class _Loss:
         """Raise a ContractError if it breaks the contract."""
         batch = self.run.batch()
         whole = self(batch, "a batch of six rows")
+        padded = self(_padded(batch, self.run.args.load_tokenizer().pad_token_id), "a batch with 4 padded columns")
+        for name, total in whole.sums.items():
+            self._check_equal(
+                total,
+                padded.sums[name],
+                f"the part {name!r}",
+                f"without, {number(padded.sums[name])} with 4 padded columns (attention_mask 0, labels -100)",
+            )
         parts = [self(self.run.batch(rows), _rows(rows)) for rows in _PARTS]
         self._check_logged([whole, *parts])
         for name, count in whole.counts.items():
@@ -87,14 +95,6 @@ class _Loss:
             raise ContractError(
                 f"has another gradient for six rows than for {_cut()}; sums are sums over rows, each of which depends "
                 "on its own row, or on model.mean of others"
-            )
-        padded = self(_padded(batch, self.run.args.load_tokenizer().pad_token_id), "a batch with 4 padded columns")
-        for name, total in whole.sums.items():
-            self._check_equal(
-                total,
-                padded.sums[name],
-                f"the part {name!r}",
-                f"without, {number(padded.sums[name])} with 4 padded columns (attention_mask 0, labels -100)",
             )
         if self.task.head == "language" and "loss_scale" in self.task.kinds:
             self._check_untrained(batch)
