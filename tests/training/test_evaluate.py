@@ -19,21 +19,20 @@ from swiftplug.training.progress import BOOKKEEPING
 
 DICE = Path(__file__).parents[1] / "sampling" / "dice.py"
 
-Evaluate = Callable[..., dict[str, Any]]
+Evaluate = Callable[..., Any]
 
 
 @pytest.fixture
 def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
-    """Run `swiftplug evaluate` in the test's folder; returns what --json prints."""
+    """Run `swiftplug evaluate` in the test's folder; returns what --json prints, or all that is printed without it."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: object) -> dict[str, Any]:
-        words = ["evaluate", *map(str, arguments), "--json"]
+    def run(*arguments: object, form: str = "json") -> Any:
+        words = ["evaluate", *map(str, arguments), *(["--json"] if form == "json" else [])]
         result = CliRunner().invoke(app, words, catch_exceptions=False, standalone_mode=False)
         if isinstance(result.exception, UserError):
             raise result.exception
-        results: dict[str, Any] = json.loads(result.stdout)
-        return results
+        return json.loads(result.stdout) if form == "json" else result.stdout
 
     return run
 
@@ -90,12 +89,17 @@ def dice(evaluate: Evaluate, tiny_model_dir: Path, tmp_path: Path) -> Evaluate:
         "        super().open(args, sampling)\n        self.sides = 4 if args.model.name.endswith('one') else 2\n"
     )
     (tmp_path / "plugins_here.py").write_text(plugin)
-    given = ["one", "two", "--plugin", "plugins_here.py", "--dataset", "q.jsonl", "--engine", "by_model"]
-    return lambda *arguments: evaluate(*given, "--orm", "box", *arguments)
+    given = ["--plugin", "plugins_here.py", "--dataset", "q.jsonl", "--engine", "by_model", "--orm", "box"]
+    return lambda *arguments, **options: evaluate(*arguments, *given, **options)
 
 
-def test_rewards_have_standard_errors_and_models_are_compared_row_by_row(dice: Evaluate) -> None:
-    results = dice("--prm", "halves", "--num-return-sequences", 4, "--output-dir", "e")
+def test_rewards_have_standard_errors_and_models_are_compared_row_by_row(
+    dice: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    given = ["one", "two", "--prm", "halves", "--num-return-sequences", 4, "--output-dir", "e"]
+    printed = dice(*given, form="table").splitlines()
+    results = json.loads(Path("e/evaluation.json").read_text())
     right = {}
     for name in ("one", "two"):
         lines = [json.loads(line) for line in Path(f"e/{name}/candidates.jsonl").read_text().splitlines()]
@@ -116,49 +120,40 @@ def test_rewards_have_standard_errors_and_models_are_compared_row_by_row(dice: E
     assert difference["standard_errors"]["orm/box"] == pytest.approx(apart.std(ddof=1) / math.sqrt(16))
     assert two["metrics"]["loss"] == one["metrics"]["loss"]
 
+    at = next(index for index, line in enumerate(printed) if line.startswith("pass@1"))
+    assert ["one", "two"] in [line.split() for line in printed[:at]]
+    shown = [f"{model['metrics']['pass@1']:.4f}".rstrip("0").rstrip(".") for model in (one, two)]
+    errors = [f"{model['standard_errors']['pass@1']:.2g}" for model in (one, two)]
+    best = ["*" if apart.mean() < 0 else "", "*" if apart.mean() > 0 else ""]
+    cells = [f"{value} ± {error} {mark}".strip() for value, error, mark in zip(shown, errors, best, strict=True)]
+    assert " ".join(printed[at].split()) == f"pass@1 {cells[0]} {cells[1]}"
+    assert " ".join(printed[at + 1].split()).startswith(f"{apart.mean():+.4f}".rstrip("0").rstrip("."))
+    assert max(map(len, printed[at : at + 9])) <= 80
+
 
 def test_an_interrupted_evaluation_keeps_its_answers(dice: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = dice("--output-dir", "whole")
+    whole = dice("one", "--output-dir", "whole")
     assert whole["models"][0]["sampling"]["temperature"] == 0
     score, scored = SampleLoop._score, []
 
     def dying(self: SampleLoop, *arguments: Any) -> None:
-        if len(scored) == 6:  # in the second model
+        if len(scored) == 2:
             raise KeyboardInterrupt
         scored.append(score(self, *arguments))
 
     with monkeypatch.context() as patch:
         patch.setattr(SampleLoop, "_score", dying)
-        stopped = CliRunner().invoke(app, ["evaluate", "one"], standalone_mode=False)  # no folder is made of mistakes
-        assert isinstance(stopped.exception, UserError)
         with pytest.raises(ValueError, match="Expecting value"):
-            dice("--output-dir", "e")
+            dice("one", "--output-dir", "e")
     assert not Path("e/evaluation.json").exists()
     with pytest.raises(UserError, match="continue that run with --resume"):
-        dice("--output-dir", "e")
+        dice("one", "--output-dir", "e")
     scored.clear()
     monkeypatch.setattr(SampleLoop, "_score", lambda self, *them: scored.append(score(self, *them)))
-    resumed = dice("--output-dir", "e", "--resume")
+    resumed = dice("one", "--output-dir", "e", "--resume")
     assert resumed["models"] == whole["models"]
-    assert len(scored) == 4  # of eight batches, the four of the second model: it had none complete
-
-
-def test_the_table_has_a_column_for_each_model(
-    dice: Evaluate, evaluate: Evaluate, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    words = "evaluate one two --plugin plugins_here.py --dataset q.jsonl --engine by_model --orm box --output-dir e"
-    result = CliRunner().invoke(app, words.split(), catch_exceptions=False)
-    lines = result.stdout.splitlines()
-    [head] = [line.split() for line in lines if line.split() == ["one", "two"]]
-    at = next(index for index, line in enumerate(lines) if line.startswith("pass@1"))
-    written = json.loads(Path("e/evaluation.json").read_text())
-    assert head == [model["label"] for model in written["models"]]
-    best = max(model["metrics"]["pass@1"] for model in written["models"])
-    assert f"{best:.4f}".rstrip("0").rstrip(".") in lines[at].partition(" *")[0]
-    apart = written["differences"][0]["metrics"]["pass@1"]
-    assert lines[at + 1].split()[0] == f"{apart:+.4f}".rstrip("0").rstrip(".")
-    assert max(map(len, lines[at - 3 : at + 5])) <= 80
+    assert len(scored) == 4
+    assert resumed["models"][0]["answers"]["candidates"] == 16
 
 
 MISTAKES = [

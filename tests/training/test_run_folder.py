@@ -251,7 +251,7 @@ def test_a_finished_run_resumed_is_left_as_it_is(run: Any) -> None:
         ("learning_rate=-1", "training: Invalid learning rate: -1.0"),
         ("per_device_train_batch_size=0", "training.per_device_train_batch_size: found 0, expected 1 or more"),
         ("gradient_accumulation_steps=0", "training.gradient_accumulation_steps: found 0, expected 1 or more"),
-        ("report_to=wandbb", "training: wandbb is not supported"),
+        ("report_to=wandbb", "training.report_to=wandbb: unknown tracker 'wandbb'; did you mean 'wandb'?"),
         ("eval_on_start=true", "training.eval_on_start: needs eval_dataset or data.val_size"),
         ("push_to_hub=true", "with `hf upload REPOSITORY FOLDER`"),
         ("enable_jit_checkpoint=true", "cannot be set; use training.save_steps"),
