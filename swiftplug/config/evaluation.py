@@ -283,3 +283,10 @@ def _check_comparable(configs: Sequence[EvaluationConfig]) -> None:
                     f"{first.name} and {other.name} differ in their {what}, so their numbers cannot be compared; name "
                     f"one with {flag}"
                 )
+
+
+def differing_keys(configs: Sequence[EvaluationConfig]) -> list[str]:
+    """The keys by which the models are measured differently, each as its own run is."""
+    keys = [name for name in _MEASURED if name not in ("plugins", "dtype", "seed", "reference", "training")]
+    first, *others = (config.train for config in configs)
+    return [key for key in keys if any(getattr(other, key) != getattr(first, key) for other in others)]

@@ -22,14 +22,14 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback
 
-from swiftplug.config.evaluation import EvaluationConfig, folder_name
+from swiftplug.config.evaluation import EvaluationConfig, differing_keys, folder_name
 from swiftplug.data.batching import Collator
 from swiftplug.data.prepare import PreparedData
 from swiftplug.data.read.report import SplitReport
 from swiftplug.errors import UserError
 from swiftplug.evaluation.figures import Figure, difference
 from swiftplug.evaluation.table import print_figures
-from swiftplug.formatting import format_command
+from swiftplug.formatting import format_command, format_count
 from swiftplug.plugin import Labels
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.runs.console import RunProgress, on_disk, plugin_fact, print_facts, print_line
@@ -121,6 +121,8 @@ def evaluate(
     if as_json:
         print(json.dumps(results, indent=2, ensure_ascii=False))
     else:
+        print_line(console, "")
+        print_line(console, "; ".join(_conditions(models)), "dim")
         print_figures(console, [(model.config.label, model.figures) for model in models])
     print_line(console, f"figures: {output_dir / RESULTS}")
     for model in models:
@@ -313,6 +315,18 @@ class EvaluatedModel:
             "sampling": None if sample is None else {key: getattr(sample, key) for key in sorted(sampled)},
             "answers": None if self.summary is None else asdict(self.summary),
         }
+
+
+def _conditions(models: Sequence[EvaluatedModel]) -> Iterator[str]:
+    """What the figures are of."""
+    first = models[0]
+    yield f"rows: {', '.join(choice.name for choice in first.config.train.dataset)}"
+    if first.sampling is not None:
+        count = first.sampling.config.num_return_sequences
+        answers = format_count(count, "answer")
+        yield f"{answers} per question: {dict(first.sampling.facts).get('sampling', '')}".rstrip(": ")
+    if keys := differing_keys([model.config for model in models]):
+        yield f"each with its run's own {', '.join(keys)}"
 
 
 def _results(models: Sequence[EvaluatedModel]) -> dict[str, Any]:
