@@ -34,6 +34,7 @@ _COMMANDS = {
     "install": "Install packages of plugins with pip, in swiftplug's own environment.",
     "uninstall": "Uninstall packages of plugins with pip.",
     "new-plugin": "Write a new distribution of plugins, or a file of them, to begin with.",
+    "version": "Show the version, and with --verbose what a bug report needs.",
 }
 
 _SECONDS_FOR_OTHERS = 5

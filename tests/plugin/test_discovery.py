@@ -76,7 +76,11 @@ def test_requirements_of_an_extra_that_are_not_installed(install: Any) -> None:
             'nor-that; extra == "fast" and python_version < "3"',
         ],
     )
-    needed = {it.name: missing_requirements(it) for it in find_installed() if it.distribution == "acme"}
+    needed = {
+        it.name: missing_requirements(it.distribution, it.extras)
+        for it in find_installed()
+        if it.distribution == "acme"
+    }
     assert needed == {"a": ["no-such-thing"], "b": []}
 
 

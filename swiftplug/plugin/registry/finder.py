@@ -82,7 +82,7 @@ class FoundPlugin:
 
     def check_extras(self) -> None:
         """Raise a MissingExtraError if an extra that the plugin needs is not installed."""
-        if missing := missing_requirements(self):
+        if missing := missing_requirements(self.distribution, self.extras):
             extras = f"{self.distribution}[{','.join(self.extras)}]"
             raise MissingExtraError(f"needs {', '.join(missing)}: pip install '{extras}'")
 
@@ -138,18 +138,18 @@ def _read(distribution: Any, file: str) -> str:
         return ""
 
 
-def missing_requirements(found: FoundPlugin) -> list[str]:
-    """The distributions that the plugin's extras require and that are not installed."""
-    if not found.extras:
+def missing_requirements(distribution: str, extras: Sequence[str]) -> list[str]:
+    """The distributions that extras of a distribution require and that are not installed."""
+    if not extras:
         return []
     from packaging.requirements import Requirement
 
     missing = []
-    for requirement in map(Requirement, importlib_metadata.distribution(found.distribution).requires or []):
+    for requirement in map(Requirement, importlib_metadata.distribution(distribution).requires or []):
         marker = requirement.marker
         if marker is None or marker.evaluate({"extra": ""}):
             continue  # required without any extra, so it is installed
-        needed = any(marker.evaluate({"extra": extra}) for extra in found.extras)
+        needed = any(marker.evaluate({"extra": extra}) for extra in extras)
         if needed and not any(importlib_metadata.distributions(name=requirement.name)):
             missing.append(requirement.name)
     return missing
