@@ -106,7 +106,7 @@ def test_no_best_of_what_cannot_be_compared(make: Make, show: Any) -> None:
     runs = [make("a", [1.0], [1.0]), make("b", [1.0], [0.5], rows=9), make("c", [1.0])]
     printed = show(*runs)
     assert " *" not in printed
-    assert "note: no best evaluation loss is named: they were evaluated on other rows" in printed
+    assert "note: no best evaluation loss is named: the runs were evaluated on other rows" in printed
     assert "note: c: has no evaluation" in printed
     dpo = make("d", [1.0], [0.2], task="dpo")
     printed = show(runs[0], dpo, output="d.html")

@@ -169,13 +169,12 @@ def test_a_page_that_cannot_be_written_ends_no_run(
 def test_a_curve_of_many_points_keeps_its_spikes_and_stays_light() -> None:
     values = [2 + math.sin(step / 50) for step in range(20_000)]
     values[7_321], values[12_000], values[500] = 90.0, -90.0, math.nan
-    drawn = curve([*enumerate(values)], "training", 0)
+    names = ("loss", "grad_norm", "learning_rate")
+    history = History([{"step": step} | dict.fromkeys(names, value) for step, value in enumerate(values)])
+    drawn = curve(history, "loss", "training", 0)
     assert len(drawn["x"]) <= 1500 and (drawn["x"][0], drawn["x"][-1]) == (0, 19_999)
     assert {7_321: 90.0, 12_000: -90.0}.items() <= dict(zip(drawn["x"], drawn["y"], strict=True)).items()
-    entries = [
-        {"step": step, "loss": value, "grad_norm": value, "learning_rate": value} for step, value in enumerate(values)
-    ]
-    assert len(json.dumps(charts_of(History(entries)), allow_nan=False)) < 200_000
+    assert len(json.dumps(charts_of(history), allow_nan=False)) < 200_000
     oracle = pandas.Series(values).ewm(span=span_of(len(values)), ignore_na=True).mean()
     assert smoothed(values) == pytest.approx([*oracle])
     assert thin([1.0, 2.0]) == [0, 1]
@@ -200,7 +199,7 @@ def test_time_and_speed_count_all_parts_of_a_run_and_no_evaluation(tmp_path: Pat
     assert history.rates() == [(1, 10.0), (2, pytest.approx(100 / 5)), (6, 50.0)]
     assert history.clock().seconds == [10, 19, 39, 41]
     assert history.speed == pytest.approx((100 + 100 + 100) / (10 + 5 + 3))
-    assert curve(history.points("loss"), "", 0)["y"] == [3.0, 2.0, 1.0, None]
+    assert curve(history, "loss", "", 0)["y"] == [3.0, 2.0, 1.0, None]
 
 
 def test_configs_are_flat_by_the_keys_of_set() -> None:

@@ -220,7 +220,7 @@ def _notes(runs: Sequence[ComparedRun]) -> list[str]:
     notes = [problem for run in runs for problem in run.history.problems]
     notes += [f"{run.label}: has no evaluation" for run in runs if measuring and not run.evaluations]
     if len(measuring) > 1 and not _is_comparable(measuring, "loss"):
-        rows = "they were evaluated on other rows" if not _is_comparable(measuring, "") else ""
+        rows = "the runs were evaluated on other rows" if not _is_comparable(measuring, "") else ""
         notes.append(
             f"no best evaluation loss is named: {rows or 'the runs have other tasks, losses or token weights'}"
         )
@@ -309,13 +309,11 @@ def _charts(runs: Sequence[ComparedRun]) -> Iterable[dict[str, Any]]:
     names = dict.fromkeys(name for run in runs for name in run.history.names())
     for name in sorted(names, key=lambda name: (name == "grad_norm", name in ("learning_rate", "tokens_per_second"))):
         is_eval = name.startswith("eval_")
-        curves = []
-        for number, run in enumerate(runs):
-            points = run.history.rates() if name == "tokens_per_second" else run.history.points(name)
-            if points:
-                curves.append(curve(points, run.label, number, run=number, dots=is_eval))
+        curves = (curve(run.history, name, run.label, number, run=number) for number, run in enumerate(runs))
         title = name.removeprefix("eval_").replace("_", " ")
-        yield chart(f"evaluation {title}" if is_eval else title, curves, wide=name == "loss")
+        yield chart(
+            f"evaluation {title}" if is_eval else title, [each for each in curves if each["x"]], wide=name == "loss"
+        )
 
 
 def _print(

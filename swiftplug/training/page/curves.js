@@ -8,7 +8,7 @@ const AXES = {
   seconds: ["Time", (run, step) => onClock(clocks[run], "seconds", step), duration],
 };
 const LEFT_OUT = new Set(); // numbers of runs that are not shown
-const view = { axis: "step", log: false, raw: true, from: null, to: null, at: null };
+const view = { axis: "step", log: false, raw: clocks.length === 1, from: null, to: null, at: null };
 const HEIGHT = 200, TOP = 8, BOTTOM = 22, RIGHT = 12;
 
 function svg(tag, attributes, ...children) {

@@ -217,21 +217,23 @@ def chart(title: str, curves: Iterable[dict[str, Any]], *, wide: bool = False) -
     return {"title": title, "wide": wide, "curves": [*curves]}
 
 
-def curve(
-    points: Sequence[tuple[int, float]], label: str, color: int, *, run: int = 0, dots: bool = False
-) -> dict[str, Any]:
-    """A curve as the script of a page draws it: thinned, and smoothed if it has many points.
+def curve(history: History, name: str, label: str, color: int, *, run: int = 0) -> dict[str, Any]:
+    """A curve as the script of a page draws it: thinned, and smoothed if it has many points and is no schedule.
+
+    Evaluations are drawn with their points, and not smoothed, as they are few and far between.
 
     Args:
-        points: Steps and values.
+        history: What the run has logged.
+        name: The name of the values in it.
         label: What it is called in the legend.
         color: The number of its colour.
         run: The number of its run, whose clock it goes by.
-        dots: Whether its points are drawn, as they are few and far between; it is then not smoothed.
     """
+    points = history.rates() if name == TOKENS_PER_SECOND else history.points(name)
+    dots = name.startswith("eval_")
     values = [value for _, value in points]
     places = thin(values)
-    smooth = smoothed(values) if len(values) >= _SMOOTHED_FROM and not dots else []
+    smooth = smoothed(values) if len(values) >= _SMOOTHED_FROM and not dots and name != "learning_rate" else []
     return {
         "label": label,
         "color": color,

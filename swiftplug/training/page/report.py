@@ -194,8 +194,7 @@ def charts_of(history: History) -> list[dict[str, Any]]:
         if answer in ("chosen", "rejected"):
             base, color = title, {"chosen": _CHOSEN, "rejected": _REJECTED}[answer] + (8 if is_eval else 0)
             label = f"{answer}, eval" if is_eval else answer
-        points = history.rates() if name == "tokens_per_second" else history.points(name)
-        charts.setdefault(base, []).append(curve(points, label, color, dots=is_eval))
+        charts.setdefault(base, []).append(curve(history, name, label, color))
     return [
         chart(title.replace("_", " "), curves, wide=title == "loss")
         for title, curves in charts.items()
