@@ -341,5 +341,7 @@ def _print(
     console.print(table)
     if any(figure.best for figure in figures):
         print_line(console, "*: best", "dim")
+    if not differences:
+        print_line(console, "config, plugins, data and environment are the same")
     for note in notes:
         print_line(console, f"note: {note}")
