@@ -205,14 +205,14 @@ class Exporter:
                     f"{self.name}: PEFT cannot merge this adapter ({method.value}) into the weights; keep it: "
                     "--no-merge"
                 )
+            self.written = outputs_of(self.model, self.texts)
+            self._check_same()
         if not isinstance(self.model, PreTrainedModel):
             raise UserError(
                 f"{self.name}: its tuner makes a {type(self.model).__name__} of the model, which is no model of "
                 "Transformers, so no other program could open it"
             )
         self.model.requires_grad_(False)
-        self.written = outputs_of(self.model, self.texts)
-        self._check_same()
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(self.dtype)
         self.model.save_pretrained(staging)
