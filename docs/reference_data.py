@@ -1,10 +1,11 @@
 """What the pages of the reference list, read from the code: commands, keys of the config, and built-in plugins."""
 
 import inspect
+import json
 import re
 from itertools import groupby
-from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from rich.text import Text
 
@@ -12,7 +13,7 @@ from swiftplug.cli import main
 from swiftplug.config.keys import Key, keys_of
 from swiftplug.config.schema import SampleConfig, TrainConfig
 from swiftplug.plugin.registry import BUILT_IN, KINDS, FoundPlugin, PluginChoice, Registry
-from swiftplug.plugin.registry.declared import declared_options
+from swiftplug.plugin.registry.definitions import Description, Option, describe
 from swiftplug.plugin.registry.kinds import Kind
 
 CONFIGS = {"train": keys_of(TrainConfig), "sample": keys_of(SampleConfig)}
@@ -83,96 +84,39 @@ def in_words(key: Key) -> str:
     return f"{'list of ' if key.is_list else ''}{shown}, default {_value(default)}"
 
 
-class Option(NamedTuple):
-    """An option of a plugin, and what it means."""
-
-    name: str
-    shown: str
-    help: str
-
-
-class Plugin(NamedTuple):
-    """A built-in plugin."""
-
-    name: str
-    found: FoundPlugin
-    text: str
-    options: list[Option]
-    any_other: bool
-
-
 def kinds() -> list[tuple[Kind, str]]:
     """The kinds of plugin, each with its title."""
     titles = {"orm": "Outcome reward model (ORM)", "prm": "Process reward model (PRM)", "tools": "Tools format"}
     return [(kind, titles.get(name, name.replace("_", " ").capitalize())) for name, kind in KINDS.items()]
 
 
-def plugins(kind: str) -> list[Plugin]:
-    """The built-in plugins of a kind, with their options."""
-    return [_plugin(found) for found in Registry.discover().found(kind) if found.distribution == BUILT_IN]
+def plugins(kind: str) -> list[tuple[FoundPlugin, Description]]:
+    """The built-in plugins of a kind, and what `swiftplug show-plugin` says of each."""
+    built_in = [found for found in Registry.discover().found(kind) if found.distribution == BUILT_IN]
+    return [(found, describe(found)) for found in built_in]
 
 
-def _plugin(found: FoundPlugin) -> Plugin:
-    plugin = found.load()
-    if found.kind == "tuner":
-        documented = [plugin, plugin.prepare_model]
-    elif inspect.isclass(plugin):
-        documented = [plugin, *(vars(base).get("__init__") for base in reversed(plugin.__mro__[:-1]))]
-    else:
-        documented = [plugin]
-    text = (inspect.getdoc(plugin) if callable(plugin) else "") or found.summary or ""
-    meanings = {name: text for each in documented for name, text in _arguments(inspect.getdoc(each) or "").items()}
-    declared = declared_options(found.kind, plugin)
-    options = [Option(name, _declared(it), meanings.get(name, "")) for name, it in declared.named.items()]
-    body = re.split(r"\n\s*(?:Args|Returns|Raises|Example|Attributes|Yields):\n", text)[0]
-    return Plugin(found.name, found, body, options, declared.any_other)
+def form(option: Option) -> str:
+    """The type and the default of an option."""
+    default = "required" if option.required else f"default {_value(option.default)}"
+    return f"{code(option.type)}, {default}" if option.type else default
 
 
-def _arguments(docstring: str) -> dict[str, str]:
-    """The descriptions in the section `Args:` of a docstring."""
-    section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", docstring, re.M)
-    found = re.findall(r"^    \*{0,2}(\w+)[^:\n]*: (.*(?:\n {5,}.*)*)", section[1] if section else "", re.M)
-    return {name: " ".join(text.split()) for name, text in found}
-
-
-def _declared(parameter: inspect.Parameter) -> str:
-    required = parameter.default is parameter.empty
-    return f"{_type(parameter.annotation)}, {'required' if required else f'default {_value(parameter.default)}'}"
+def code(text: str) -> str:
+    return f"`{text}`"
 
 
 def _value(value: Any) -> str:
-    if value is None:
-        return "`null`"
     if isinstance(value, str) and "\n" in value:
         return f"a text of {value.count(chr(10)) + 1} lines"
-    return f"`{str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(value)}`"
-
-
-_NAMES = {
-    str: "text",
-    int: "whole number",
-    float: "number",
-    bool: "`true` or `false`",
-    dict: "mapping",
-    Any: "anything",
-}
+    return code(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _type(annotation: Any) -> str:
-    """A type in words."""
-    origin, inner = get_origin(annotation), [each for each in get_args(annotation) if each is not NoneType]
-    if origin is Annotated:
-        return _type(inner[0])
-    if origin is Literal:
-        return " or ".join(f"`{choice}`" for choice in inner)
-    if origin in (list, set, frozenset) or (
-        inspect.isclass(origin) and origin.__name__ in ("Sequence", "Collection", "Iterable")
-    ):
-        return f"list of {_type(inner[0])}"
-    if origin is tuple:
-        return f"list of {len(inner)} {_type(inner[0])}s" if Ellipsis not in inner else f"list of {_type(inner[0])}"
-    if origin in (dict,) or (inspect.isclass(origin) and origin.__name__ == "Mapping"):
-        return "mapping"
-    if inner and origin is not None:
-        return " or ".join(dict.fromkeys(map(_type, inner)))
-    return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    """A type of a key in words."""
+    names = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}
+    return (
+        " or ".join(dict.fromkeys(map(_type, get_args(annotation))))
+        if get_origin(annotation) in (Union, UnionType)
+        else names.get(annotation, "mapping")
+    )

@@ -2,7 +2,7 @@
 
 A page has a folder and an environment of its own. A block whose paragraph above ends in the name of a file and a colon
 is that file. Other blocks run: bash and Python, and JSON lines and configs are read. A block of text is the output of
-the block above it: its lines come in this order, `...` stands for anything, and numbers may differ by a third
+the block above it: its lines come in this order, `...` stands for anything, and numbers may differ by a fifth
 (durations, and what depends on them, by anything). A comment above a block may say `fails` (it ends with exit code 2),
 or `not run: REASON`.
 """
@@ -23,12 +23,16 @@ import yaml
 from markdown_it import MarkdownIt
 
 import swiftplug.plugin
+from swiftplug.config.counterparts import counterparts
+from swiftplug.config.keys import keys_of
 from swiftplug.config.load import load_sample_config, load_train_config
+from swiftplug.config.schema import SampleConfig, TrainConfig
 from swiftplug.errors import UserError
-from swiftplug.plugin.registry import KINDS
+from swiftplug.plugin.registry import KINDS, Registry
+from swiftplug.plugin.registry.definitions import describe
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ENDINGS = {"python": "py", "yaml": "yaml", "json": "jsonl?", "toml": "toml", "jinja": "jinja"}
 NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
 DURATION = re.compile(rf"{NUMBER}(?= ?(?:ms|s|min|h|tokens/s|kB|MB|GB|GiB)\b)")
@@ -133,7 +137,7 @@ def _alike(shown: str, printed: str) -> bool:
         return False
     values = [float(number.replace(",", "")) for number in re.findall(NUMBER, shown)]
     return all(
-        abs(value - float(found.replace(",", ""))) <= max(value, 1e-9) / 3
+        abs(value - float(found.replace(",", ""))) <= max(value, 1e-9) / 5
         for value, found in zip(values, match.groups(), strict=True)
     )
 
@@ -203,3 +207,24 @@ def test_the_reference_has_every_public_name() -> None:
 
 def test_there_is_a_page_for_each_kind() -> None:
     assert {page.stem for page in (ROOT / "docs" / "kinds").glob("*.md")} == {*KINDS}
+
+
+@pytest.mark.parametrize("tool", ["ms_swift", "llama_factory", "trl"])
+def test_what_options_of_other_tools_are_here(tool: str) -> None:
+    page = (ROOT / "docs" / "how_to" / f"from_{tool}.md").read_text()
+    keys = {**keys_of(SampleConfig), **keys_of(TrainConfig)}
+    options = {kind: plugin_options(kind) for kind in ("task", "tuner", "optimizer")}
+    for theirs, ours in re.findall(r"^\| (`.+?) \| (.+?) \|$", page, re.MULTILINE):
+        named = [name for name in re.findall(r"`([a-z_]+(?:\.\w+)?)`", ours) if "." in name or name in keys]
+        for name in named:
+            section, _, option = name.partition(".")
+            assert name in keys or option in options.get(section, ()), f"{name}: no key and no option of a plugin"
+        for name in re.findall(r"`-{0,2}([a-z_]+)`", theirs):
+            suggested = counterparts(name, keys_of(TrainConfig)) or counterparts(name, keys_of(SampleConfig))
+            suggested = [it for it in suggested if not it.startswith("training.")]
+            assert not suggested or not named or {*suggested} & {*named}, f"{name}: the error suggests {suggested}"
+
+
+def plugin_options(kind: str) -> set[str]:
+    """The options of the built-in plugins of a kind."""
+    return {option.name for found in Registry.discover().found(kind) for option in describe(found).options}
