@@ -1,6 +1,7 @@
 """Runs the contract of a plugin: its shape, one call on tiny input, then the properties of its kind."""
 
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -97,5 +98,7 @@ def _find(kind: str, plugin: Any) -> FoundPlugin:
         registry = Registry.discover()
         if kind != "model" or registry.has(kind, plugin):
             return registry.choose(kind, plugin, "check_plugin")
-    name = getattr(plugin, "__name__", None) or type(plugin).__name__
+    named = plugin[0] if isinstance(plugin, tuple) and plugin else plugin  # a metric by its first function
+    named = named.func if isinstance(named, partial) else named
+    name = getattr(named, "__name__", None) or type(named).__name__
     return FoundPlugin(kind, name, FROM_FILE, "", f"{getattr(plugin, '__module__', '')}:{name}", obj=plugin)

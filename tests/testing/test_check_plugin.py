@@ -1,7 +1,11 @@
 """A plugin that keeps its contract passes `check_plugin`; one that does not is told what to change."""
 
+from functools import partial
+from typing import Any
+
 import pytest
 
+from swiftplug.errors import UserError
 from swiftplug.testing import ContractBroken, check_plugin
 
 
@@ -15,3 +19,39 @@ def test_the_message_names_the_plugin() -> None:
 
     with pytest.raises(ContractBroken, match=r"loss 'per_row' returned a tensor of shape \(3,\), expected a scalar"):
         check_plugin("loss", per_row)
+
+
+def test_a_pair_and_a_partial_are_called_by_their_function() -> None:
+    def accuracy(eval_prediction):  # type: ignore[no-untyped-def]
+        return 0.5
+
+    with pytest.raises(ContractBroken, match=r"^metric 'accuracy' returned a float, expected a dict"):
+        check_plugin("metric", (accuracy, None))
+    with pytest.raises(ContractBroken, match=r"^tools 'len' has the wrong signature"):
+        check_plugin("tools", partial(len))
+
+
+@pytest.mark.parametrize(
+    ("kind", "plugin", "options", "words"),
+    [
+        ("los", "focal", {}, "there is no kind 'los'; did you mean 'loss'"),
+        ("loss", "foccal", {}, "check_plugin: there is no loss 'foccal'; did you mean 'focal'"),
+        ("loss", "focal", {"gama": 2}, "loss 'focal' takes no option 'gama'; did you mean 'gamma'"),
+        ("orm", "length", {}, r"orm 'length': needs the option 'max_chars': check_plugin\('orm', ..., max_chars=...\)"),
+        ("loss", "focal", {"columns": {"a": 1}}, "columns: only an orm or a prm reads them, not a loss"),
+    ],
+)
+def test_what_cannot_be_checked_is_told_from_what_is_broken(
+    kind: str, plugin: str, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        check_plugin(kind, plugin, **options)
+
+
+def test_a_reward_gets_the_columns_it_needs() -> None:
+    def hard(completions, difficulty, **kwargs):  # type: ignore[no-untyped-def]
+        return [float(value) for value in difficulty]
+
+    with pytest.raises(UserError, match="orm 'hard': needs the column 'difficulty'"):
+        check_plugin("orm", hard)
+    check_plugin("orm", hard, columns={"difficulty": 3})
