@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-_LOWER_IS_BETTER = ("loss", "perplexity", "rmse", "mse", "mae")  # at the end of a name
+from swiftplug.training.page.curves import is_better_lower
+
 _NEITHER = ("cut_off", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "logits")
 
 
@@ -80,4 +81,4 @@ def best(name: str, values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None and not math.isnan(value)]
     if len({*known}) < 2 or name.startswith(_NEITHER):
         return None
-    return min(known) if name.endswith(_LOWER_IS_BETTER) else max(known)
+    return min(known) if is_better_lower(name, {}) else max(known)
