@@ -74,7 +74,7 @@ def test_a_failure_is_the_message_alone(acme: pytest.Pytester) -> None:
     acme.makepyprojecttoml(PYPROJECT.replace(EXPECTED_FAILURE, ""))
     result = run(acme)
     result.assert_outcomes(passed=3, failed=1)
-    result.stdout.fnmatch_lines(["*_ swiftplug::orm::short _*", "orm 'OneForAll' returned 1 reward for 2 candidates*"])
+    result.stdout.fnmatch_lines(["*_ swiftplug::orm::short _*", "orm 'OneForAll' returned 1 reward for * candidates*"])
     result.stdout.no_fnmatch_line("*Traceback*")
     result.stdout.no_fnmatch_line("*check.py*")
 
@@ -120,7 +120,7 @@ def test_a_broken_module_and_a_missing_option_are_told(install: Any, pytester: p
     result.stdout.fnmatch_lines(
         [
             "orm 'broken' of acme 1.0 is broken: ModuleNotFoundError: No module named 'missing_module'*",
-            "tools * needs the option 'prefix'; add to swiftplug_options: tools:prefixed.prefix=VALUE",
+            "tools 'Prefixed'* needs the option 'prefix'*; add to swiftplug_options: tools:prefixed.prefix=VALUE",
         ]
     )
 

@@ -8,8 +8,3 @@ def test_answers_are_right() -> None:
         word = question["content"].removeprefix("How many a in ").removesuffix("?")
         assert len(word) == 5
         assert answer["content"] == str(sum(letter == "a" for letter in word))
-
-
-def test_the_seed_decides() -> None:
-    assert count_letters(size=5, seed=1).to_list() == count_letters(size=5, seed=1).to_list()
-    assert count_letters(size=5, seed=1).to_list() != count_letters(size=5, seed=2).to_list()
