@@ -97,7 +97,7 @@ class TaskLoss(NamedTuple):
             by that count over the whole accumulation step and all processes, so that the loss does not depend on how a
             step is cut into batches.
         logged: What is logged of it: a tensor for each name, of any shape, empty too, whose mean over all batches since
-            the last log is taken.
+            the last log is taken. Names that the run logs (`loss`, `learning_rate`, `eval_...`) are refused.
     """
 
     sums: dict[str, "torch.Tensor"]

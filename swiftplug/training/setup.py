@@ -96,6 +96,8 @@ def _know_eval_names(args: Arguments) -> None:
     wanted = args.training_args.metric_for_best_model
     names, failed = measured_names(args.plugins.of("metric"), args.task, args.labels)
     logged = () if "loss" in args.task.kinds else args.task.log_names()
+    if logged and (both := sorted(names.intersection(logged))):
+        raise UserError(f"{args.plugins.one('task').found} logs {both[0]!r}, which a metric returns too; rename one")
     if not failed:
         args.eval_names = None if logged is None else names.union(logged)
     elif (wanted or args.plugins.of("callback")) and (args.labels or args.task.rows is not Rows.LABELLED):

@@ -262,7 +262,12 @@ class PlugTrainer(Trainer):
         metrics = output.metrics or {}
         parts = self._eval_parts.gather()
         metrics[f"{metric_key_prefix}_loss"] = sum(parts.values()) if parts else float("nan")
-        metrics |= {f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_logged.gather().items()}
+        logged = {f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_logged.gather().items()}
+        if both := sorted(metrics.keys() & logged.keys()):
+            raise UserError(
+                f"{self.plugins.one('task').found} logs {both[0]!r}, which a metric returns too; rename one"
+            )
+        metrics |= logged
         if self.metrics.of_texts:
             rows: Any = self.eval_dataset
             predictions = generate_answers(

@@ -97,6 +97,12 @@ class Bare(Task):
         return torch.nn.functional.cross_entropy(model.outputs(batch).logits, batch["label"])
 
 
+class Overwriting(Bare):
+    def loss(self, model: Any, batch: Any) -> Any:
+        loss = super().loss(model, batch)
+        return TaskLoss({"rows": loss}, {"eval_loss": loss})
+
+
 def never(*args: Any, **kwargs: Any) -> Any:
     raise AssertionError("called")
 
@@ -151,6 +157,7 @@ def test_what_cannot_be_called_without_more_is_not_tried(plugin: Any, cause: str
         ("task", WithoutGradient, "returned a loss without a gradient"),
         ("task", Uncounted, "returned the part 'row' of a loss that it does not count; did you mean 'rows'?"),
         ("task", Bare, "returned a Tensor from loss, expected a TaskLoss with sums"),
+        ("task", Overwriting, "returned 'eval_loss' to be logged, which the run itself logs; give it another name"),
         ("metric", no_pair, "is float 0.5, expected a pair"),
         ("loss", lambda outputs, labels: outputs.logits, r"a tensor of shape \(2, 4, 8\), expected a scalar tensor"),
         ("loss", lambda outputs, labels: outputs.logits.sum() * float("nan"), "returned nan, expected a finite number"),

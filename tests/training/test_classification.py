@@ -336,3 +336,39 @@ def test_the_preview_shows_text_and_label(tiny_model_dir: Path, write_jsonl: Any
     assert 'label: "pos"' in shown
     assert TEXTS[0] in shown
     assert "1 of 1 row used" in shown
+
+
+LOGS_A_METRIC = """
+from swiftplug.builtin.tasks.classification import SequenceClassification
+from swiftplug.plugin import TaskLoss, register_task
+
+@register_task("overwriting")
+class Overwriting(SequenceClassification):
+    def __init__(self, says_so: bool):
+        super().__init__()
+        self.says_so = says_so
+
+    def log_names(self):
+        return ["acc"] if self.says_so else None
+
+    def loss(self, model, batch):
+        computed = super().loss(model, batch)
+        return TaskLoss(computed.sums, {"acc": computed.sums["rows"].detach()})
+"""
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_what_a_task_logs_overwrites_no_metric(run: Any, write_jsonl: Any, says_so: bool, tmp_path: Path) -> None:
+    data = [str(write_jsonl(rows_of("single_label_classification")))]
+    task = {"name": "overwriting", "says_so": says_so}
+    with pytest.raises(UserError, match=r"task 'overwriting' .* logs '(eval_)?acc', which a metric returns too"):
+        run(
+            "r",
+            ["training.eval_strategy=epoch"],
+            plugins=LOGS_A_METRIC,
+            task=task,
+            metrics=["acc"],
+            dataset=data,
+            eval_dataset=data,
+        )
+    assert (tmp_path / "r").exists() is not says_so

@@ -28,6 +28,9 @@ def check_loss(value: Any) -> Any:
     return value
 
 
+LOGGED_BY_THE_RUN = {"loss", "learning_rate", "grad_norm", "epoch", "step", "total_flos", "num_input_tokens_seen"}
+
+
 def check_task_loss(computed: Any, counts: Mapping[str, Any]) -> TaskLoss:
     """What a task returns from `loss`: scalars by what they are divided by, in training with a gradient."""
     import torch
@@ -43,6 +46,8 @@ def check_task_loss(computed: Any, counts: Mapping[str, Any]) -> TaskLoss:
     if torch.is_grad_enabled() and not any(part.requires_grad for part in computed.sums.values()):
         raise ContractError("returned a loss without a gradient, expected one that depends on the model")
     for name, values in computed.logged.items():
+        if name in LOGGED_BY_THE_RUN or name.startswith(("train_", "eval_")):
+            raise ContractError(f"returned {name!r} to be logged, which the run itself logs; give it another name")
         if not isinstance(values, torch.Tensor):
             raise ContractError(f"returned {name!r}: {values!r:.60} to be logged, expected a tensor")
     return computed
