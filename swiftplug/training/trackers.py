@@ -49,6 +49,8 @@ def check_trackers(names: Iterable[str], where: str) -> None:
             if find_spec(module) is None:
                 raise UserError(f"{where}: {name} needs its package; pip install {package}") from error
             raise UserError(f"{where}: {name}: {error}") from error
+        if name == "tensorboard" and find_spec(name) is None:  # Transformers takes tensorboardX too
+            raise UserError(f"{where}: {name} needs its package; pip install {name}")
         if name == "wandb":
             import wandb
 
@@ -85,9 +87,11 @@ class Trackers(TrainerCallback):
             add_to_record(self.run_dir, trackers={**self.known, **ids})
         for callback in callbacks:
             if isinstance(callback, TensorBoardCallback):
+                from torch.utils.tensorboard import SummaryWriter
+
                 folder = callback.logging_dir or str(self.run_dir / TENSORBOARD)
                 # What a killed run has logged after its checkpoint is logged again.
-                self.writer = callback.tb_writer = callback._SummaryWriter(folder, purge_step=first_step + 1)
+                self.writer = callback.tb_writer = SummaryWriter(folder, purge_step=first_step + 1)
         try:
             yield
         finally:
