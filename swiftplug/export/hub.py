@@ -37,7 +37,8 @@ class HubTarget(NamedTuple):
             api.whoami()
             held = {*api.list_repo_files(self.repo_id)} if api.repo_exists(self.repo_id) else set()
         except Exception as error:  # the network and the hub raise anything
-            hint = "log in with `hf auth login`, or set HF_TOKEN" if isinstance(error, OSError) else api.endpoint
+            is_refused = isinstance(error, OSError) and not isinstance(error, ConnectionError)
+            hint = "log in with `hf auth login`, or set HF_TOKEN" if is_refused else api.endpoint
             raise UserError(f"--push: {_first_line(error)}; {hint}") from error
         if files := sorted(held - _EMPTY):
             raise UserError(
