@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ENDINGS = {"python": "py", "yaml": "yaml", "json": "jsonl?", "toml": "toml", "jinja": "jinja"}
 NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
-DURATION = re.compile(rf"{NUMBER}(?= ?(?:ms|s|min|h|tokens/s|kB|MB|GB|GiB)\b)")
+DURATION = re.compile(rf"(?:\d+h)?(?:\d+m)?{NUMBER} ?(?:ms|s|min|h|tokens/s|kB|MB|GB|GiB)\b")
 
 
 class Block(NamedTuple):
