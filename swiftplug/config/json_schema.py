@@ -14,7 +14,6 @@ from swiftplug.config.schema import RunConfig
 from swiftplug.plugin.registry import KINDS, FoundPlugin, Registry
 from swiftplug.plugin.registry.declared import declared_options
 from swiftplug.plugin.registry.definitions import Expression, describe
-from swiftplug.plugin.registry.errors import MissingExtraError
 
 _KIND_OF_KEY = {kind.key: kind.name for kind in KINDS.values()} | {"eval_dataset": "dataset"}
 _ALSO_PATHS = ("model", "dataset", "orm", "prm")  # the kinds of which a name may be a path or a hub id
@@ -104,7 +103,7 @@ def _options(found: FoundPlugin, others: Schema) -> Schema:
     """The mapping of a plugin's name and options."""
     described = describe(found)
     annotations: Schema = {}
-    with suppress(MissingExtraError, Exception, SystemExit):  # a broken plugin has options of unknown types
+    with suppress(Exception, SystemExit):  # a broken plugin has options of unknown types
         annotations = {name: it.annotation for name, it in declared_options(found.kind, found.load()).named.items()}
     properties: Schema = {"name": True, **others}
     for option in described.options:

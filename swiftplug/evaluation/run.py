@@ -12,8 +12,8 @@ import gc
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,11 @@ def evaluate(
     """
     console = Console(stderr=as_json)
     with ExitStack() as stack:
-        stack.enter_context(explaining_interruption(lambda: _stopped(output_dir)))
+        stack.enter_context(explaining_interruption(lambda: _stopped(output_dir, configs)))
         stack.enter_context(naming_full_disk(output_dir))
         progress = stack.enter_context(RunProgress(console))
         if not dry_run:
-            _check_folder(output_dir, resume=resume, overwrite=overwrite)
+            _check_folder(output_dir, configs, resume=resume, overwrite=overwrite)
         models = [
             EvaluatedModel(config, progress, resume=resume, overwrite=overwrite, dry_run=dry_run) for config in configs
         ]
@@ -108,10 +108,10 @@ def evaluate(
             return None
         stack.enter_context(run_folder(output_dir))
         stack.enter_context(locked_folder(output_dir))
-        _check_folder(output_dir, resume=resume, overwrite=overwrite)
+        _check_folder(output_dir, configs, resume=resume, overwrite=overwrite)
         ledgers = [model.open_ledger(stack) for model in models]
         if overwrite:
-            _remove(output_dir, keep=[folder_name(config.label) for config in configs])
+            _remove(output_dir, configs)
         for model, ledger in zip(models, ledgers, strict=True):
             model.measure()
             if ledger is not None:
@@ -355,33 +355,36 @@ def _results(models: Sequence[EvaluatedModel]) -> dict[str, Any]:
     }
 
 
-def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+def _check_folder(folder: Path, configs: Sequence[EvaluationConfig], *, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that the evaluation must not write into."""
-    finished = (folder / RESULTS).is_file()
-    check_output_folder(
-        folder,
-        is_own=finished or any(_answers(folder)),
-        holds_results=finished or any(_answers(folder)),
-        resume=resume,
-        overwrite=overwrite,
-    )
+    has_begun = (folder / RESULTS).is_file() or any(_answers(folder, configs))
+    check_output_folder(folder, is_own=has_begun, holds_results=has_begun, resume=resume, overwrite=overwrite)
 
 
-def _answers(folder: Path) -> Iterator[Path]:
-    """The folders of the sampling runs in the folder of an evaluation."""
-    return (ledger.parent for ledger in folder.glob(f"*/{LEDGER}"))
+def _answers(folder: Path, configs: Sequence[EvaluationConfig]) -> Iterator[Path]:
+    """The folders of answers in the folder of an evaluation: of its models, and of those in `evaluation.json`.
+
+    Other sampling runs there are not its own.
+    """
+    labels = [config.label for config in configs]
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        labels += [str(model["label"]) for model in results["models"]]
+    names = {*map(folder_name, labels)}
+    return (ledger.parent for ledger in folder.glob(f"*/{LEDGER}") if ledger.parent.name in names)
 
 
-def _remove(folder: Path, keep: Iterable[str]) -> None:
+def _remove(folder: Path, configs: Sequence[EvaluationConfig]) -> None:
     """Remove what an evaluation has left in its folder, but the answers that will be replaced when others are there."""
+    kept = {folder_name(config.label) for config in configs}
+    removed = [answers for answers in _answers(folder, configs) if answers.name not in kept]
     (folder / RESULTS).unlink(missing_ok=True)
-    for answers in [*_answers(folder)]:
-        if answers.name not in keep:
-            shutil.rmtree(answers)
+    for answers in removed:
+        shutil.rmtree(answers)
 
 
-def _stopped(folder: Path) -> str:
+def _stopped(folder: Path, configs: Sequence[EvaluationConfig]) -> str:
     """What an evaluation that is interrupted has kept, and how to go on."""
-    if any(_answers(folder)):
+    if any(_answers(folder, configs)):
         return f"stopped; the answers so far are kept in {folder}; the same command with --resume goes on"
     return "stopped; the same command starts again"

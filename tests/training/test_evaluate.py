@@ -156,6 +156,16 @@ def test_an_interrupted_evaluation_keeps_its_answers(dice: Evaluate, monkeypatch
     assert resumed["models"][0]["answers"]["candidates"] == 16
 
 
+def test_overwriting_removes_only_answers_of_the_evaluation(dice: Evaluate) -> None:
+    dice("two", "--output-dir", "e")
+    shutil.copytree("e/two", "all/samples")  # as a sampling run beside others
+    with pytest.raises(UserError, match="output_dir: all holds other files"):
+        dice("one", "--output-dir", "all", "--overwrite")
+    shutil.copytree("e/two", "e/samples")
+    dice("one", "--output-dir", "e", "--overwrite")
+    assert sorted(path.name for path in Path("e").iterdir()) == ["evaluation.json", "one", "samples"]
+
+
 MISTAKES = [
     ("r", "r: the run has no eval_dataset; name the rows to evaluate on with --dataset"),
     ("r r/ --dataset q.jsonl", "MODEL: r/ is given twice"),
