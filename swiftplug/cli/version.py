@@ -84,7 +84,9 @@ def _torch() -> Iterator[tuple[str, str]]:
         with loading_libraries():
             import torch
     except Exception as error:  # a broken build is what the report is about
-        yield "torch", f"{importlib_metadata.version('torch')}, which fails: {' '.join(str(error).split())}"
+        # The path of a library that does not load is in it.
+        reason = " ".join(str(error).replace(f"{Path.home()}{os.sep}", f"~{os.sep}").split())
+        yield "torch", f"{importlib_metadata.version('torch')}, which fails: {reason}"
         return
     built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU"
     yield "torch", f"{torch.__version__}, built for {built_for}"

@@ -1,6 +1,7 @@
 """Uploads an exported folder to the Hugging Face hub, or to the server that `HF_ENDPOINT` names."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ class HubTarget(NamedTuple):
                 repo_id=self.repo_id, folder_path=folder, commit_message=f"Upload with swiftplug {__version__}"
             )
         except Exception as error:  # as above
-            again = f"hf upload {self.repo_id} {folder}"
+            again = f"hf upload {self.repo_id} {shlex.quote(str(folder))}"
             raise UserError(
                 f"--push: {_first_line(error)}; {folder} is complete, to upload it again: {again}"
             ) from error

@@ -44,3 +44,15 @@ def test_what_a_bug_report_needs(
     assert str(Path.home()) not in text
     assert platform.node() not in said["system"] or len(platform.node()) < 4
     assert getpass.getuser() == "root" or getpass.getuser() not in text
+
+
+def test_a_torch_that_does_not_load_is_reported_without_the_home_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(f"{Path.home()}/env/libtorch.so: cannot open shared object file")
+
+    monkeypatch.setattr("swiftplug.cli.version.loading_libraries", fail)
+    version(verbose=True)
+    said = facts(capsys.readouterr().out)
+    assert said["torch"].endswith(", which fails: ~/env/libtorch.so: cannot open shared object file")

@@ -10,6 +10,7 @@ import pytest
 
 from swiftplug.config.load import load_train_config
 from swiftplug.errors import Interrupted
+from swiftplug.training.page.answers import add_answers, forget_answers, read_answers
 from swiftplug.training.page.config import flat_config
 from swiftplug.training.page.curves import History, curve, smoothed, span_of, thin
 from swiftplug.training.page.report import charts_of
@@ -60,6 +61,16 @@ def stopped(run: Any, chats: Any, write_jsonl: Any, tmp_path: Path, monkeypatch:
         run("a 跑", sets, plugins=PLUGINS, **options)
     monkeypatch.delenv("STOP_AT")
     return {"name": "a 跑", "sets": sets, **options}
+
+
+def test_answers_may_contain_any_end_of_line(tmp_path: Path) -> None:
+    path, answer = tmp_path / "answers.jsonl", "one\u2028two\x85three\u2029four\r\nfive"
+    for step in (1, 2):
+        add_answers(path, step, [("prompt", "reference", answer)])
+    forget_answers(path, 1)
+    add_answers(path, 3, [("prompt", "reference", answer)])
+    [row] = read_answers(path)
+    assert row.answers == [(3, answer, False), (1, answer, False)]
 
 
 def _figures(browser: Any) -> dict[str, str]:

@@ -61,7 +61,7 @@ def _answered(lines: list[dict[str, Any]]) -> AnsweredRow:
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:
     """The lines of a file; one that a killed run has not finished is left out."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):  # answers may have other ends of lines in them
         try:
             found = json.loads(line)
         except ValueError:
