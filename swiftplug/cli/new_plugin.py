@@ -45,6 +45,7 @@ def new_plugin(
     from swiftplug.scaffold import new_distribution, new_file
 
     kinds = list(dict.fromkeys(kinds))
+    to = to and to.expanduser()  # a shell leaves the ~ of --to=~/NAME to the program
     if as_file:
         name = name.removesuffix(".py")
         path = to or Path(f"{name.replace('-', '_')}.py")

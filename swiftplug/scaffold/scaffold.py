@@ -105,7 +105,8 @@ def new_distribution(name: str, kinds: Sequence[str], folder: Path) -> list[NewP
         raise UserError(f"{installed} is installed already; choose another name, or uninstall it")
     importable = package.isidentifier() and not keyword.iskeyword(package)
     spec = find_spec(package) if importable else None
-    if not importable or (spec and spec.origin):  # a folder that is no package has none
+    is_taken = package == "tests" or (spec and spec.origin)  # its own tests; a folder that is no package has no origin
+    if not importable or is_taken:
         raise UserError(
             f"{name}: its package would be called {package!r}, "
             f"which {'is taken' if importable else 'is no module name'}; choose another name, such as "
@@ -232,10 +233,10 @@ def _sort(imports: Iterable[ast.stmt], package: str) -> str:
 def _new(path: Path) -> Iterator[Path]:
     """A temporary path beside a new one, which takes its place if the block succeeds."""
     path = path.resolve()
-    is_folder = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not is_folder:
-        raise UserError(f"{path} exists; choose another place with --to")
     try:
+        is_folder = path.is_dir() and not any(path.iterdir())
+        if path.exists() and not is_folder:
+            raise UserError(f"{path} exists; choose another place with --to")
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             new = Path(folder, path.name)

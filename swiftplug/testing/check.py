@@ -88,7 +88,7 @@ def check_plugin(kind: str, plugin: object, *, columns: Mapping[str, Any] | None
         raise ContractBroken(f"{label} {error}") from error
     except UserError as error:
         raise UserError(str(error) if repr(found.name) in str(error) else f"{label}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ContractBroken(f"{label} raised {describe_error(error)}") from error
 
 

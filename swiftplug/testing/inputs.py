@@ -47,7 +47,7 @@ def on(what: str) -> Iterator[None]:
         raise
     except ContractError as error:
         raise ContractError(f"{error} (for {what})") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RaisedError(f"raised {describe_error(error)} for {what}") from error
 
 

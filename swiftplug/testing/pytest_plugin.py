@@ -195,8 +195,9 @@ def _project(root: Path) -> dict[str, Any]:
     from swiftplug.errors import UserError
 
     pyproject = root / "pyproject.toml"
-    project: dict[str, Any] = tomllib.loads(pyproject.read_text()).get("project", {}) if pyproject.exists() else {}
-    if "name" not in project:
+    table = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project") if pyproject.exists() else None
+    project: dict[str, Any] = table if isinstance(table, dict) else {}
+    if not isinstance(project.get("name"), str):
         setup = configparser.ConfigParser()
         setup.read(root / "setup.cfg")
         if not (name := setup.get("metadata", "name", fallback=None)):

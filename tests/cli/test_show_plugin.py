@@ -187,6 +187,7 @@ def test_the_page_keeps_within_the_terminal(show: Any, width: int) -> None:
     ("arguments", "message"),
     [
         ({"name": "foccal"}, "there is no plugin 'foccal'; did you mean 'focal'?"),
+        ({"name": ""}, "there is no plugin ''; swiftplug list-plugins lists all"),
         ({"name": "lora", "kind": "loss"}, "there is no loss 'lora'; there is swiftplug:lora (tuner)"),
         ({"name": "focal", "kind": "losss"}, "--kind: there is no kind 'losss'; did you mean 'loss'?"),
         ({"name": "acme:focal"}, "there is no plugin 'acme:focal'; there is swiftplug:focal (loss)"),

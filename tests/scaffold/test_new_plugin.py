@@ -72,6 +72,13 @@ def test_it_says_what_to_type_next(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"  swiftplug train --model tiny --plugin {tmp_path}/own.py --dataset own\n" in capsys.readouterr().out
 
 
+def test_a_place_below_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    new_plugin("own", ["loss"], as_file=True, to=Path("~/below/own.py"))
+    assert [*tmp_path.iterdir()] == [tmp_path / "below"]
+
+
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     new_plugin("own", ["tools"], to=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -101,6 +108,8 @@ def test_an_empty_folder_is_used(tmp_path: Path) -> None:
         ("swiftplug", ["loss"], False, "swiftplug 0.1.0 is installed already; choose another name, or uninstall it"),
         ("Swiftplug_Plugins_Example", ["loss"], False, "is installed already"),
         ("json", ["loss"], False, "called 'json', which is taken; choose another name, such as swiftplug-json"),
+        ("tests", ["loss"], False, "called 'tests', which is taken; choose another name, such as swiftplug-tests"),
+        ("a" * 300, ["loss"], False, "cannot write "),
         ("class", ["loss"], False, "called 'class', which is no module name; choose another name, such as swiftplug-"),
         ("own.py", ["loss"], False, "own.py: add --file to write one file, or name a distribution, such as own"),
     ],

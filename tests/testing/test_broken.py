@@ -503,6 +503,11 @@ def alone(args: Any, model: Any, dataset: Any) -> Any:
     return torch.optim.AdamW(trained(model))
 
 
+@broken("optimizer", "returned a tuple of 3, expected a pair (optimizer, scheduler)")
+def three(args: Any, model: Any, dataset: Any) -> Any:
+    return torch.optim.AdamW(trained(model)), None, None
+
+
 @broken("optimizer", "leaves out ... of ... parameters that train, such as")
 def matrices_only(args: Any, model: Any, dataset: Any) -> Any:
     return torch.optim.AdamW([each for each in trained(model) if each.ndim > 1]), None

@@ -1,5 +1,6 @@
 """A plugin that keeps its contract passes `check_plugin`; one that does not is told what to change."""
 
+import sys
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,14 @@ def test_the_message_names_the_plugin() -> None:
 
     with pytest.raises(ContractBroken, match=r"loss 'per_row' returned a tensor of shape \(3,\), expected a scalar"):
         check_plugin("loss", per_row)
+
+
+def test_a_plugin_that_exits_is_broken() -> None:
+    def gives_up(infer_requests, ground_truths):  # type: ignore[no-untyped-def]
+        sys.exit("no key")
+
+    with pytest.raises(ContractBroken, match=r"^orm 'gives_up' raised SystemExit: no key"):
+        check_plugin("orm", gives_up)
 
 
 def test_a_pair_and_a_partial_are_called_by_their_function() -> None:

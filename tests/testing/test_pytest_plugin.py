@@ -129,6 +129,7 @@ def test_a_broken_module_and_a_missing_option_are_told(install: Any, pytester: p
     ("pyproject", "arguments", "error"),
     [
         ("", ["--swiftplug"], "*has no pyproject.toml or setup.cfg that names a distribution; add --swiftplug=DIST"),
+        ("[project]\nname = 5", ["--swiftplug"], "*has no pyproject.toml or setup.cfg that names a distribution; *"),
         (
             "",
             ["--swiftplug=acne"],

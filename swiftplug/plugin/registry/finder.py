@@ -158,7 +158,9 @@ def missing_requirements(distribution: str, extras: Sequence[str]) -> list[str]:
 def install_hint(name: str) -> str:
     """The end of an error message: how to install the plugin `name` if the distribution `swiftplug-NAME` has it."""
     for line in importlib_metadata.requires(BUILT_IN) or []:
-        extra = re.match(rf"{BUILT_IN}-{re.escape(normalize_distribution(name))}\b[^;]*;.*extra == ['\"]([\w-]+)", line)
+        extra = re.match(
+            rf"{BUILT_IN}-{re.escape(normalize_distribution(name))}(?!\w)[^;]*;.*extra == ['\"]([\w-]+)", line
+        )
         if extra:
             return f"; install it with: pip install '{BUILT_IN}[{extra[1]}]'"
     return ""

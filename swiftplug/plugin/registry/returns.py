@@ -91,7 +91,8 @@ def check_optimizer(made: Any) -> tuple[Any, Any]:
     import torch
 
     if not isinstance(made, tuple) or len(made) != 2:
-        raise ContractError(f"returned a {type(made).__name__}, expected a pair (optimizer, scheduler)")
+        found = f"tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
+        raise ContractError(f"returned a {found}, expected a pair (optimizer, scheduler)")
     optimizer, scheduler = made
     if not isinstance(optimizer, torch.optim.Optimizer | None):
         raise ContractError(f"returned a {type(optimizer).__name__} first, expected a torch.optim.Optimizer or None")
