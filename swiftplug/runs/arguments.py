@@ -264,12 +264,12 @@ class Arguments(RunArguments):
                 from swiftplug.runs.model import load_config, own_labels
 
                 config = load_config(name, self.config.model_options)
-                is_language_run = self.task is not None and self.task.head == "language"
-                if is_language_run and (own_labels(config, "sequence") or own_labels(config, "token")):
+                writes = self.head is None if self.task is None else self.task.head == "language"
+                if writes and (own_labels(config, "sequence") or own_labels(config, "token")):
                     [architecture] = config.architectures or []
                     raise UserError(
-                        f"model: {name} is a {architecture}, whose head gives no tokens; expected a "
-                        f"language model, which this task needs"
+                        f"model: {name} is a {architecture}, whose head gives no tokens; expected a language model"
+                        + (", which this task needs" if self.task is not None else "")
                     )
             return load_tokenizer(name, self.config.model_options)
         self._built, tokenizer = self._build()

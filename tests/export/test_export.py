@@ -403,3 +403,14 @@ def test_a_model_is_uploaded_with_a_card_and_without_a_token_in_it(make_run: Any
         hub["held"] = ["README.md", "model.safetensors"]
         export(run, "--to", tmp_path / "again", "--push", "org/name")
     assert not (tmp_path / "again").exists()
+
+
+def test_a_classifier_of_which_no_run_tells_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """As a language model it would open with a head of random numbers."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=3).save_pretrained(tmp_path / "c")
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "c")
+    with pytest.raises(UserError, match="is a LlamaForSequenceClassification, whose head gives no tokens"):
+        export(tmp_path / "c", "--to", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
