@@ -94,6 +94,7 @@ class Shell:
             "SWIFTPLUG_CACHE": str(folder / "cache"),
             "HF_HUB_OFFLINE": "1",
             "NO_COLOR": "1",
+            "COLUMNS": "80",
         }
 
     @staticmethod
