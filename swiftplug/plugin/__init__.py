@@ -12,6 +12,7 @@ from swiftplug.plugin.loss import (
     split_str_parts_by,
 )
 from swiftplug.plugin.model_arch import MODEL_ARCH_MAPPING, ModelKeys, find_all_linears
+from swiftplug.plugin.online import Drawn, Estimator, OnlineTask
 from swiftplug.plugin.register import (
     LOSS_MAPPING,
     METRIC_MAPPING,
@@ -52,6 +53,7 @@ from swiftplug.plugin.task import (
     Task,
     TaskLoss,
     TaskModel,
+    TokenLogps,
     row_count,
 )
 from swiftplug.plugin.tokenizer import set_chat_template
@@ -72,11 +74,14 @@ __all__ = [
     "Chat",
     "Completion",
     "ContextType",
+    "Drawn",
     "Engine",
+    "Estimator",
     "InferRequest",
     "Labels",
     "LossScale",
     "ModelKeys",
+    "OnlineTask",
     "PreferenceTask",
     "Prompt",
     "Rows",
@@ -86,6 +91,7 @@ __all__ = [
     "Task",
     "TaskLoss",
     "TaskModel",
+    "TokenLogps",
     "TokenLoss",
     "ToolTurns",
     "ToolsFormat",

@@ -19,12 +19,16 @@ class Prompt(NamedTuple):
             tools, it has already done so.
         tools: The tools that the chat template is to write, or None.
         chat_template_kwargs: The row's variables for the chat template.
+        ids: The tokens of all this, if they are known; an engine that follows a model continues them as they are.
+        max_new_tokens: The limit of this prompt; None is that of the run. Only for engines that follow a model.
     """
 
     id: str
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
     chat_template_kwargs: Mapping[str, Any] = MappingProxyType({})
+    ids: Sequence[int] | None = None
+    max_new_tokens: int | None = None
 
 
 class Chat(Protocol):
@@ -74,10 +78,15 @@ class Completion(NamedTuple):
             without its end of turn. Reasoning that a server returns separately becomes a `<think>` block before it.
         finish_reason: Why generation ended: `stop` (end of turn), `length` (`max_new_tokens` was reached), or what a
             server reports.
+        ids: The tokens as they were drawn, the one that ended the answer too; empty unless the engine follows a model.
+        logps: The log-probability of each at the run's temperature, before `top_p` and `top_k`; empty if the engine
+            draws with the weights of the model in training themselves, or does not know.
     """
 
     text: str
     finish_reason: str
+    ids: Sequence[int] = ()
+    logps: Sequence[float] = ()
 
 
 class Answered(NamedTuple):
@@ -140,6 +149,7 @@ class Engine:
         uses_chat: Whether it generates with `args.load_chat()`; then references too are written with the run's chat
             template.
         may_change: The options that do not change the candidates: they may differ when a run is resumed.
+        follows: Whether it can draw from a model in training, see `follow`.
 
     Example:
         >>> class Echo(Engine):
@@ -154,6 +164,7 @@ class Engine:
     together: bool = False
     uses_chat: bool = False
     may_change: Collection[str] = ()
+    follows: bool = False
 
     def prompts_at_once(self, sampling: Sampling) -> int:
         """The maximum number of prompts per call of `generate`. Candidates are on disk after each call.
@@ -215,5 +226,29 @@ class Engine:
                 raise UserError(answered.failure)
             yield answered.completions[0]
 
+    def follow(self, args: "RunArguments", model: Any) -> None:
+        """Get ready to draw from a model in training. Called once, instead of `open`, by a run whose task is online.
+
+        Args:
+            args: The run's arguments.
+            model: The model as the tuner prepared it, not wrapped for several processes.
+        """
+        raise NotImplementedError
+
+    def draw(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Answered]:
+        """Draw candidates from the model that it follows, with its weights as they are now.
+
+        Args:
+            prompts: Any number of them; the same ones together in a run that is resumed.
+            sampling: How candidates are drawn. `sampling.seed_of(prompt.id, index)` is the seed of each.
+
+        Yields:
+            The result of each prompt, in any order; its completions have `ids`.
+        """
+        raise NotImplementedError
+
+    def rest(self) -> None:
+        """Free what the next optimizer steps need, such as the memory of a GPU; called after each drawing."""
+
     def close(self) -> None:
-        """Release what `open` acquired."""
+        """Release what `open` or `follow` acquired."""

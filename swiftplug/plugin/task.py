@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Batch = Mapping[str, Any]
 """A batch of a run; see `Rows` for what is in it."""
 
-TASK_KINDS = frozenset({"loss", "loss_scale", "metric"})
+TASK_KINDS = frozenset({"engine", "environment", "loss", "loss_scale", "metric", "orm", "prm"})
 """The kinds of plugin that act in some tasks only."""
 
 
@@ -44,7 +44,7 @@ class Rows(StrEnum):
     """A prompt, the steps of an answer, and whether each is right: `labels` `(N, T)`, 0 or 1 at the last token of the
     separator behind each step, -100 elsewhere."""
     PROMPTS = "prompts"
-    """Questions to be answered, as `sample` reads them; not for tasks."""
+    """Questions to be answered, as `sample` reads them, for an `OnlineTask`; its batches hold the candidates drawn."""
 
 
 class Labels(NamedTuple):
@@ -89,6 +89,23 @@ class SequenceLogps(NamedTuple):
         return self.logps - self.reference
 
 
+class TokenLogps(NamedTuple):
+    """What the model says of each token of a batch that trains; 0 elsewhere. Entry `t` is of token `t`.
+
+    Attributes:
+        logps: `(N, T)` float32 log-probabilities, at the sampling temperature of the run.
+        trains: `(N, T)` bool, which tokens train.
+        entropies: `(N, T)` float32 entropies of the distributions that the tokens are drawn from, in nats, without a
+            gradient.
+        values: `(N, T)` float32, what the value head predicts before each token is known; None without such a head.
+    """
+
+    logps: "torch.Tensor"
+    trains: "torch.Tensor"
+    entropies: "torch.Tensor"
+    values: "torch.Tensor | None" = None
+
+
 class TaskLoss(NamedTuple):
     """The loss of a batch.
 
@@ -119,6 +136,14 @@ class TaskModel:
 
         Returns:
             One for each of these conversations.
+        """
+        raise NotImplementedError
+
+    def token_logps(self, batch: Batch) -> TokenLogps:
+        """The log-probability of each trained token of a batch, in one pass of the model.
+
+        Args:
+            batch: The batch, with `labels`.
         """
         raise NotImplementedError
 
