@@ -12,7 +12,7 @@ from swiftplug.plugin.loss import (
     split_str_parts_by,
 )
 from swiftplug.plugin.model_arch import MODEL_ARCH_MAPPING, ModelKeys, find_all_linears
-from swiftplug.plugin.online import Drawn, Estimator, OnlineTask
+from swiftplug.plugin.online import Drawn, Estimator, OnlineTask, PolicyTask
 from swiftplug.plugin.register import (
     LOSS_MAPPING,
     METRIC_MAPPING,
@@ -82,6 +82,7 @@ __all__ = [
     "LossScale",
     "ModelKeys",
     "OnlineTask",
+    "PolicyTask",
     "PreferenceTask",
     "Prompt",
     "Rows",

@@ -1,10 +1,10 @@
 """The contract of online tasks: what trains on candidates that the model itself draws, by their rewards."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from swiftplug.plugin.task import Batch, Rows, Task
+from swiftplug.plugin.task import Batch, Rows, Task, TaskLoss, TaskModel, TokenLogps
 
 if TYPE_CHECKING:
     import torch
@@ -88,31 +88,32 @@ class OnlineTask(Task):
 
     A step draws `num_return_sequences` candidates for each prompt with the engine, scores them, calls `estimate`, and
     takes `num_iterations` optimizer steps with `loss`. Its batches have, besides what all have (see `Rows`; `labels`
-    are the drawn tokens), by candidate what `estimate` returns, and, where they are known, `(N, T)` float32 `old_logps`
-    (of the model as it drew), `sampler_logps` (as the engine says) and `reference_logps`. A batch that was not drawn
-    in full, because a reward is missing, has fewer candidates.
+    are the drawn tokens), what `estimate` returns of each candidate and, where they are known, `(N, T)` float32
+    `old_logps` (of the model as it was when it drew), `sampler_logps` (as the engine gave them) and `reference_logps`.
+    A candidate whose reward is missing is in none.
+
+    A clipped objective is shorter as a `PolicyTask`.
 
     Attributes:
         num_iterations: The optimizer steps that are taken with the candidates of one drawing.
         filter_groups: How often a prompt whose rewards are all equal, which teaches nothing, is replaced by another.
+        trains_cut_off: Whether candidates that were cut off at the token limit train.
+        min_group: The candidates that a prompt needs.
         needs_logps: Whether `Drawn.logps` are needed.
-        needs_values: Whether the model gets a value head (see `TokenLogps.values`).
+        needs_values: Whether the model gets a value head; see `TokenLogps.values`.
         rewards_steps: Whether the rewards of process reward models are given at the last tokens of their steps, and not
             reduced to one for the answer.
-        min_group: The candidates with a reward that a prompt needs.
     """
 
     rows = Rows.PROMPTS
     kinds = frozenset({"engine", "environment", "orm", "prm"})
     num_iterations: int = 1
     filter_groups: int = 0
+    trains_cut_off: bool = True
+    min_group: int = 1
     needs_logps: bool = False
     needs_values: ClassVar[bool] = False
     rewards_steps: ClassVar[bool] = False
-
-    @property
-    def min_group(self) -> int:
-        return 1
 
     def estimate(self, drawn: Drawn) -> "Mapping[str, torch.Tensor]":
         """Make advantages of the rewards of a step's candidates.
@@ -121,10 +122,129 @@ class OnlineTask(Task):
             drawn: The candidates of this process.
 
         Returns:
-            `advantages`, `(N,)` or `(N, T)`, and whatever else `loss` needs of a candidate, each `(N, ...)`.
+            `advantages`, `(N,)` or `(N, T)`, nan for a candidate that is left out; and whatever else `loss` needs of a
+            candidate, each `(N, ...)`.
         """
         raise NotImplementedError
 
     def counts(self, batch: Batch) -> dict[str, Any]:
         """Candidates, and the tokens that train."""
         return {**super().counts(batch), "tokens": (batch["labels"][:, 1:] >= 0).sum()}
+
+
+class PolicyTask(OnlineTask):
+    """Base class of clipped policy gradients whose advantages come from groups: set `estimator`, and what differs.
+
+    Attributes:
+        estimator: Makes advantages of the rewards.
+        ratio: What the ratio of the new and the old probabilities is taken of: each `token`; the geometric mean over
+            the `sequence` (GSPO, arXiv 2507.18071); or the whole `answer`, the product over its tokens.
+        clip: Whether the objective is `clipped` (PPO, arXiv 1707.06347), or its `weights` are, behind which each token
+            has its gradient (CISPO, arXiv 2506.13585).
+        epsilon: The ratio is clipped to at least `1 - epsilon`.
+        epsilon_high: And to at most `1 + epsilon_high`; the weights of CISPO to at most `epsilon_high`.
+        mean: What the loss is the mean over: `candidates`, each the mean of its tokens; `tokens`, all alike; or
+            `constant`, the sum of a candidate's tokens over `max_new_tokens` (Dr. GRPO, arXiv 2503.20783).
+        beta: The weight of the KL divergence from the reference model; 0 needs no reference.
+        kl: Whether the divergence is a part of the `loss`, by the estimator of Schulman that is never negative
+            (http://joschu.net/blog/kl-approx.html), or lowers the `reward`.
+        importance_cap: Where the engine does not draw with the very weights that train, the most by which a token is
+            weighed for the difference of both (truncated importance sampling, arXiv 2508.10396).
+
+    Example:
+        >>> @register_task("above_median")
+        ... class AboveMedianTask(PolicyTask):
+        ...     estimator = AboveMedian()
+    """
+
+    estimator: Estimator
+    ratio: Literal["token", "sequence", "answer"] = "token"
+    clip: Literal["clipped", "weights"] = "clipped"
+    epsilon: float = 0.2
+    epsilon_high: float = 0.2
+    mean: Literal["candidates", "tokens", "constant"] = "candidates"
+    beta: float = 0.0
+    kl: Literal["loss", "reward"] = "loss"
+    importance_cap: float = 2.0
+    _max_new_tokens: int = 1
+
+    @property
+    def needs_reference(self) -> bool:  # type: ignore[override]  # it depends on `beta`
+        """Whether the KL divergence has a weight."""
+        return self.beta != 0
+
+    @property
+    def needs_logps(self) -> bool:  # type: ignore[override]
+        """Whether the divergence lowers the reward."""
+        return self.beta != 0 and self.kl == "reward"
+
+    @property
+    def min_group(self) -> int:  # type: ignore[override]
+        """As its estimator has it."""
+        return self.estimator.min_group
+
+    def check_run(self, args: Any) -> None:
+        """Take the longest answer from the run."""
+        self._max_new_tokens = args.max_new_tokens
+
+    def estimate(self, drawn: Drawn) -> "Mapping[str, torch.Tensor]":
+        """The advantages that the estimator makes of the rewards, less the divergence where that lowers them."""
+        rewards = drawn.rewards
+        if self.needs_logps:
+            assert drawn.logps is not None and drawn.reference_logps is not None
+            rewards = rewards - self.beta * (drawn.logps - drawn.reference_logps).sum(dim=1).reshape(rewards.shape)
+        return {"advantages": self.estimator(rewards, drawn).reshape(-1)}
+
+    def log_names(self) -> Iterable[str]:
+        """The entropy of what tokens are drawn from, the share of clipped ones, and the divergence if it is weighed."""
+        return "entropy", "clipped", *(["kl"] if self.needs_reference else [])
+
+    def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
+        """The clipped objective, with the divergence where it is a part of the loss."""
+        tokens = model.token_logps(batch)
+        losses, clipped = self.policy_losses(tokens, batch)
+        logged = {"entropy": tokens.entropies[tokens.trains], "clipped": clipped[tokens.trains]}
+        if self.needs_reference:
+            behind = batch["reference_logps"] - tokens.logps
+            divergence = behind.exp() - behind - 1
+            if self.kl == "loss":
+                losses = losses + self.beta * divergence
+            logged["kl"] = divergence.detach()[tokens.trains]
+        losses = losses * tokens.trains
+        if self.mean == "tokens":
+            return TaskLoss({"tokens": losses.sum()}, logged)
+        count = tokens.trains.sum(dim=1).clamp(min=1) if self.mean == "candidates" else self._max_new_tokens
+        return TaskLoss({"rows": (losses.sum(dim=1) / count).sum()}, logged)
+
+    def policy_losses(self, tokens: TokenLogps, batch: Batch) -> "tuple[torch.Tensor, torch.Tensor]":
+        """The loss of each token without the divergence, and whether its ratio was clipped.
+
+        Args:
+            tokens: The tokens of the batch, as the model has them now.
+            batch: The batch; without `old_logps`, the model is as it was when it drew.
+
+        Returns:
+            `(N, T)` float32 losses, which mean nothing where no token trains, and `(N, T)` float32 0 or 1.
+        """
+        import torch
+
+        old = batch.get("old_logps", tokens.logps.detach())
+        advantages = batch["advantages"]
+        advantages = advantages if advantages.dim() == 2 else advantages[:, None]
+        differences = (tokens.logps - old) * tokens.trains
+        if self.ratio != "token":
+            differences = differences.sum(dim=1, keepdim=True)
+        if self.ratio == "sequence":
+            differences = differences / tokens.trains.sum(dim=1, keepdim=True).clamp(min=1)
+        ratios = differences.exp()
+        if self.clip == "weights":
+            within = ratios.clamp(max=self.epsilon_high)
+            losses = -within.detach() * advantages * tokens.logps
+            clipped = ratios > self.epsilon_high
+        else:
+            within = ratios.clamp(1 - self.epsilon, 1 + self.epsilon_high)
+            losses = -torch.minimum(ratios * advantages, within * advantages)
+            clipped = within * advantages < ratios * advantages
+        if "sampler_logps" in batch:
+            losses = losses * (old - batch["sampler_logps"]).exp().clamp(max=self.importance_cap)
+        return losses.expand_as(tokens.logps), clipped.detach().float().expand_as(tokens.logps)

@@ -197,7 +197,7 @@ class Task:
     weights: ClassVar[Literal["any", "binary"]] = "binary"
     head: ClassVar[Literal["language", "sequence", "token"]] = "language"
     num_labels: ClassVar[int | None] = None
-    needs_reference: ClassVar[bool] = False
+    needs_reference: bool = False
     problem: Literal["single", "multi", "regression"] | None = None
     labels: Sequence[str | int] | None = None
     step_separator: str = "\n"

@@ -40,24 +40,24 @@ def write_outputs(
             selection.select(row)
             statistics.add(row)
             page.add(row)
-            candidates.writelines(f"{to_json(line)}\n" for line in _candidate_lines(row))
+            candidates.writelines(f"{to_json(candidate_line(row, each))}\n" for each in row.candidates)
             samples.writelines(f"{to_json(line)}\n" for line in _sample_lines(row))
         summary = statistics.summary()
         page.finish(summary)
     return summary
 
 
-def _candidate_lines(row: Row) -> Iterator[dict[str, Any]]:
-    for candidate in row.candidates:
-        yield {
-            "id": row.id,
-            "index": candidate.index,
-            **_conversation(row, candidate),
-            "reference": row.reference,
-            "finish_reason": candidate.finish_reason,
-            "scores": candidate.rewards or {},
-            "reasons": candidate.reasons,
-        }
+def candidate_line(row: Row, candidate: Candidate) -> dict[str, Any]:
+    """A candidate as a line of `candidates.jsonl`."""
+    return {
+        "id": row.id,
+        "index": candidate.index,
+        **_conversation(row, candidate),
+        "reference": row.reference,
+        "finish_reason": candidate.finish_reason,
+        "scores": candidate.rewards or {},
+        "reasons": candidate.reasons,
+    }
 
 
 def _sample_lines(row: Row) -> Iterator[dict[str, Any]]:

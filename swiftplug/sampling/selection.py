@@ -9,6 +9,7 @@ it right have more than half of the weight of all that judge. Where anything jud
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
+from typing import Literal
 
 from swiftplug.config.schema import SampleConfig
 from swiftplug.sampling.rows import Candidate, Reward, Row, is_cut_off
@@ -55,7 +56,9 @@ class Selection:
                 kept.append(candidate.text.strip())
 
     def _judge(self, candidate: Candidate, problem: str) -> None:
-        candidate.scores = {name: self._reduce(reward) for name, reward in (candidate.rewards or {}).items()}
+        candidate.scores = {
+            name: reduced(reward, self._config.prm_reduce) for name, reward in (candidate.rewards or {}).items()
+        }
         candidate.answer = self._answer_of(candidate.text)
         reasons = [*([problem] if problem else []), *(f"{name}: {why}" for name, why in candidate.unscored.items())]
         if not reasons:  # existing candidates may belong to an unusable row
@@ -73,19 +76,6 @@ class Selection:
         if candidate.finish_reason.lower() == "content_filter":
             reasons.append(FILTERED)
         candidate.reasons = reasons
-
-    def _reduce(self, reward: Reward) -> float:
-        if not isinstance(reward, list):
-            return reward
-        match self._config.prm_reduce:
-            case "min":
-                return min(reward)
-            case "mean":
-                return fmean(reward)
-            case "last":
-                return reward[-1]
-            case "prod":
-                return math.prod(reward)
 
     def _is_right(self, scores: dict[str, float]) -> bool | None:
         if not self._right_from:
@@ -108,6 +98,21 @@ class Selection:
                 (reason for reason in (_BELOW_THRESHOLD, CUT_OFF, FILTERED) if reason in given), "no candidate to keep"
             )
         return ""
+
+
+def reduced(reward: Reward, how: Literal["min", "mean", "last", "prod"]) -> float:
+    """The rewards of steps as one."""
+    if not isinstance(reward, list):
+        return reward
+    match how:
+        case "min":
+            return min(reward)
+        case "mean":
+            return fmean(reward)
+        case "last":
+            return reward[-1]
+        case "prod":
+            return math.prod(reward)
 
 
 def rejected_of(row: Row, kept: Candidate) -> Candidate | None:

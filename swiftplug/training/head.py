@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, TrainingArguments
 
 from swiftplug.plugin.loss import IGNORED_LABEL
+from swiftplug.plugin.task import TokenLogps
 
 # 2**26 float32 logits are 256 MB, small beside a model whose vocabulary makes chunks matter.
 LOGITS_IN_CHUNK = 2**26
@@ -184,15 +185,63 @@ def sequence_logps(
     Returns:
         The model's output, `(N,)` float32 sums, and `(N,)` numbers of labels.
     """
+    outputs, _, trained, losses = _label_losses(_negative_logps, forward, model, inputs, labels, autocast)
+    logps = losses.new_zeros(labels.shape).masked_scatter(trained, -losses).sum(dim=1)
+    return outputs, logps, trained.sum(dim=1)
+
+
+def token_logps(
+    forward: LabelledForward,
+    model: nn.Module,
+    inputs: dict[str, Any],
+    labels: torch.Tensor,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    temperature: float = 1.0,
+) -> tuple[Any, TokenLogps, torch.Tensor]:
+    """The log-probability of each label, and the entropy of what it is drawn from.
+
+    Args:
+        forward: Runs the model.
+        model: The model, wrapped for several processes or not.
+        inputs: What it takes.
+        labels: `(N, T)` token ids, not shifted; -100 where there is no target.
+        autocast: Gives the context in which the head runs outside the model.
+        temperature: What the logits are divided by.
+
+    Returns:
+        The model's output; `(N, T)` log-probabilities and entropies; and for the P labels, row by row, the `(P, H)`
+        states that the head reads or, without a known head, `(P, V)` logits.
+    """
+    entropies: list[torch.Tensor] = []
+
+    def negative_logps(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logps = (logits if temperature == 1 else logits / temperature).log_softmax(dim=-1)
+        with torch.no_grad():
+            entropies.append(-(logps.exp() * logps).sum(dim=-1))
+        return -logps.gather(1, targets[:, None]).squeeze(1)
+
+    outputs, states, _, losses = _label_losses(negative_logps, forward, model, inputs, labels, autocast)
+    trains = nn.functional.pad(labels[:, 1:] != IGNORED_LABEL, (1, 0))
+    blank = losses.new_zeros(labels.shape)
+    logps = blank.masked_scatter(trains, -losses)
+    return outputs, TokenLogps(logps, trains, blank.masked_scatter(trains, torch.cat(entropies))), states
+
+
+def _label_losses(
+    loss: TokenLossFunction,
+    forward: LabelledForward,
+    model: nn.Module,
+    inputs: dict[str, Any],
+    labels: torch.Tensor,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `LabelledForward` returns, and the loss of each label, row by row."""
     outputs, states, trained = forward(model, inputs, labels)
     targets = labels[:, 1:][trained[:, :-1]]
     if forward.head is None:
-        losses = _negative_logps(states, targets)
-    else:
-        with autocast():
-            losses = token_losses(_negative_logps, forward.head, states, targets)
-    logps = losses.new_zeros(labels.shape).masked_scatter(trained, -losses).sum(dim=1)
-    return outputs, logps, trained.sum(dim=1)
+        return outputs, states, trained, loss(states, targets)
+    with autocast():
+        return outputs, states, trained, token_losses(loss, forward.head, states, targets)
 
 
 def _negative_logps(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,8 @@ from swiftplug.data.batching import REFERENCE_LOGPS
 from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.registry.returns import check_task_loss
-from swiftplug.plugin.task import Batch, SequenceLogps, Task, TaskModel, row_count
-from swiftplug.training.head import LabelledForward, sequence_logps
+from swiftplug.plugin.task import Batch, SequenceLogps, Task, TaskModel, TokenLogps, row_count
+from swiftplug.training.head import LabelledForward, sequence_logps, token_logps
 from swiftplug.training.loss import BatchLoss, Counts, LossComputer, model_inputs
 
 
@@ -28,6 +28,7 @@ class TaskLossComputer(LossComputer, TaskModel):
         args: The run's `TrainingArguments`.
         reference: The reference model; None if it is the model itself, in the context that `without_tuner` gives.
         without_tuner: Gives a context in which the model computes what its base model does.
+        temperature: The temperature at which an online task draws.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class TaskLossComputer(LossComputer, TaskModel):
         args: TrainingArguments,
         reference: torch.nn.Module | None,
         without_tuner: Any,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__(plugin, model, accelerator)
+        self.temperature = temperature or 1.0  # greedy candidates are scored as the model has them
         self.task: Task = plugin.bound
         self.model = self.unwrapped = model
         self.without_tuner = without_tuner
@@ -83,6 +86,23 @@ class TaskLossComputer(LossComputer, TaskModel):
         split = zip(logps.split(rows), lengths.split(rows), references or repeat(None), strict=False)
         return [SequenceLogps(*each) for each in split]
 
+    def token_logps(self, batch: Batch) -> TokenLogps:
+        """The log-probability of each trained token of the batch; see `TaskModel.token_logps`."""
+        self.last_outputs, tokens, _ = token_logps(
+            self.forward,
+            self.model,
+            model_inputs(batch),
+            batch["labels"],
+            self.accelerator.autocast,
+            self.temperature,
+        )
+        return tokens
+
+    def drawn_logps(self, batch: Batch, *, of_reference: bool = False) -> TokenLogps:
+        """The same without a gradient and without dropout, of the model or of its reference."""
+        with self._evaluated(of_reference) as (forward, model):
+            return token_logps(forward, model, model_inputs(batch), batch["labels"], temperature=self.temperature)[1]
+
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean over the rows of all processes; see `TaskModel.mean`."""
         values = values.detach().float() * self.is_counted
@@ -97,14 +117,21 @@ class TaskLossComputer(LossComputer, TaskModel):
         """The reference's log-probabilities of these conversations, each `(B,)`."""
         if REFERENCE_LOGPS in batch:
             return [batch[REFERENCE_LOGPS][:, number] for number in conversations]
-        with torch.no_grad(), self.accelerator.autocast(), ExitStack() as stack:
-            model = self.reference
-            if model is None:
-                model = self.unwrapped
-                stack.enter_context(self.without_tuner(model))
-                stack.enter_context(_evaluating(model))
-            logps = sequence_logps(self.reference_forward, model, inputs, labels)[1]
+        with self._evaluated(of_reference=True) as (forward, model):
+            logps = sequence_logps(forward, model, inputs, labels)[1]
         return list(logps.split(row_count(batch)))
+
+    @contextmanager
+    def _evaluated(self, of_reference: bool) -> Iterator[tuple[LabelledForward, torch.nn.Module]]:
+        """The model, or its reference, and what runs it, without a gradient and without dropout."""
+        with torch.no_grad(), self.accelerator.autocast(), ExitStack() as stack:
+            if of_reference and self.reference is not None:
+                yield self.reference_forward, self.reference
+                return
+            if of_reference:
+                stack.enter_context(self.without_tuner(self.unwrapped))
+            stack.enter_context(_evaluating(self.unwrapped))
+            yield self.forward, self.unwrapped
 
 
 @contextmanager

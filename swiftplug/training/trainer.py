@@ -32,6 +32,7 @@ from swiftplug.training.checkpoint import FINAL_STAGING, STAGING, CheckpointKeep
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer, Means, PluginLossComputer
 from swiftplug.training.model import load_model_to_train
+from swiftplug.training.online.rollouts import Rollouts
 from swiftplug.training.page.answers import SHOWN_ANSWERS
 from swiftplug.training.task_loss import TaskLossComputer
 
@@ -87,13 +88,22 @@ class PlugTrainer(Trainer):
         self._flops_per_token = 6 * int(num_parameters(exclude_embeddings=True)) if num_parameters else 0
         self.loss_computer = self._make_loss_computer(model)
         self._logged = Means()  # of what the task logs, since the last log
+        self.rollouts: Rollouts | None = None
 
     def _make_loss_computer(self, model: torch.nn.Module) -> LossComputer:
         """The loss plugin's in tasks that have one, else the task's own."""
         if "loss" in self.run_args.task.kinds:
             return PluginLossComputer(self.plugins.one("loss"), model, self.accelerator, self.args)
         disabled = self.plugins.one("tuner").bound.disabled
-        return TaskLossComputer(self.plugins.one("task"), model, self.accelerator, self.args, self.reference, disabled)
+        return TaskLossComputer(
+            self.plugins.one("task"),
+            model,
+            self.accelerator,
+            self.args,
+            self.reference,
+            disabled,
+            getattr(self.run_args.config, "temperature", 1.0),
+        )
 
     def _order_callbacks(self) -> None:
         """Put our callbacks where they must be, and reporters behind all plugins that add to the logs."""
@@ -115,7 +125,11 @@ class PlugTrainer(Trainer):
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
-        if self.loss_computer.adds_up:  # the mean of none is nan
+        if self.rollouts is not None:
+            assert isinstance(self.loss_computer, TaskLossComputer)
+            batches = self.rollouts.step(batches, self.state.global_step, self.loss_computer)
+            self._logged.add_all(self.rollouts.logged)
+        elif self.loss_computer.adds_up:  # the mean of none is nan
             batches[-1] = self._without_repeated_rows(batches[-1])
         counts = [self.loss_computer.counts(batch) for batch in batches]
         totals = {name: torch.stack([count[name] for count in counts]).sum().to(device) for name in counts[0]}
@@ -255,6 +269,9 @@ class PlugTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate; the loss is the mean over all trained tokens, and metrics that generate are added."""
+        if self.rollouts is not None:
+            measured = self.rollouts.evaluate(metric_key_prefix)
+            return EvalLoopOutput(None, None, measured, len(self.rollouts.eval_prompts))  # type: ignore[arg-type]
         self._eval_parts, self._eval_logged = Means(), Means()  # of the whole set: parts of the loss, and the rest
         loop = super().evaluation_loop
         with self.progress.start("evaluating", "batch", len(dataloader)) as self._evaluating:

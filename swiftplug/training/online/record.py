@@ -1,0 +1,99 @@
+"""Every candidate that an online run has drawn, in a file of the run's folder."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from swiftplug.runs.folder import atomic_path
+from swiftplug.sampling.outputs import CANDIDATES, candidate_line
+from swiftplug.sampling.rows import Candidate, Row, to_json
+
+
+@dataclass
+class DrawnCandidate(Candidate):
+    """A candidate with the tokens that train.
+
+    Attributes:
+        prompt_ids: The tokens of its prompt.
+        ids: Those behind them.
+        trains: Which of these the model drew.
+        logps: Their log-probabilities as the engine gives them; empty if it draws with the weights that train.
+        reward: The weighted sum of its rewards; None if one is missing.
+        advantage: What the estimator made of it, for several tokens their mean; None if it does not train.
+    """
+
+    prompt_ids: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    trains: list[bool] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    reward: float | None = None
+    advantage: float | None = None
+
+
+def drawn_candidates(groups: Sequence[Row]) -> Iterator[DrawnCandidate]:
+    """All candidates of some groups."""
+    for group in groups:
+        for candidate in group.candidates:
+            assert isinstance(candidate, DrawnCandidate)
+            yield candidate
+
+
+class CandidateRecord:
+    """Appends the candidates of each drawing to `candidates.jsonl`, as `sample` writes them.
+
+    Args:
+        run_dir: The run's folder.
+        accelerator: The trainer's; the first process writes.
+    """
+
+    def __init__(self, run_dir: str, accelerator: Accelerator) -> None:
+        self.path = Path(run_dir) / CANDIDATES
+        self.is_main = accelerator.is_main_process
+
+    def resume(self, step: int) -> None:
+        """Keep what was drawn up to a step: what a killed run wrote after it is drawn again."""
+        if not self.is_main:
+            return
+        with atomic_path(self.path) as kept, kept.open("w", encoding="utf-8", newline="\n") as file:
+            if step and self.path.is_file():
+                file.writelines(_lines_until(self.path, step))
+
+    def add(self, groups: Sequence[Row], step: int) -> None:
+        """Append the candidates that all processes have drawn for a step, which is counted from 1."""
+        own = [
+            (
+                group.position,
+                [
+                    {
+                        "step": step,
+                        **candidate_line(group, candidate),
+                        "reward": candidate.reward,
+                        "advantage": candidate.advantage,
+                    }
+                    for candidate in drawn_candidates([group])
+                ],
+            )
+            for group in groups
+        ]
+        everywhere: list[tuple[int, list[dict[str, Any]]]] = gather_object(own)
+        if self.is_main:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                for _, lines in sorted(everywhere, key=lambda group: group[0]):
+                    file.writelines(f"{to_json(line)}\n" for line in lines)
+
+
+def _lines_until(path: Path, step: int) -> Iterator[str]:
+    """The lines up to a step; the last one of a killed run may be broken."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                if json.loads(line)["step"] > step:
+                    return
+            except (ValueError, KeyError):
+                return
+            yield line

@@ -1,0 +1,332 @@
+"""The candidates of a step of an online task, from its prompts to the batches that train.
+
+1. The engine draws G candidates for each prompt.
+2. The run's scorers score them; groups that teach nothing may be replaced by others.
+3. The task's estimator makes advantages of the rewards.
+4. The candidates with an advantage become batches, sorted by length.
+
+A candidate's seed comes from the run's seed, the drawing, the place of its prompt in it, its row and its index: neither
+a resumed run nor one with other processes draws others.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from swiftplug.data.chat.tools import write_turns
+from swiftplug.errors import UserError
+from swiftplug.plugin import IGNORED_LABEL, Drawn, Engine, OnlineTask, Prompt, Sampling
+from swiftplug.runs.arguments import Arguments
+from swiftplug.runs.console import RunProgress
+from swiftplug.runs.errors import naming_plugins
+from swiftplug.sampling.rows import Row, is_cut_off
+from swiftplug.sampling.scoring import Scorer, resolve_scorers
+from swiftplug.sampling.selection import reduced
+from swiftplug.sampling.statistics import pass_at
+from swiftplug.training.online.record import CandidateRecord, DrawnCandidate, drawn_candidates
+from swiftplug.training.task_loss import TaskLossComputer
+
+Batch = dict[str, Any]
+
+
+class Rollouts:
+    """Draws and scores candidates with the model in training.
+
+    Args:
+        args: The run's arguments.
+        model: The model as the tuner prepared it, not wrapped for several processes.
+        accelerator: The trainer's.
+        progress: Shows what it is doing.
+        prompts: The rows to train on.
+        eval_prompts: The rows to evaluate on.
+    """
+
+    def __init__(
+        self,
+        args: Arguments,
+        model: torch.nn.Module,
+        accelerator: Accelerator,
+        progress: RunProgress,
+        prompts: Sequence[Row],
+        eval_prompts: Sequence[Row] = (),
+    ) -> None:
+        self.config: Any = args.config
+        self.task: OnlineTask = args.task
+        self.args = args
+        self.accelerator = accelerator
+        self.progress = progress
+        self.prompts, self.eval_prompts = prompts, eval_prompts
+        self.engine: Engine = args.plugins.one("engine").bound
+        self.scorers: list[Scorer] = resolve_scorers(self.config, args.plugins)
+        self.sampling = Sampling(**{name: getattr(self.config, name) for name in Sampling._fields})
+        self.chat = args.load_chat(model)
+        self.pad_token_id = int(args.load_tokenizer().pad_token_id or 0)
+        self.record = CandidateRecord(args.training_args.output_dir, accelerator)
+        self.batches: list[Batch] = []  # of the last drawing
+        self.logged: dict[str, torch.Tensor] = {}
+        self.engine.follow(args, model)
+
+    def step(self, slots: Sequence[Batch], step: int, loss: TaskLossComputer) -> list[Batch]:
+        """The batches of an optimizer step.
+
+        Args:
+            slots: The micro-batches of the step, whose `row` has the index of each candidate's prompt.
+            step: The number of steps before it.
+            loss: Computes log-probabilities.
+
+        Returns:
+            As many micro-batches.
+
+        Raises:
+            UserError: No candidate of any process can train.
+        """
+        self.logged = {}
+        drawing, iteration = divmod(step, self.task.num_iterations)
+        if iteration == 0 or not self.batches:
+            rows = torch.cat([each["row"] for each in slots])[:: self.sampling.num_return_sequences].tolist()
+            groups = self._draw(drawing, rows)
+            self.batches = self._make_batches(groups, len(slots), loss)
+            self.logged = self._figures(groups)
+            self.record.add(groups, drawing * self.task.num_iterations + 1)
+        return self.batches
+
+    def evaluate(self, prefix: str) -> dict[str, float]:
+        """Draw for the held-out prompts: the means of rewards and lengths and, if a scorer judges, pass@k."""
+        processes, own = self.accelerator.num_processes, self.accelerator.process_index
+        places = range(own, len(self.eval_prompts), processes)
+        groups = [replace(self.eval_prompts[place], position=place, candidates=[]) for place in places]
+        with self.progress.start("drawing for evaluation", "prompt", len(groups)) as activity:
+            self._sample(groups, "eval", activity)
+        self._score(groups)
+        figures = {name: (values.sum().item(), values.numel()) for name, values in self._figures(groups).items()}
+        right = [self._count_right(group) for group in groups]
+        everywhere: list[tuple[Any, Any]] = gather_object([(figures, right)])
+        values: dict[str, float] = {}
+        for name in figures:
+            count = sum(each[name][1] for each, _ in everywhere)
+            values[name] = sum(each[name][0] for each, _ in everywhere) / count if count else math.nan
+        counts = [count for _, each in everywhere for count in each if count is not None]
+        largest = self.sampling.num_return_sequences
+        for k in dict.fromkeys([1, largest]) if counts else ():
+            values[f"pass@{k}"] = fmean(pass_at(min(k, n), n, right_ones) for n, right_ones in counts)
+        return {f"{prefix}_{name}": value for name, value in values.items() if name != "teaching"}
+
+    # Drawing
+
+    def _draw(self, drawing: int, rows: Sequence[int]) -> list[Row]:
+        """Draw and score the candidates of a step; replace groups that teach nothing, as often as the task says."""
+        first = self.accelerator.process_index * len(rows)
+        places = range(first, first + len(rows))
+        groups = [
+            replace(self.prompts[row], position=place, candidates=[]) for row, place in zip(rows, places, strict=True)
+        ]
+        with self.progress.start("drawing", "prompt", len(groups)) as activity:
+            self._sample(groups, str(drawing), activity)
+        self._score(groups)
+        for attempt in range(1, self.task.filter_groups + 1):
+            poor = [place for place, group in enumerate(groups) if not _teaches(group)]
+            if not any(gather_object([len(poor)])):
+                break
+            # Another prompt, a function of the seed, the drawing and the place alone.
+            others = [
+                replace(
+                    self.prompts[self.sampling.seed_of(f"{drawing}/{attempt}", places[place]) % len(self.prompts)],
+                    position=places[place],
+                    candidates=[],
+                )
+                for place in poor
+            ]
+            with self.progress.start("drawing again", "prompt", len(others)) as activity:
+                self._sample(others, f"{drawing}/{attempt}", activity)
+            self._score(others)
+            for place, other in zip(poor, others, strict=True):
+                if _teaches(other):
+                    groups[place] = other
+        return groups
+
+    def _sample(self, groups: Sequence[Row], drawing: str, activity: Any) -> None:
+        """Give each group its candidates, or the reason why it has none."""
+        waiting: dict[str, Row] = {}
+        prompts = []
+        for group in groups:
+            turns = write_turns(group.as_conversation(), self.args.plugins.one("tools").bound)
+            name = f"{drawing}/{group.position}/{group.id}"
+            prompt = Prompt(name, turns.messages, turns.tools, turns.chat_template_kwargs)
+            prompts.append(prompt._replace(ids=self.chat.encode(prompt)[0]))
+            waiting[name] = group
+        encoded = {prompt.id: list(prompt.ids or ()) for prompt in prompts}
+        plugin = self.args.plugins.one("engine")
+        with naming_plugins([plugin]):
+            for answered in self.engine.draw(prompts, self.sampling):
+                group = waiting.pop(answered.id)
+                group.failure = answered.failure
+                for index, completion in enumerate(answered.completions):
+                    if not completion.ids:
+                        raise UserError(f"{plugin.found} returned a candidate without its tokens, expected `ids`")
+                    group.candidates.append(
+                        DrawnCandidate(
+                            index,
+                            completion.text,
+                            completion.finish_reason,
+                            prompt_ids=encoded[answered.id],
+                            ids=list(completion.ids),
+                            trains=[True] * len(completion.ids),
+                            logps=list(completion.logps),
+                        )
+                    )
+                activity.advance(candidate=len(group.candidates))
+            self.engine.rest()
+        if waiting:
+            raise UserError(f"{plugin.found} returned no result for {next(iter(waiting.values())).origin}")
+
+    def _score(self, groups: Sequence[Row]) -> None:
+        """Give the candidates of groups their rewards."""
+        for group in groups:
+            for candidate in group.candidates:
+                candidate.rewards, candidate.unscored = {}, {}
+        for scorer in self.scorers:
+            if any(group.candidates for group in groups):
+                with self.progress.start(f"scoring with {scorer.name}"):
+                    scorer.score(groups, self.config.score_timeout)
+        weights = {each.name: each.weight for each in self.scorers if not self._rewards_steps(each)}
+        for candidate in drawn_candidates(groups):
+            candidate.scores = {
+                name: reduced(reward, self.config.prm_reduce) for name, reward in (candidate.rewards or {}).items()
+            }
+            if not candidate.unscored:
+                candidate.reward = math.fsum(weight * candidate.scores[name] for name, weight in weights.items())
+
+    def _rewards_steps(self, scorer: Scorer) -> bool:
+        return scorer.kind == "prm" and self.task.rewards_steps
+
+    def _count_right(self, group: Row) -> tuple[int, int] | None:
+        """How many of a group's candidates were judged, and of them are right; None if nothing judges."""
+        judges = {it.name: it.bound.right_from for it in self.scorers if it.bound.right_from is not None}
+        judged = [each for each in group.candidates if judges and judges.keys() <= each.scores.keys()]
+        if not judged:
+            return None
+        return len(judged), sum(all(each.scores[name] >= least for name, least in judges.items()) for each in judged)
+
+    # Batches
+
+    def _make_batches(self, groups: Sequence[Row], count: int, loss: TaskLossComputer) -> list[Batch]:
+        """The candidates that train as `count` batches; sets their advantages."""
+        candidates = list(drawn_candidates(groups))
+        if not candidates:  # all processes compute together
+            nothing = [self.pad_token_id] * 2
+            candidates = [
+                DrawnCandidate(0, "", "", prompt_ids=nothing) for _ in range(self.sampling.num_return_sequences)
+            ]
+        whole = self._tensors(candidates)
+        whole |= self._log_probabilities(whole, math.ceil(len(candidates) / count), loss)
+        whole |= self._estimate(whole, candidates)
+        kept = [place for place, each in enumerate(candidates) if each.advantage is not None]
+        if not any(gather_object([len(kept)])):
+            reasons = [reason for each in candidates for reason in each.unscored.values()]
+            reasons += [group.failure for group in groups if group.failure]
+            why = f": {reasons[0]}" if reasons else ""
+            raise UserError(f"no candidate of this step has a reward to learn from{why}")
+        order = sorted(kept, key=lambda place: -int(whole["length"][place]))
+        parts = torch.tensor_split(torch.tensor(order, dtype=torch.long), count)
+        none = loss.first_rows(_cut(whole, torch.tensor([0])), 0)
+        return [_cut(whole, part) if len(part) else none for part in parts]
+
+    def _tensors(self, candidates: Sequence[DrawnCandidate]) -> Batch:
+        """The tokens of candidates, padded on the right."""
+        lengths = [len(each.prompt_ids) + len(each.ids) for each in candidates]
+        shape = len(candidates), max(lengths)
+        ids = torch.full(shape, self.pad_token_id)
+        labels, sampler = torch.full(shape, IGNORED_LABEL), torch.zeros(shape)
+        for row, each in enumerate(candidates):
+            start, end = len(each.prompt_ids), lengths[row]
+            ids[row, :end] = torch.tensor(each.prompt_ids + each.ids)
+            if self.task.trains_cut_off or not is_cut_off(each.finish_reason):
+                trains = torch.tensor(each.trains, dtype=torch.bool)
+                labels[row, start:end][trains] = ids[row, start:end][trains]
+            if each.logps:
+                sampler[row, start:end] = torch.tensor(each.logps)
+        batch = {
+            "input_ids": ids,
+            "attention_mask": (torch.arange(shape[1]) < torch.tensor(lengths)[:, None]).long(),
+            "labels": labels,
+            "length": torch.tensor(lengths),
+            **({"sampler_logps": sampler} if any(each.logps for each in candidates) else {}),
+        }
+        return {name: value.to(self.accelerator.device) for name, value in batch.items()}
+
+    def _log_probabilities(self, whole: Batch, chunk: int, loss: TaskLossComputer) -> Batch:
+        """`old_logps`, `reference_logps` and `values`, as far as they are needed, `chunk` candidates at a time."""
+        wanted = {
+            "old_logps": self.task.needs_logps or self.task.num_iterations > 1 or "sampler_logps" in whole,
+            "reference_logps": self.task.needs_reference,
+        }
+        found = {name: torch.zeros(whole["labels"].shape, device=self.accelerator.device) for name in wanted}
+        order = whole["length"].argsort(descending=True)
+        with self.progress.start("computing log-probabilities"):
+            for name in [name for name, is_wanted in wanted.items() if is_wanted]:
+                for part in order.split(chunk):
+                    logps = loss.drawn_logps(_cut(whole, part), of_reference=name == "reference_logps").logps
+                    found[name][part, : logps.shape[1]] = logps
+        return {name: values for name, values in found.items() if wanted[name]}
+
+    def _estimate(self, whole: Batch, candidates: Sequence[DrawnCandidate]) -> Batch:
+        """What the task makes of the rewards; groups of which the engine drew nothing are not among them."""
+        rewards = torch.tensor([math.nan if each.reward is None else each.reward for each in candidates])
+        rewards = rewards.reshape(-1, self.sampling.num_return_sequences).to(self.accelerator.device)
+        trains = whole["labels"] != IGNORED_LABEL
+        drawn = Drawn(
+            rewards,
+            trains,
+            torch.zeros(trains.shape, device=rewards.device),
+            whole.get("old_logps"),
+            whole.get("reference_logps"),
+            whole.get("values"),
+            lambda tensor: self.accelerator.reduce(tensor),
+        )
+        estimated = dict(self.task.estimate(drawn))
+        advantages = estimated["advantages"].reshape(len(candidates), -1)
+        for each, own, trained in zip(candidates, advantages, trains, strict=True):
+            own = own[trained] if len(own) > 1 else own
+            mean = own.mean().item()
+            each.advantage = None if math.isnan(mean) else mean
+        return estimated
+
+    def _figures(self, groups: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """What is logged of the candidates, one value for each."""
+        candidates = list(drawn_candidates(groups))
+        logged = {
+            "reward": [each.reward for each in candidates if each.reward is not None],
+            **{
+                f"rewards/{scorer.name}": [
+                    each.scores[scorer.name] for each in candidates if scorer.name in each.scores
+                ]
+                for scorer in self.scorers
+            },
+            "length": [sum(each.trains) for each in candidates],
+            "cut_off": [float(is_cut_off(each.finish_reason)) for each in candidates],
+            "missing": [float(each.reward is None) for each in candidates],
+            "teaching": [float(_teaches(group)) for group in groups],
+        }
+        return {name: torch.tensor(values, dtype=torch.float64) for name, values in logged.items()}
+
+
+def _teaches(group: Row) -> bool:
+    """Whether two candidates of a group have different rewards."""
+    return len({each.reward for each in drawn_candidates([group]) if each.reward is not None}) > 1
+
+
+def _cut(whole: Batch, rows: torch.Tensor) -> Batch:
+    """Some rows of a batch, without the padding that all of them have."""
+    rows = rows.to(whole["length"].device)
+    width, longest = whole["labels"].shape[1], int(whole["length"][rows].max())
+    cut = {name: value[rows] for name, value in whole.items()}
+    return {
+        name: value[:, :longest] if value.dim() > 1 and value.shape[1] == width else value
+        for name, value in cut.items()
+    }
