@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from swiftplug.errors import ContractError, nearest
 from swiftplug.plugin.engine import Engine
 from swiftplug.plugin.loss import TokenLoss
+from swiftplug.plugin.online import OnlineTask
 from swiftplug.plugin.rewards import ORM, PRM
 from swiftplug.plugin.task import TASK_KINDS, PreferenceTask, Rows, Task
 from swiftplug.plugin.tuner import Tuner
@@ -87,6 +88,8 @@ def check_contract(kind: str, plugin: Any) -> None:
             raise ContractError(f"is {_describe(plugin)}, expected a subclass of swiftplug.plugin.Task")
         case "task" if "loss" in getattr(plugin, "kinds", ()):  # whose plugin computes the loss
             contract = {name: call for name, call in contract.items() if name != "loss"}
+        case "task" if issubclass(cls, OnlineTask):
+            contract = {"estimate": Call(("drawn",)), **contract}
         case "task" if issubclass(cls, PreferenceTask):
             contract = {"pair_loss": Call(("chosen", "rejected")), **contract}
         case "loss" if plugin is cls and issubclass(cls, TokenLoss):
@@ -109,8 +112,9 @@ def check_contract(kind: str, plugin: Any) -> None:
 def _check_task(task: Any) -> None:
     """Raise a ContractError if an attribute of a task has a value that nothing acts on."""
     rows = getattr(task, "rows", None)
-    if not isinstance(rows, Rows) or rows is Rows.PROMPTS:
-        readable = [f"Rows.{each.name}" for each in Rows if each is not Rows.PROMPTS]
+    is_online = issubclass(task if inspect.isclass(task) else type(task), OnlineTask)
+    if not isinstance(rows, Rows) or is_online != (rows is Rows.PROMPTS):
+        readable = [f"Rows.{each.name}" for each in Rows if is_online == (each is Rows.PROMPTS)]
         raise ContractError(f"has rows {rows!r}, expected {' or '.join(readable)}")
     for name, found, known in (
         *(("kinds", kind, TASK_KINDS) for kind in task.kinds),

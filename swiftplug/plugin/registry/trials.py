@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.loss import IGNORED_LABEL, ContextType
+from swiftplug.plugin.online import Drawn, OnlineTask
 from swiftplug.plugin.registry.declared import declared_options
 from swiftplug.plugin.registry.options import BoundMetric, bind, check_options
 from swiftplug.plugin.registry.returns import (
@@ -29,7 +30,7 @@ from swiftplug.plugin.registry.returns import (
 )
 from swiftplug.plugin.registry.scorers import REFERENCE_NAMES, BoundScorer
 from swiftplug.plugin.rewards import InferRequest
-from swiftplug.plugin.task import Batch, Rows, SequenceLogps, Task, TaskModel, row_count
+from swiftplug.plugin.task import Batch, Rows, SequenceLogps, Task, TaskModel, TokenLogps, row_count
 
 _CONTEXT = "Thought: 2 + 2 is 4.\nAction: add\nAction Input: {}\n\\boxed{4}"
 _TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
@@ -93,8 +94,17 @@ def _try_task(task: Task) -> None:
     ids = torch.arange(conversations * 2 * 5).reshape(-1, 5) % 7 + 1
     labels = ids % 2 if task.rows is Rows.STEPS else ids.clone()
     labels[:, :2] = IGNORED_LABEL
-    facts = {"rating": torch.tensor([True, False]), "label": torch.tensor([0, 1]), "margin": torch.ones(2)}
+    facts: dict[str, Any] = {
+        "rating": torch.tensor([True, False]),
+        "label": torch.tensor([0, 1]),
+        "margin": torch.ones(2),
+    }
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "length": torch.tensor([5, 5])}
+    if isinstance(task, OnlineTask):
+        trains, zeros = labels != IGNORED_LABEL, torch.zeros(labels.shape)
+        facts |= {"reference_logps": zeros - 2, "values": zeros}
+        drawn = Drawn(torch.tensor([[1.0, 0.0]]), trains, zeros, zeros - 2, zeros - 2, zeros, lambda tensor: tensor)
+        facts |= task.estimate(drawn)
     loss = check_task_loss(task.loss(_TinyModel(task), {**batch, **facts}), task.counts({**batch, **facts}))
     for name, part in loss.sums.items():
         if not torch.isfinite(part):
@@ -128,6 +138,15 @@ class _TinyModel(TaskModel):
         columns = zip(sums.split(rows), trained.sum(dim=1).split(rows), references, strict=True)
         answers = [SequenceLogps(*each) for each in columns]
         return answers if conversations is None else [answers[number] for number in conversations]
+
+    def token_logps(self, batch: Batch) -> TokenLogps:
+        import torch
+
+        trains = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED_LABEL, (1, 0))
+        before = torch.nn.functional.pad(self.outputs(batch).logits.log_softmax(-1)[:, :-1], (0, 0, 1, 0))
+        logps = before.gather(2, batch["labels"].clamp(min=0)[..., None])[..., 0] * trains
+        entropies = -(before.exp() * before).sum(dim=-1).detach() * trains
+        return TokenLogps(logps, trains, entropies, before[..., 0] * trains)
 
     def mean(self, values: Any) -> Any:
         return values.detach().mean()
