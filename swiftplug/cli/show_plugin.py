@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_IN_SAMPLE = ("engine", "orm", "prm")  # the kinds that only `sample` uses
+_IN_SAMPLE = ("engine", "orm", "prm")  # the kinds that `sample` uses, and `train` in some tasks
 _IN_BOTH = ("tools", "model", "dataset")
 _LINKS = ("homepage", "source", "repository", "documentation")  # labels in metadata, the best first
 _LONGEST_DEFAULT = 50
@@ -108,9 +108,9 @@ class _Page:
     @property
     def used_in(self) -> str:
         """The commands, and tasks, that take it."""
-        if self.found.kind in _IN_SAMPLE:
-            return "sample"
-        command = "train and sample" if self.found.kind in _IN_BOTH else "train"
+        command = {_IN_BOTH: "train and sample", _IN_SAMPLE: "sample, and train"}.get(
+            next((kinds for kinds in (_IN_BOTH, _IN_SAMPLE) if self.found.kind in kinds), ()), "train"
+        )
         return f"{command}, in task {', '.join(self.tasks)}" if self.found.kind in TASK_KINDS else command
 
     @property

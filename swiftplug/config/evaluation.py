@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 from swiftplug.config.keys import Key, keys_of
 from swiftplug.config.load import load_sample_config, load_train_config
 from swiftplug.config.resume import CONFIG
-from swiftplug.config.schema import ModelOptions, PluginsSection, SampleConfig, SampleDataOptions, TrainConfig
+from swiftplug.config.schema import (
+    DRAW_KEYS,
+    ModelOptions,
+    PluginsSection,
+    SampleConfig,
+    SampleDataOptions,
+    TrainConfig,
+)
 from swiftplug.errors import UserError, nearest
 
 _MEASURED = (
@@ -26,19 +33,7 @@ _MEASURED = (
 )
 """The keys of a training's config that decide what an evaluation gives, besides the model."""
 
-_GENERATED = (
-    "system",
-    "engine",
-    "orm",
-    "prm",
-    "num_return_sequences",
-    "max_new_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "prm_reduce",
-    "score_timeout",
-)
+_GENERATED = ("system", *DRAW_KEYS)
 """The keys of a sampling run that act in one whose answers are only scored."""
 
 _TRAINING = {

@@ -141,7 +141,7 @@ def _config_path(path: str | None, draft: Draft[C], resume: bool, *own: str) -> 
     """
     output_dir = draft.given("output_dir")
     if path is None and resume and not draft.names_any(*own):
-        command = "sample" if "engine" in draft.model.model_fields else "train"
+        command = "train" if "task" in draft.model.model_fields else "sample"
         if not output_dir:
             example = format_command(command, "FOLDER", "--resume")
             raise UserError(f"--resume: nothing says which run; name its folder or its config: {example}")

@@ -155,11 +155,11 @@ def config_in_folder(folder: str, config: type[RunConfig]) -> str:
             f"{folder}: is a folder, expected a YAML file, or the folder of a run, which has a {CONFIG}{hint}"
         )
     values, _ = read_config(str(path / CONFIG))
-    is_sampling, wants_sampling = "engine" in values, "engine" in config.model_fields
-    if is_sampling and not wants_sampling:
+    is_training, wants_training = "task" in values, "task" in config.model_fields
+    if wants_training and not is_training:
         raise UserError(
             f"{folder}: is the folder of a sampling run; to train on its rows, use --dataset {folder}/samples.jsonl"
         )
-    if wants_sampling and not is_sampling:
+    if is_training and not wants_training:
         raise UserError(f"{folder}: is the folder of a training run; to sample from its model, use --model {folder}")
     return str(path / CONFIG)

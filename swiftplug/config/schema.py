@@ -197,8 +197,41 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
-class TrainConfig(RunConfig):
-    """The config of a training run, merged and checked."""
+class DrawConfig(RunConfig):
+    """The keys of runs that draw answers with an engine and score them: `sample`, and `train` in online tasks."""
+
+    engine: PluginField = key(
+        _built_in("transformers"),
+        "What generates the answers: transformers, vllm, openai or none; in training, one that follows the model.",
+        PLUGINS,
+    )
+    orm: ScorerList = key(
+        [], "Outcome reward model that scores each answer: a plugin, folder or hub id. Repeat for several.", PLUGINS
+    )
+    prm: ScorerList = key(
+        [],
+        "Process reward model that scores each step of an answer: a plugin, folder or hub id. Repeat for several.",
+        PLUGINS,
+    )
+    num_return_sequences: int = key(8, "Number of answers per question.", GENERATION, ge=1)
+    max_new_tokens: int = key(512, "Maximum number of tokens per answer.", GENERATION, ge=1)
+    temperature: float = key(1.0, "Sampling temperature; 0 is greedy decoding.", GENERATION, ge=0, allow_inf_nan=False)
+    top_p: float = key(
+        1.0, "Sample from the most likely tokens whose probabilities add up to X.", GENERATION, gt=0, le=1
+    )
+    top_k: int = key(0, "Sample from the N most likely tokens; 0 is all.", GENERATION, ge=0)
+    prm_reduce: Literal["min", "mean", "last", "prod"] = key(
+        "min", "How the scores of the steps are combined into the PRM score of the answer.", PLUGINS
+    )
+    score_timeout: float = key(600, "Time limit of one call of a scorer, in seconds.", gt=0, allow_inf_nan=False)
+
+
+DRAW_KEYS = tuple(name for name in DrawConfig.model_fields if name not in RunConfig.model_fields)
+"""The keys that `DrawConfig` adds."""
+
+
+class TrainConfig(DrawConfig):
+    """The config of a training run, merged and checked; `DRAW_KEYS` act in online tasks only."""
 
     task: PluginField = key(
         _built_in("sft"),
@@ -227,7 +260,7 @@ class TrainConfig(RunConfig):
     training: dict[str, Any] = key({}, "Fields of transformers.TrainingArguments.")
 
 
-class SampleConfig(RunConfig):
+class SampleConfig(DrawConfig):
     """The config of a sampling run, merged and checked."""
 
     adapter: str | None = key(
@@ -236,39 +269,15 @@ class SampleConfig(RunConfig):
     candidates_file: str | None = key(None, "Existing candidates to score, with --engine none.", DATA, metavar="FILE")
     system: str | None = key(None, "System message for rows that have none.", DATA, metavar="TEXT")
     shard: str | None = key(None, "Process only part I (0 to N-1) of N equal parts of the rows.", DATA, metavar="I/N")
-    engine: PluginField = key(
-        _built_in("transformers"),
-        "What generates the answers: transformers, vllm, openai or none.",
-        PLUGINS,
-    )
-    orm: ScorerList = key(
-        [], "Outcome reward model that scores each answer: a plugin, folder or hub id. Repeat for several.", PLUGINS
-    )
-    prm: ScorerList = key(
-        [],
-        "Process reward model that scores each step of an answer: a plugin, folder or hub id. Repeat for several.",
-        PLUGINS,
-    )
-    num_return_sequences: int = key(8, "Number of answers per question.", GENERATION, ge=1)
-    max_new_tokens: int = key(512, "Maximum number of tokens per answer.", GENERATION, ge=1)
-    temperature: float = key(1.0, "Sampling temperature; 0 is greedy decoding.", GENERATION, ge=0, allow_inf_nan=False)
-    top_p: float = key(
-        1.0, "Sample from the most likely tokens whose probabilities add up to X.", GENERATION, gt=0, le=1
-    )
-    top_k: int = key(0, "Sample from the N most likely tokens; 0 is all.", GENERATION, ge=0)
     include_reference: bool = key(False, "Add the reference answer to the generated ones.", GENERATION)
     n_best_to_keep: int = key(1, "Maximum number of answers to keep per question.", SELECTION, ge=1)
     prm_threshold: float | None = key(
         None, "Keep only answers with at least this PRM score.", SELECTION, allow_inf_nan=False
     )
-    prm_reduce: Literal["min", "mean", "last", "prod"] = key(
-        "min", "How the scores of the steps are combined into the PRM score of the answer.", SELECTION
-    )
     easy_query_threshold: float | None = key(
         None, "Skip a question if more than this fraction of its answers is correct.", SELECTION, ge=0, le=1
     )
     keep_cut_off: bool = key(False, "Also keep answers that were cut off at the token limit.", SELECTION)
-    score_timeout: float = key(600, "Time limit of one call of a scorer, in seconds.", gt=0, allow_inf_nan=False)
     data: SampleDataOptions = Field(default_factory=SampleDataOptions)
 
     @field_validator("shard")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from swiftplug.config.schema import RunConfig, TrainConfig
+from swiftplug.config.schema import DRAW_KEYS, RunConfig, TrainConfig
 from swiftplug.data.read.sources import HUB_ID
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import KINDS, LoadedPlugin, PluginChoice, Registry
@@ -102,16 +102,20 @@ def resolve_plugins(config: RunConfig, kinds: Collection[str] = KINDS) -> RunPlu
 
 
 def _idle_kinds(config: TrainConfig, task: LoadedPlugin, registry: Registry) -> set[str]:
-    """The kinds of plugin that do not act in a task; raises a UserError if the config names a plugin of one."""
+    """The kinds of plugin that do not act in a task; raises a UserError if the config names what acts in others only.
+
+    What an engine draws with acts where an engine does.
+    """
     idle = set(TASK_KINDS - task.bound.kinds)
-    for kind, _, path in _named(config, registry):
-        key = str(path[0])
-        if kind in idle and getattr(config, key) != type(config).model_fields[key].default:
+    for key, declared in type(config).model_fields.items():
+        kind = _KIND_OF_KEY.get(key, "engine" if key in DRAW_KEYS else "")
+        if kind in idle and getattr(config, key) != declared.default:
             usable = [found for found in registry.found("task") if registry.check(found).status == "fits"]
             tasks = [found.name for found in usable if kind in found.load().kinds]
+            plugin = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind.replace('_', ' ')} "
+            what = plugin if key in _KIND_OF_KEY else ""
             raise UserError(
-                f"{config.where(key)}: a {kind.replace('_', ' ')} does not act in task {task.found.name}, but in "
-                f"{', '.join(tasks)}"
+                f"{config.where(key)}: {what}does not act in task {task.found.name}, but in {', '.join(tasks)}"
             )
     return idle
 

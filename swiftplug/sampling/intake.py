@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ from swiftplug.data.read.conversation import Conversation
 from swiftplug.data.read.messages import MESSAGE_KEYS
 from swiftplug.data.read.report import UnreadKeys
 from swiftplug.data.read.sources import Source, check_columns, open_source
-from swiftplug.errors import UserError, broken_link, nearest
+from swiftplug.errors import UserError, broken_link
 from swiftplug.formatting import format_count
-from swiftplug.plugin.registry import REFERENCE_NAMES, LoadedPlugin, PluginChoice
+from swiftplug.plugin.registry import LoadedPlugin, PluginChoice
 from swiftplug.plugin.tools_format import ToolsFormat
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.plugins import RunPlugins, free_options
 from swiftplug.sampling.candidates_file import CandidatesFile
-from swiftplug.sampling.judging import check_judges
+from swiftplug.sampling.judging import check_judges, tried_positions
 from swiftplug.sampling.ledger import NO_REFERENCE, USABLE, Ledger
-from swiftplug.sampling.rows import READ_COLUMNS, WriteAnswer, answer_text, read_rows, reference_candidate
-from swiftplug.sampling.scoring import Scorer
+from swiftplug.sampling.rows import READ_COLUMNS, Row, WriteAnswer, answer_text, read_rows, reference_candidate
+from swiftplug.sampling.scoring import Scorer, check_parameters, check_references
 
 
 def read_inputs(
@@ -33,10 +34,10 @@ def read_inputs(
     sources = _open_sources(config, plugins)
     check_columns(config.data.columns, sources)
     unread = UnreadKeys()
-    for row in read_rows(sources, config.data.columns, config.system, _answer_writer(config, plugins)):
+    raw = chain.from_iterable(source.read() for source in sources)
+    for row in read_rows(raw, config.data.columns, config.system, answer_writer(Arguments(config, plugins))):
         ledger.add_row(row)
-        for message in row.prompt:
-            unread.count_message({key: message[key] for key in message.keys() - MESSAGE_KEYS})
+        count_messages(row, unread)
         if not scorers:  # they get all columns
             unread.count_row({name: row.columns[name] for name in row.columns if name not in READ_COLUMNS})
     file = CandidatesFile(Path(config.candidates_file).expanduser()) if config.candidates_file is not None else None
@@ -46,8 +47,9 @@ def read_inputs(
     everything = range(ledger.count_rows())
     _check_rows(ledger, everything, config)
     _check_references(ledger, everything, config, scorers)
-    _check_columns(ledger, scorers)
-    check_judges(ledger, scorers, plugins.registry, config.score_timeout)
+    check_parameters(scorers, ledger.columns(), ledger.count(f"{USABLE} AND NOT {NO_REFERENCE}", everything) > 0)
+    tried = [row for at in tried_positions(len(everything)) for row in ledger.rows(range(at, at + 1))]
+    check_judges([row for row in tried if not row.problem], scorers, plugins.registry, config.score_timeout)
     if file and config.include_reference:
         for row in ledger.rows(everything):
             if row.reference is not None and not row.problem and all(each.sampled for each in row.candidates):
@@ -81,8 +83,15 @@ def check_unchanged(ledger: Ledger, config: SampleConfig, plugins: RunPlugins, s
     return "a scorer has changed since this run began: every candidate is scored again"
 
 
-def _answer_writer(config: SampleConfig, plugins: RunPlugins) -> WriteAnswer:
+def count_messages(row: Row, unread: UnreadKeys) -> None:
+    """Count the keys of a row's messages that nothing reads."""
+    for message in row.prompt:
+        unread.count_message({key: message[key] for key in message.keys() - MESSAGE_KEYS})
+
+
+def answer_writer(args: Arguments) -> WriteAnswer:
     """Writes an answer with calls or reasoning as the engine writes candidates: what ORMs compare is one text."""
+    plugins = args.plugins
     tools_format: ToolsFormat = plugins.one("tools").bound
     if plugins.one("engine").bound.uses_chat:
 
@@ -90,7 +99,7 @@ def _answer_writer(config: SampleConfig, plugins: RunPlugins) -> WriteAnswer:
         def renderer() -> Any:
             from swiftplug.data.chat.render import ChatRenderer
 
-            return ChatRenderer(Arguments(config, plugins).load_tokenizer(), tools_format)
+            return ChatRenderer(args.load_tokenizer(), tools_format)
 
         return lambda conversation: str(renderer().render(conversation).last_answer)
 
@@ -125,32 +134,10 @@ def _check_rows(ledger: Ledger, everything: range, config: SampleConfig) -> None
 def _check_references(ledger: Ledger, everything: range, config: SampleConfig, scorers: Sequence[Scorer]) -> None:
     """Refuse a run that needs references and has none; leave out the rows that a scorer cannot score."""
     needing = [scorer for scorer in scorers if scorer.bound.needs_reference]
-    if not needing and not config.include_reference:
-        return
-    if not ledger.count(f"{USABLE} AND NOT {NO_REFERENCE}", everything):
-        needed_by = f"{needing[0].plugin.found}" if needing else "--include-reference"
-        raise UserError(
-            f"{needed_by} needs references, and no row has one: a last message with role 'assistant', or a column "
-            "'reference', 'solution' or 'answer' (data.columns renames columns)"
-        )
+    has_references = ledger.count(f"{USABLE} AND NOT {NO_REFERENCE}", everything) > 0
+    check_references(needing, has_references, "--include-reference" if config.include_reference else "")
     if needing:
         ledger.set_problem(f"no reference for {needing[0].name}", NO_REFERENCE)
-
-
-def _check_columns(ledger: Ledger, scorers: Sequence[Scorer]) -> None:
-    """Refuse a scorer with a parameter for which no row has a value."""
-    for scorer in scorers:
-        if not (needed := scorer.bound.needed_columns):
-            continue
-        known = [*ledger.columns(), "tools"]
-        if ledger.count(f"{USABLE} AND NOT {NO_REFERENCE}", range(ledger.count_rows())):
-            known += REFERENCE_NAMES
-        for name in needed:
-            if name not in known:
-                raise UserError(
-                    f"{scorer.plugin.found} has the parameter {name!r}, and no row has such a column (data.columns "
-                    f"renames columns){nearest(name, known)}"
-                )
 
 
 def _inputs(config: SampleConfig, plugins: RunPlugins, sources: Sequence[Source]) -> list[list[str]]:

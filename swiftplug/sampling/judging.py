@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import BUILT_IN, PluginChoice, Registry
-from swiftplug.sampling.ledger import Ledger
 from swiftplug.sampling.rows import REFERENCE_COLUMNS, Row
 from swiftplug.sampling.scoring import Scorer
 
@@ -18,15 +17,17 @@ _STATED = (r"\boxed{%s}", "<answer>%s</answer>", "#### %s", "The answer is %s.")
 """The usual ways to state a final answer."""
 
 
-def check_judges(ledger: Ledger, scorers: Sequence[Scorer], registry: Registry, timeout: float) -> None:
-    """Refuse a built-in ORM for which the references of the data are wrong.
+def tried_positions(total: int) -> range:
+    """The positions of the rows that `check_judges` needs of so many rows, spread over all of them."""
+    return range(0, total, -(-total // _ROWS))
+
+
+def check_judges(rows: Sequence[Row], scorers: Sequence[Scorer], registry: Registry, timeout: float) -> None:
+    """Refuse a built-in ORM for which the references of some rows are wrong.
 
     Raises:
         UserError: One cannot judge the data.
     """
-    total = ledger.count_rows()
-    positions = range(0, total, -(-total // _ROWS))
-    rows = [row for position in positions for row in ledger.rows(range(position, position + 1)) if not row.problem]
     for scorer in scorers:
         if scorer.plugin.found.distribution == BUILT_IN:
             check_judge(scorer, rows, registry, timeout)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from swiftplug.config.schema import SampleConfig
-from swiftplug.data.chat.tools import write_turns
 from swiftplug.data.read.conversation import RowError
 from swiftplug.data.read.messages import MESSAGE_KEYS
 from swiftplug.data.read.report import UnreadKeys
@@ -88,15 +87,13 @@ class SampleLoop:
         waiting = {row.id: row for row in batch if row.position in self._own and not row.candidates}
         if not waiting:
             return
-        prompts = []
+        prompts: list[Prompt] = []
         for row in batch if self.engine.together else list(waiting.values()):
             try:
-                turns = write_turns(row.as_conversation(), self._tools_format)
+                prompts.append(row.as_prompt(self._tools_format))
             except RowError as error:
                 if waiting.pop(row.id, None):
                     self._record(row, Answered(row.id, failure=str(error)), activity)
-            else:
-                prompts.append(Prompt(row.id, turns.messages, turns.tools, turns.chat_template_kwargs))
         for answered in self.engine.generate(prompts):
             if answered.id in waiting:
                 self._record(waiting.pop(answered.id), answered, activity)

@@ -4,13 +4,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
+from swiftplug.data.chat.tools import write_turns
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError, RowOrigin
 from swiftplug.data.read.formats import parse_label, to_conversation
-from swiftplug.data.read.sources import Source
 from swiftplug.plugin import Rows
+from swiftplug.plugin.engine import Prompt
+from swiftplug.plugin.tools_format import ToolsFormat
 
 REFERENCE = "reference"
 """The `finish_reason` of a candidate that is the reference answer, put among the candidates on request."""
@@ -106,16 +107,21 @@ class Row:
         chat_template_kwargs = self.columns.get(TEMPLATE_KWARGS, {})
         return Conversation(self.prompt, RowOrigin(file, int(line)), self.tools, None, chat_template_kwargs)
 
+    def as_prompt(self, tools_format: ToolsFormat | None) -> Prompt:
+        """The prompt as engines get it; raises a RowError if the tools format refuses it."""
+        turns = write_turns(self.as_conversation(), tools_format)
+        return Prompt(self.id, turns.messages, turns.tools, turns.chat_template_kwargs)
+
 
 def read_rows(
-    sources: Iterable[Source], columns: Mapping[str, str], system: str | None, write_answer: WriteAnswer
+    rows: Iterable[RawRow], columns: Mapping[str, str], system: str | None, write_answer: WriteAnswer
 ) -> Iterator[Row]:
-    """Read the rows of all datasets in order; an unusable row has a `problem`.
+    """Read rows as questions, in order; an unusable row has a `problem`.
 
     `columns` renames columns of the datasets; `system` is the system message of rows that have none; `write_answer`
     writes the last answer of a conversation, if it has calls or reasoning, as candidates are written.
     """
-    for raw in chain.from_iterable(source.read() for source in sources):
+    for raw in rows:
         try:
             yield _to_row(raw, columns, system, write_answer)
         except RowError as error:

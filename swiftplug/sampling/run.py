@@ -41,7 +41,7 @@ from swiftplug.sampling.intake import check_unchanged, read_inputs
 from swiftplug.sampling.ledger import Ledger, LedgerInUseError
 from swiftplug.sampling.loop import SampleLoop
 from swiftplug.sampling.outputs import CANDIDATES, PAGE, SAMPLES, write_outputs
-from swiftplug.sampling.scoring import resolve_scorers
+from swiftplug.sampling.scoring import check_thresholds, resolve_scorers
 from swiftplug.sampling.statistics import Summary
 
 LEDGER = "ledger.sqlite"
@@ -112,6 +112,7 @@ class SampleRun:
         with progress.start("loading plugins"):
             self.plugins = resolve_plugins(config)
             self.scorers = resolve_scorers(config, self.plugins)
+            check_thresholds(config, self.scorers)
             with naming_plugins(self.plugins.all()):
                 args = Arguments(config, self.plugins)
                 args.check_writes()

@@ -1,15 +1,15 @@
 """Scores candidates in batches across rows, with a time limit, and checks every reward."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from swiftplug.config.schema import SampleConfig
-from swiftplug.errors import ContractError, UserError
+from swiftplug.config.schema import DrawConfig, SampleConfig
+from swiftplug.errors import ContractError, UserError, nearest
 from swiftplug.formatting import format_count
-from swiftplug.plugin.registry import BoundScorer, LoadedPlugin
+from swiftplug.plugin.registry import REFERENCE_NAMES, BoundScorer, LoadedPlugin
 from swiftplug.plugin.registry.returns import check_reward, check_rewards
 from swiftplug.plugin.rewards import InferRequest, Unscored
 from swiftplug.runs.errors import naming_plugins
@@ -92,8 +92,8 @@ def _request(row: Row, candidate: Candidate) -> InferRequest:
     return InferRequest([*row.prompt, {"role": "assistant", "content": candidate.text}], columns)
 
 
-def resolve_scorers(config: SampleConfig, plugins: RunPlugins) -> list[Scorer]:
-    """The ORMs and then the PRMs of a run, in the order of the config, checked against its thresholds."""
+def resolve_scorers(config: DrawConfig, plugins: RunPlugins) -> list[Scorer]:
+    """The ORMs and then the PRMs of a run, in the order of the config."""
     choices, used = [*config.orm, *config.prm], [*plugins.of("orm"), *plugins.of("prm")]
     scorers = [
         Scorer(choice.name, plugin.found.kind, choice.weight, plugin)
@@ -106,10 +106,35 @@ def resolve_scorers(config: SampleConfig, plugins: RunPlugins) -> list[Scorer]:
             )
     if scorers and not any(scorer.weight for scorer in scorers):
         raise UserError("every scorer has the weight 0, so nothing ranks the candidates; give one of them a weight")
+    return scorers
+
+
+def check_thresholds(config: SampleConfig, scorers: Sequence[Scorer]) -> None:
+    """Refuse a threshold for what no scorer of a run gives."""
     if config.prm_threshold is not None and not config.prm:
         raise UserError(f"{config.where('prm_threshold')}: it needs a PRM; name one with --prm")
     if config.easy_query_threshold is not None and not any(scorer.bound.right_from is not None for scorer in scorers):
         raise UserError(
             f"{config.where('easy_query_threshold')}: it needs an ORM that judges what is right; name one with --orm"
         )
-    return scorers
+
+
+def check_references(needing: Sequence[Scorer], has_references: bool, needed_by: str = "") -> None:
+    """Refuse a run whose scorers (or what `needed_by` names) need references, and whose rows have none."""
+    if (needing or needed_by) and not has_references:
+        raise UserError(
+            f"{needing[0].plugin.found if needing else needed_by} needs references, and no row has one: a last message "
+            "with role 'assistant', or a column 'reference', 'solution' or 'answer' (data.columns renames columns)"
+        )
+
+
+def check_parameters(scorers: Sequence[Scorer], columns: Iterable[str], has_references: bool) -> None:
+    """Refuse a scorer with a parameter for which no row has a value."""
+    known = [*columns, "tools", *(REFERENCE_NAMES if has_references else ())]
+    for scorer in scorers:
+        for name in scorer.bound.needed_columns:
+            if name not in known:
+                raise UserError(
+                    f"{scorer.plugin.found} has the parameter {name!r}, and no row has such a column (data.columns "
+                    f"renames columns){nearest(name, known)}"
+                )

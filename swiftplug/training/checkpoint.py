@@ -21,6 +21,7 @@ from swiftplug.plugin import Rows
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.folder import KEPT_BASE, MARKER, STAGED_BASE, Marker, absolute_name, add_to_record, read_record
+from swiftplug.runs.plugins import free_options
 from swiftplug.training.page.curves import LOG
 
 TRAINER_STATE = "trainer_state.json"
@@ -99,7 +100,14 @@ def check_same_run(folder: Path, args: Arguments, allow_changed_plugins: bool) -
     there[-1] = record.get("processes", here[-1])
     rows, now = math.prod(there), math.prod(here)
     free = [f"training.{name}" for name in _STEP] if rows == now else []
-    differences = [config_difference(before, args.config, ignoring=("dataset", "eval_dataset", *free))]
+    differences = [
+        config_difference(
+            before,
+            args.config,
+            ignoring=("dataset", "eval_dataset", *free),
+            free_options=free_options(args.plugins),
+        )
+    ]
     if rows != now and there[-1] != here[-1]:
         fitting, rest = divmod(rows, math.prod(here[1:]))
         keep = "" if rest else f"; --set training.{_STEP[0]}={fitting} keeps them"

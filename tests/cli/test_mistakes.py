@@ -58,7 +58,7 @@ def error_of(call: Any, *arguments: Any, **options: Any) -> str:
         ("sample --num_generations 4", "no such option: --num_generations; did you mean '--num-return-sequences'?"),
         ("sample --reward_funcs x", "no such option: --reward_funcs; did you mean '--orm'?"),
         ("sample --loss focal", "no such option: --loss; it is an option of swiftplug train"),
-        ("train --orm math", "no such option: --orm; it is an option of swiftplug sample"),
+        ("chat --orm math", "no such option: --orm; it is an option of swiftplug sample"),
         ("sample --lr 1", "no such option: --lr; see swiftplug sample --help"),
         (
             "sample --candidates-file a --orm x --candidates-file=b",

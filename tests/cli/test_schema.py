@@ -67,7 +67,7 @@ def test_what_a_run_takes_is_valid(validator: jsonschema.Draft7Validator, text: 
         "{training: {learning_rat: 1}}",
         "{training: {output_dir: x}}",
         "{seed: -1}",
-        "{task: sft, engine: openai}",
+        "{task: sft, candidates_file: x.jsonl}",
         "[model]",
     ],
 )
