@@ -108,9 +108,9 @@ class _Page:
     @property
     def used_in(self) -> str:
         """The commands, and tasks, that take it."""
-        command = {_IN_BOTH: "train and sample", _IN_SAMPLE: "sample, and train"}.get(
-            next((kinds for kinds in (_IN_BOTH, _IN_SAMPLE) if self.found.kind in kinds), ()), "train"
-        )
+        if self.found.kind in _IN_SAMPLE:
+            return f"sample, and train in task {', '.join(self.tasks)}"
+        command = "train and sample" if self.found.kind in _IN_BOTH else "train"
         return f"{command}, in task {', '.join(self.tasks)}" if self.found.kind in TASK_KINDS else command
 
     @property
