@@ -19,9 +19,10 @@ from transformers import (
     Lfm2Config,
     LlamaConfig,
     Qwen2Config,
+    TrainingArguments,
 )
 
-from swiftplug.builtin.engines.decoding import Decoder, GenerationRequest, uniform_numbers
+from swiftplug.builtin.engines.decoding import Decoder, GenerationRequest
 from swiftplug.builtin.hardware import pick_dtype
 from swiftplug.config.load import load_train_config
 from swiftplug.config.schema import SampleConfig
@@ -147,7 +148,7 @@ def test_candidates_are_those_drawn_one_by_one(tiny_model_dir: Path) -> None:
     expected = {it.id: [by_hand(model, tokenizer, it, index, how) for index in range(6)] for it in PROMPTS}
     for batch_size in (64, 13, 4):
         answers = answer(how, PROMPTS, batch_size=batch_size, model=str(tiny_model_dir))
-        found = {key: list(map(tuple, answered.completions)) for key, answered in answers.items()}
+        found = {key: [(text, reason) for text, reason, *_ in it.completions] for key, it in answers.items()}
         assert found == expected
     reasons = [reason for candidates in expected.values() for _, reason in candidates]
     assert reasons.count("stop") >= 3 and reasons.count("length") >= 3
@@ -334,13 +335,173 @@ def test_a_text_ends_a_candidate_as_a_token_does(tiny_model_dir: Path) -> None:
     model, tokenizer = load(tiny_model_dir)
     ends = list(range(40, 60))
     requests = [
-        GenerationRequest(tokenizer(text)["input_ids"], uniform_numbers([1, 2, 3], 30), longest)
+        GenerationRequest(tokenizer(text)["input_ids"], [1, 2, 3], longest)
         for text, longest in (("Hi", 30), ("What is it?", 7))
     ]
     by_token = Decoder(model, ends).decode(requests, sampling())
     by_text = Decoder(model, [], lambda ids: ids[-1] in ends).decode(requests, sampling())
-    reasons = {drawn.finish_reason for candidates in by_token for drawn in candidates}
+    reasons = {drawn.finish_reason for drawn in chain(*by_token)}
     assert reasons == {"stop", "length"}
-    for one, other in zip(chain(*by_token), chain(*by_text), strict=True):
-        assert other.finish_reason == one.finish_reason
-        assert other.ids[: len(one.ids)] == one.ids and len(other.ids) == len(one.ids) + (one.finish_reason == "stop")
+    assert by_text == by_token
+
+
+def following(model: Any, folder: Path, **training: Any) -> Any:
+    """The engine, ready to draw from a model in training."""
+    engine = REGISTRY.resolve("engine", PluginChoice(name="transformers"), "--engine").bound
+    config = SampleConfig.model_validate({"model": str(folder)})
+    arguments = TrainingArguments(str(folder / "out"), use_cpu=True, **training)
+    engine.follow(Arguments(config, RunPlugins(REGISTRY), arguments), model)
+    return engine
+
+
+def drawn(engine: Any, prompts: list[Prompt], **changes: Any) -> dict[str, list[Any]]:
+    how = {"temperature": 0.0, "num_return_sequences": 1, **changes}
+    return {answered.id: list(answered.completions) for answered in engine.draw(prompts, sampling(**how))}
+
+
+def greedy_ids(model: Any, tokenizer: Any, prompt: Prompt, count: int = 40) -> list[int]:
+    """The tokens that `generate` gives for one prompt alone."""
+    ids = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, return_tensors="pt")
+    how = GenerationConfig(do_sample=False, max_new_tokens=count, eos_token_id=END, pad_token_id=0)
+    model.eval()
+    with torch.no_grad():
+        output = model.generate(**ids, generation_config=how)
+    return [int(token) for token in output[0, ids["input_ids"].shape[1] :]]
+
+
+def move(model: Any, seed: int) -> None:
+    """Change what trains."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.3
+
+
+TRAINED = {
+    "full": lambda base: base,
+    "lora": lambda base: get_peft_model(
+        base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", lora_dropout=0.5)
+    ),
+    "lora and head": lambda base: get_peft_model(
+        base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "up_proj"], modules_to_save=["lm_head"])
+    ),
+    "dora": lambda base: get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", use_dora=True)),
+    "prompt": lambda base: get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)),
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("tuner", TRAINED)
+def test_it_draws_from_the_weights_as_they_are_now_and_leaves_the_model_as_it_was(
+    lay: Callable[[Any], Path], tuner: str, checkpointing: bool
+) -> None:
+    folder = lay(LlamaConfig(**SMALL, attention_dropout=0.5))
+    base, tokenizer = load(folder)
+    model = TRAINED[tuner](base).train()
+    model.get_submodule("model.layers.0.mlp" if tuner == "full" else "base_model").eval()
+    if checkpointing:
+        base.gradient_checkpointing_enable()
+        base.enable_input_require_grads()
+    engine = following(model, folder)
+    row = tokenizer("What is 17 + 25?", return_tensors="pt")["input_ids"]
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(input_ids=row, labels=row).loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+
+    seen = []
+    for seed in (1, 2):
+        move(model, seed)
+        modules = {name: (module, module.training) for name, module in model.named_modules()}
+        bits = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        before = gradients()
+        seen.append(drawn(engine, PROMPTS))
+        assert {name: (module, module.training) for name, module in model.named_modules()} == modules
+        assert all(torch.equal(bits[name], tensor) for name, tensor in model.state_dict().items())
+        assert all(map(torch.equal, before, gradients()))
+        for prompt in PROMPTS:
+            [completion] = seen[-1][prompt.id]
+            assert completion.ids == greedy_ids(model, tokenizer, prompt)
+            assert tokenizer.decode(completion.ids).removesuffix("<|im_end|>") == completion.text
+            assert not completion.logps
+        for module, mode in modules.values():
+            module.training = mode
+    assert seen[0] != seen[1]
+
+
+def test_what_is_drawn_ends_with_the_token_that_ended_it(tiny_model_dir: Path) -> None:
+    model, _ = load(tiny_model_dir)
+    how = {"temperature": 0.9, "num_return_sequences": 6}
+    found = drawn(following(model, tiny_model_dir), PROMPTS, **how)
+    sampled = answer(sampling(**how), PROMPTS, model=str(tiny_model_dir))
+    reasons = set()
+    for prompt in PROMPTS:
+        assert [it[:2] for it in found[prompt.id]] == [it[:2] for it in sampled[prompt.id].completions]
+        for completion in found[prompt.id]:
+            assert (completion.ids[-1] == END) == (completion.finish_reason == "stop")
+            assert END not in completion.ids[:-1]
+            reasons.add(completion.finish_reason)
+    assert reasons == {"stop", "length"}
+
+
+def test_known_tokens_are_continued_as_they_are_each_to_its_own_limit(tiny_model_dir: Path) -> None:
+    model, tokenizer = load(tiny_model_dir)
+    engine = following(model, tiny_model_dir)
+    [prompt] = PROMPTS[1:2]
+    whole = drawn(engine, [prompt], temperature=0.7)[prompt.id][0].ids
+    ids = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True)["input_ids"]
+    longer = [prompt._replace(id=str(n), ids=[*ids, *greedy_ids(model, tokenizer, prompt, n)]) for n in (1, 5)]
+    limits = [prompt._replace(id="3", max_new_tokens=3), prompt._replace(id="60", max_new_tokens=60)]
+    found = {key: it[0].ids for key, it in drawn(engine, [*longer, *limits, PROMPTS[0]]).items()}
+    greedy = greedy_ids(model, tokenizer, prompt, 60)
+    assert found["1"] == greedy[1:41] and found["5"] == greedy[5:45] and found["3"] == greedy[:3]
+    assert found["60"] == greedy and len(greedy) > 45
+    assert found["row-0"] == greedy_ids(model, tokenizer, PROMPTS[0])
+    assert whole == drawn(engine, [*limits, prompt], temperature=0.7)[prompt.id][0].ids
+
+
+def test_a_prompt_that_is_too_long_to_be_drawn_for_fails_alone(tiny_model_dir: Path) -> None:
+    model, _ = load(tiny_model_dir)
+    long = PROMPTS[0]._replace(id="long", ids=[70] * 513)
+    answers = {it.id: it for it in following(model, tiny_model_dir).draw([long, *PROMPTS], sampling())}
+    assert answers["long"].failure == "the prompt has 513 tokens, the model reads at most 512"
+    assert all(len(answers[prompt.id].completions) == 3 for prompt in PROMPTS)
+
+
+def test_an_interrupted_drawing_leaves_the_model_as_it_was(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = load(tiny_model_dir)
+    modules = dict(model.train().named_modules())
+    engine = following(model, tiny_model_dir)
+
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Decoder, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.draw(PROMPTS, sampling()))
+    assert dict(model.named_modules()) == modules and all(module.training for module in modules.values())
+
+
+def test_it_draws_in_the_precision_that_the_run_trains_in(lay: Callable[[Any], Path]) -> None:
+    folder = lay(LlamaConfig(**SMALL))
+    model, tokenizer = load(folder)
+    found = {key: it[0].ids for key, it in drawn(following(model, folder, bf16=True), PROMPTS).items()}
+    plain = {prompt.id: greedy_ids(model, tokenizer, prompt) for prompt in PROMPTS}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert found == {prompt.id: greedy_ids(model, tokenizer, prompt) for prompt in PROMPTS}
+    assert found != plain
+
+
+def test_a_model_that_is_sharded_is_refused(tiny_model_dir: Path) -> None:
+    engine = REGISTRY.resolve("engine", PluginChoice(name="transformers"), "--engine").bound
+    arguments = Arguments(SampleConfig.model_validate({"model": str(tiny_model_dir)}), RunPlugins(REGISTRY))
+    engine.check_run(arguments)
+    arguments.training_args = TrainingArguments(str(tiny_model_dir / "out"), use_cpu=True)
+    engine.check_run(arguments)
+    arguments.training_args.fsdp = True
+    with pytest.raises(UserError, match="cannot draw from a model that FSDP or DeepSpeed shards"):
+        engine.check_run(arguments)

@@ -24,20 +24,19 @@ class GenerationRequest(NamedTuple):
 
     Attributes:
         ids: The prompt's tokens.
-        numbers: `(candidates, max_new_tokens)`, uniform in [0, 1): the random numbers of each candidate.
-        longest: Maximum length of a candidate in tokens; at most `max_new_tokens`.
+        seeds: Those of the random numbers of each candidate.
+        longest: Maximum length of a candidate in tokens.
     """
 
     ids: list[int]
-    numbers: torch.Tensor
+    seeds: list[int]
     longest: int
 
 
 class Drawn(NamedTuple):
-    """A candidate: its tokens without the end token, and why it ended.
+    """A candidate: its tokens, what ended it included, and why it ended.
 
-    The reason is `stop`, `length`, `broken` if logits are not finite, or empty while it is being generated. What ended
-    it as text is still in the tokens.
+    The reason is `stop`, `length`, `broken` if logits are not finite, or empty while it is being generated.
     """
 
     ids: list[int]
@@ -91,23 +90,25 @@ class Decoder:
         self._reader, self._stepper = model, model.base_model if learned else model
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self._config = inner.config
-        self._accepted = set(inspect.signature(inner.forward).parameters)
+        # Of the class: a trainer may have wrapped that of the instance.
+        self._accepted = set(inspect.signature(type(inner).forward).parameters)
         self._device = model.device
         # Apple's GPUs have no float64.
         self._drawing_device = torch.device("cpu") if self._device.type == "mps" else self._device
         self._end_ids = torch.tensor(end_ids, device=self._device)
         self._kept: tuple[list[int], Any] = [], None  # the tokens of the last stream, and their cache
 
-    @torch.inference_mode()
+    @torch.no_grad()  # no inference mode: what a module keeps of a pass would be unfit for training
     def decode(self, requests: list[GenerationRequest], sampling: Sampling) -> list[list[Drawn]]:
         """Generate the candidates of all requests together.
 
         When enough rows have ended, the last running rows take their places, so that little is copied.
         """
-        counts = torch.tensor([len(request.numbers) for request in requests], device=self._device)
+        counts = torch.tensor([len(request.seeds) for request in requests], device=self._device)
         owners = torch.repeat_interleave(counts)
-        numbers = torch.cat([request.numbers for request in requests]).to(self._drawing_device)
         longest = torch.tensor([request.longest for request in requests], device=self._device)[owners]
+        seeds = [seed for request in requests for seed in request.seeds]
+        numbers = uniform_numbers(seeds, int(longest.max())).to(self._drawing_device)
         tokens = torch.zeros(numbers.shape, dtype=torch.long, device=self._device)
         lengths, broken = longest.clone(), torch.zeros(len(numbers), dtype=torch.bool, device=self._device)
         stopped = torch.zeros_like(broken)
@@ -122,13 +123,12 @@ class Decoder:
             tokens[rows.candidates, step] = drawn
             not_finite = ~logits.amax(dim=-1).isfinite() & ~rows.ended
             broken[rows.candidates] |= not_finite
-            at_end = torch.isin(drawn, self._end_ids) & ~rows.ended
-            lengths[rows.candidates[at_end]] = step
+            at_end = torch.isin(drawn, self._end_ids)
             if self._has_stopped is not None:
                 written = map(self._has_stopped, tokens[rows.candidates, : step + 1].tolist())
-                at_text = torch.tensor(list(written), device=self._device) & ~rows.ended & ~at_end
-                lengths[rows.candidates[at_text]] = step + 1
-                at_end = at_end | at_text
+                at_end |= torch.tensor(list(written), device=self._device)
+            at_end &= ~rows.ended
+            lengths[rows.candidates[at_end]] = step + 1
             stopped[rows.candidates[at_end]] = True
             rows.ended = rows.ended | not_finite | at_end | (longest[rows.candidates] <= step + 1)
             num_living = len(drawn) - int(rows.ended.sum())
@@ -152,11 +152,10 @@ class Decoder:
             )
         ]
         return [
-            candidates[end - len(request.numbers) : end]
-            for request, end in zip(requests, counts.cumsum(0), strict=True)
+            candidates[end - len(request.seeds) : end] for request, end in zip(requests, counts.cumsum(0), strict=True)
         ]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def stream(self, request: GenerationRequest, sampling: Sampling) -> Iterator[Drawn]:
         """Generate the first candidate of a request, which is that of `decode`, and yield it after each token.
 
@@ -165,20 +164,17 @@ class Decoder:
         """
         ids, ends = [*request.ids], set(self._end_ids.tolist())
         cache, logits = self._read_on(ids, self.num_virtual_tokens + len(ids) + request.longest)
-        for number in request.numbers[0, : request.longest].to(self._drawing_device):
+        for number in uniform_numbers(request.seeds[:1], request.longest)[0].to(self._drawing_device):
             if not logits.amax().isfinite():
                 yield Drawn(ids[len(request.ids) :], "broken")
                 return
             token = int(draw(logits.to(self._drawing_device), number[None], sampling))
             if self.num_virtual_tokens == 0:
                 self._kept = [*ids], cache
-            if token in ends:
-                yield Drawn(ids[len(request.ids) :], "stop")
-                return
             ids.append(token)
             drawn = ids[len(request.ids) :]
-            at_text = self._has_stopped is not None and self._has_stopped(drawn)
-            reason = "stop" if at_text else "length" if len(drawn) == request.longest else ""
+            at_end = token in ends or (self._has_stopped is not None and self._has_stopped(drawn))
+            reason = "stop" if at_end else "length" if len(drawn) == request.longest else ""
             yield Drawn(drawn, reason)
             if reason:
                 return
@@ -195,7 +191,7 @@ class Decoder:
             virtual = self.num_virtual_tokens
             if not virtual:
                 return self._feed(self._stepper, ids, growing_cache(self._config, longest), 0)
-            rows, logits = self._read_prompts([GenerationRequest(ids, torch.zeros(1, 1), longest - virtual - len(ids))])
+            rows, logits = self._read_prompts([GenerationRequest(ids, [], longest - virtual - len(ids))])
             return rows.cache, logits
         for layer in cache.layers:
             layer.keep(known, longest)

@@ -1,13 +1,14 @@
 """Sampling from a local model with Transformers."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftModel
 from pydantic import PositiveInt
 
-from swiftplug.builtin.engines.decoding import Decoder, Drawn, GenerationRequest, uniform_numbers
+from swiftplug.builtin.engines.decoding import Decoder, Drawn, GenerationRequest
 from swiftplug.builtin.engines.fast_parts import pack_linears
 from swiftplug.builtin.hardware import pick_device, pick_dtype
 from swiftplug.plugin import Answered, Chat, Completion, Engine, Prompt, Sampling, UserError
@@ -28,14 +29,22 @@ class TransformersEngine(Engine):
 
     together = True
     uses_chat = True
+    follows = True
 
     def __init__(self, batch_size: PositiveInt = 64) -> None:
         self.batch_size = batch_size
+        self._model: Any = None
         self._decoder: Decoder | None = None
 
     def prompts_at_once(self, sampling: Sampling) -> int:
         """As many prompts as have all their candidates in one batch."""
         return max(1, self.batch_size // _num_different(sampling))
+
+    def check_run(self, args: Any) -> None:
+        """Refuse to follow a model that is not whole on any device; see `Engine.check_run`."""
+        super().check_run(args)
+        if args.training_args and (args.training_args.fsdp or args.training_args.deepspeed):
+            raise UserError("engine 'transformers' cannot draw from a model that FSDP or DeepSpeed shards; use DDP")
 
     def open(self, args: Any, sampling: Sampling) -> None:
         """Load the model.
@@ -47,14 +56,12 @@ class TransformersEngine(Engine):
         device = pick_device()
         dtype = pick_dtype(args.dtype, device)
         model: Any = args.load_model(dtype)
-        inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        inner = _inner(model)
         if not getattr(inner, "is_quantized", False):
             model.to(device)  # quantized weights stay where they are
         pack_linears(model, self.batch_size)
         self._chat: Chat = args.load_chat(inner)
-        self._decoder = Decoder(model, self._chat.end_ids, self._chat.has_stopped if self._chat.stop_text else None)
-        context = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
-        self._context = None if context is None else context - self._decoder.num_virtual_tokens
+        self._decoder = self._decoder_of(model)
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Answered]:
         """Generate the candidates of prompts.
@@ -63,21 +70,66 @@ class TransformersEngine(Engine):
             UserError: A batch does not fit into the GPU's memory.
         """
         assert self._decoder is not None, "not opened"
+        return self._answers(self._decoder, prompts, self._sampling)
+
+    def follow(self, args: Any, model: Any) -> None:
+        """Get ready to draw from a model in training; see `Engine.follow`."""
+        self._model, self._chat = model, args.load_chat(_inner(model))
+        training = args.training_args
+        self._autocast = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
+
+    def draw(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Answered]:
+        """Draw candidates from the model in training; see `Engine.draw`.
+
+        In float32 on a CPU its linear layers are packed for the time of the drawing, each with its LoRA.
+
+        Raises:
+            UserError: A batch does not fit into the GPU's memory.
+        """
+        with self._evaluated():
+            answers = list(self._answers(self._decoder_of(self._model), prompts, sampling))
+        yield from answers
+
+    @contextmanager
+    def _evaluated(self) -> Iterator[None]:
+        """The model in training fit to be drawn from; then it is again as it was."""
+        model, dtype = self._model, self._autocast
+        modes = {module: module.training for module in model.modules()}
+        replaced = []
+        try:
+            model.eval()
+            if dtype is None:
+                replaced = pack_linears(model, self.batch_size)
+            with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
+                yield
+        finally:
+            for parent, name, layer in replaced:
+                setattr(parent, name, layer)
+            for module, mode in modes.items():
+                module.training = mode
+
+    def _decoder_of(self, model: Any) -> Decoder:
+        decoder = Decoder(model, self._chat.end_ids, self._chat.has_stopped if self._chat.stop_text else None)
+        context = getattr(_inner(model).config.get_text_config(), "max_position_embeddings", None)
+        self._context = None if context is None else context - decoder.num_virtual_tokens
+        return decoder
+
+    def _answers(self, decoder: Decoder, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Answered]:
         requests: dict[str, GenerationRequest] = {}
         opened: dict[str, str] = {}
         for prompt in prompts:
             try:
-                ids, opened[prompt.id] = self._chat.encode(prompt)
-                requests[prompt.id] = self._request(prompt.id, ids)
+                requests[prompt.id], opened[prompt.id] = self._request(prompt, sampling)
             except UserError as error:
                 yield Answered(prompt.id, failure=str(error))
-        most = 1 if self._decoder.num_virtual_tokens else self.prompts_at_once(self._sampling)
+        most = 1 if decoder.num_virtual_tokens else self.prompts_at_once(sampling)
         answerable = list(requests)
         for start in range(0, len(answerable), most):
             batch = answerable[start : start + most]
-            drawn = self._decode([requests[prompt_id] for prompt_id in batch])
+            drawn = self._decode(decoder, [requests[prompt_id] for prompt_id in batch], sampling)
             for prompt_id, candidates in zip(batch, drawn, strict=True):
-                yield self._answer(prompt_id, candidates, opened[prompt_id])
+                copies = sampling.num_return_sequences // len(candidates)
+                yield self._answer(prompt_id, candidates * copies, opened[prompt_id])
 
     def stream(self, prompt: Prompt) -> Iterator[Completion]:
         """Generate the first candidate of a prompt token by token; see `Engine.stream`.
@@ -85,8 +137,8 @@ class TransformersEngine(Engine):
         A conversation's earlier turns are not read again, as far as the chat template writes them as before.
         """
         assert self._decoder is not None, "not opened"
-        ids, opened = self._chat.encode(prompt)
-        for drawn in self._decoder.stream(self._request(prompt.id, ids), self._sampling):
+        request, opened = self._request(prompt, self._sampling)
+        for drawn in self._decoder.stream(request, self._sampling):
             if drawn.finish_reason == "broken":
                 raise UserError(_BROKEN)
             text = self._chat.answer(drawn.ids, opened)
@@ -101,31 +153,32 @@ class TransformersEngine(Engine):
 
     def close(self) -> None:
         """Release the model."""
-        self._decoder = None
+        self._decoder = self._model = None
 
-    def _request(self, prompt_id: str, ids: list[int]) -> GenerationRequest:
-        """What to generate for a prompt.
+    def _request(self, prompt: Prompt, sampling: Sampling) -> tuple[GenerationRequest, str]:
+        """What to generate for a prompt, and the end of the prompt that belongs to the answer.
 
         Raises:
-            UserError: The prompt is too long.
+            UserError: The prompt is too long, or the chat template refuses it.
         """
-        sampling = self._sampling
-        longest = sampling.max_new_tokens
+        ids, opened = self._chat.encode(prompt)
+        ids = ids if prompt.ids is None else [*prompt.ids]
+        longest = sampling.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens
         if self._context is not None:
             if len(ids) > self._context:
                 raise UserError(f"the prompt has {len(ids):,} tokens, the model reads at most {self._context:,}")
             longest = min(longest, self._context - len(ids) + 1)  # the last token is not fed back
-        seeds = [sampling.seed_of(prompt_id, index) for index in range(_num_different(sampling))]
-        return GenerationRequest(ids, uniform_numbers(seeds, sampling.max_new_tokens), longest)
+        seeds = [sampling.seed_of(prompt.id, index) for index in range(_num_different(sampling))]
+        return GenerationRequest(ids, seeds, longest), opened
 
-    def _decode(self, requests: list[GenerationRequest]) -> list[list[Drawn]]:
+    def _decode(self, decoder: Decoder, requests: list[GenerationRequest], sampling: Sampling) -> list[list[Drawn]]:
         """Generate a batch; a prompt with more candidates than fit into one is split."""
-        assert self._decoder is not None
         try:
             if len(requests) > 1:
-                return self._decoder.decode(requests, self._sampling)
-            parts = [requests[0]._replace(numbers=numbers) for numbers in requests[0].numbers.split(self.batch_size)]
-            return [[drawn for part in parts for drawn in self._decoder.decode([part], self._sampling)[0]]]
+                return decoder.decode(requests, sampling)
+            [request], size = requests, self.batch_size
+            parts = [request.seeds[start : start + size] for start in range(0, len(request.seeds), size)]
+            return [[drawn for part in parts for drawn in decoder.decode([request._replace(seeds=part)], sampling)[0]]]
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"engine.batch_size: {self.batch_size} candidates at once do not fit into the GPU's memory; lower it"
@@ -134,10 +187,16 @@ class TransformersEngine(Engine):
     def _answer(self, prompt_id: str, drawn: list[Drawn], opened: str) -> Answered:
         if any(candidate.finish_reason == "broken" for candidate in drawn):
             return Answered(prompt_id, failure=_BROKEN)
-        completions = [
-            Completion(self._chat.answer(candidate.ids, opened), candidate.finish_reason) for candidate in drawn
-        ]
-        return Answered(prompt_id, completions * (self._sampling.num_return_sequences // len(completions)))
+        follows = self._model is not None
+        return Answered(
+            prompt_id,
+            [Completion(self._chat.answer(ids, opened), reason, ids if follows else ()) for ids, reason in drawn],
+        )
+
+
+def _inner(model: Any) -> Any:
+    """The model under PEFT's wrapper."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _num_different(sampling: Sampling) -> int:
