@@ -1,5 +1,6 @@
 """From examples to batches: the order of the examples in an epoch, and the tensors of a batch."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,49 @@ class EpochSampler(Sampler[int]):
         steps[1:] = generator.permutation(steps[1:])
         rest = order[full:]
         return np.concatenate([steps.reshape(-1), rest[np.argsort(-self.lengths[rest], kind="stable")]])
+
+
+class DrawSampler(Sampler[int]):
+    """The prompt of each candidate of a run that draws them, in an order that depends only on the seed and the epoch.
+
+    Each prompt occurs once per epoch, as often as it has candidates. Every step is full: that at the end of an epoch is
+    filled up with its first prompts, which get other candidates there. A data loader gives its processes batches in
+    turn; the order is such that each process has whole groups in a step, and that process 0 has the first ones.
+
+    Args:
+        prompts: Number of prompts.
+        group: Number of candidates of each.
+        step: Number of candidates in a step, over all its micro-batches and processes.
+        iterations: Number of optimizer steps that are taken with the same candidates.
+        processes: Number of processes.
+        batch: Number of candidates in a micro-batch.
+        seed: The run's seed.
+    """
+
+    def __init__(
+        self, prompts: int, *, group: int, step: int, iterations: int, processes: int, batch: int, seed: int
+    ) -> None:
+        self.prompts = prompts
+        self.group = group
+        self.steps = -(-prompts * group // step)
+        self.iterations = iterations
+        self.shape = processes, step // (processes * batch), batch
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.iterations * math.prod(self.shape)
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.prompts)
+        order = np.resize(order, self.steps * math.prod(self.shape) // self.group).repeat(self.group)
+        # From (process, micro-batch) to the order in which a data loader hands out batches.
+        steps = order.reshape(self.steps, *self.shape).swapaxes(1, 2).reshape(self.steps, -1)
+        return iter(steps.repeat(self.iterations, axis=0).reshape(-1).tolist())
 
 
 REFERENCE_LOGPS = "reference_logps"
