@@ -124,6 +124,11 @@ FACTS: dict[str, Any] = {
 }
 
 
+def collate_prompts(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """The batch of examples of an online task, from which candidates are drawn: `row` and `length`, `(B,)` int64."""
+    return {name: torch.tensor([int(example[name]) for example in examples]) for name in ("row", "length")}
+
+
 class Collator:
     """Pads examples on the right, to the length of the longest in the batch.
 

@@ -131,7 +131,8 @@ class RowEncoder:
     def read(self, row: RawRow, unread: UnreadKeys) -> tuple[Conversation, ...]:
         """The conversations of a raw row; what nothing reads of it is counted. Raises a RowError if it has none."""
         conversations = to_conversations(row.row, row.origin, self.task.rows, self.options.columns)
-        unread.count_row(conversations[0].columns)
+        if self.task.rows is not Rows.PROMPTS:  # scorers get all columns
+            unread.count_row(conversations[0].columns)
         return conversations
 
     def encode(
@@ -161,6 +162,8 @@ class RowEncoder:
         Raises:
             UserError: The loss scale breaks its contract; the message names the row.
         """
+        if self.task.rows is Rows.PROMPTS:
+            return [self._weigh_prompt(conversation) for conversation in conversations]
         if self.task.rows is Rows.STEPS:
             return [self._weigh_steps(conversation) for conversation in conversations]
         texts = [conversation.text for conversation in conversations if conversation.text is not None]
@@ -187,7 +190,7 @@ class RowEncoder:
 
     def is_used(self, weights: np.ndarray) -> bool:
         """Whether an example with these weights can be used: it has a token to train on, if the task trains tokens."""
-        is_read_whole = self.task.rows is Rows.LABELLED or self.task.head == "sequence"
+        is_read_whole = self.task.rows in (Rows.LABELLED, Rows.PROMPTS) or self.task.head == "sequence"
         # The first token of an example has nothing before it that could predict it.
         return is_read_whole or bool(weights[1:].any())
 
@@ -225,6 +228,18 @@ class RowEncoder:
                 f"{type(self.task).__name__} takes the weights 0 and 1 only"
             )
         return WeighedRow(rendered, tokens.input_ids, tokens.starts, weights)
+
+    def _weigh_prompt(self, conversation: Conversation) -> WeighedRow | RowError:
+        """A prompt with its generation prompt, of which nothing trains."""
+        try:
+            text = self.renderer.prompt_of(conversation)
+        except RowError as error:
+            return error
+        [tokens] = tokenize(self.tokenizer, [text], plain=False)
+        rendered = Rendered(
+            text, [Segment(0, len(text), ContextType.OTHER, True)], [], self.renderer.unread(conversation)
+        )
+        return WeighedRow(rendered, tokens.input_ids, tokens.starts, np.zeros(len(tokens.input_ids), np.float32))
 
     def _weigh_steps(self, conversation: Conversation) -> WeighedRow | RowError:
         """A prompt and its steps, each with the separator behind it, whose last token has the label of the step.

@@ -67,6 +67,9 @@ class PreparedData(NamedTuple):
         source: The rows to train on, as they are read.
         encoder: What makes examples of them.
         labels: What the labels of rows are, which examples of a task for labelled rows have as `label`.
+        prompts: The questions of an online task, as `sample` reads them; its examples are the number of each (`row`)
+            and the tokens of its prompt (`length`).
+        eval_prompts: Those to evaluate on.
     """
 
     train: Dataset
@@ -75,6 +78,29 @@ class PreparedData(NamedTuple):
     source: Source
     encoder: RowEncoder
     labels: Labels | None = None
+    prompts: Sequence[Any] = ()
+    eval_prompts: Sequence[Any] = ()
+
+
+def open_splits(
+    dataset: Sequence[PluginChoice],
+    eval_dataset: Sequence[PluginChoice],
+    registry: Registry,
+    options: DataOptions,
+    seed: int,
+) -> tuple[Source, Source | None]:
+    """The rows to train on, and those to evaluate on; see `prepare_data`.
+
+    Raises:
+        UserError: A dataset is missing or broken.
+    """
+    train_sources = [open_source(choice, registry, "dataset") for choice in dataset]
+    eval_sources = [open_source(choice, registry, "eval_dataset") for choice in eval_dataset]
+    check_columns(options.columns, [*train_sources, *eval_sources])
+    train_source, eval_source = concatenate(train_sources), concatenate(eval_sources) if eval_sources else None
+    if eval_source is None and options.val_size:
+        return hold_out(train_source, options.val_size, seed)
+    return train_source, eval_source
 
 
 def prepare_data(
@@ -111,13 +137,7 @@ def prepare_data(
     Raises:
         UserError: A dataset is missing, empty or broken, or no row of it can be used.
     """
-    train_sources = [open_source(choice, registry, "dataset") for choice in dataset]
-    eval_sources = [open_source(choice, registry, "eval_dataset") for choice in eval_dataset]
-    check_columns(options.columns, [*train_sources, *eval_sources])
-    train_source, eval_source = concatenate(train_sources), concatenate(eval_sources) if eval_sources else None
-    if eval_source is None and options.val_size:
-        train_source, eval_source = hold_out(train_source, options.val_size, seed)
-
+    train_source, eval_source = open_splits(dataset, eval_dataset, registry, options, seed)
     store = EncodedStore(options.cache_dir)
     loss_scale = combine(loss_scales)
 
@@ -194,18 +214,24 @@ def _encode(
     """Encode a source; adds up the counts in `report`."""
     digest = hashlib.sha256()
     with progress(f"encoding {source.name}") as activity:
-        for examples, counts in map_chunks(encoder.encode_rows, _hashed(source.read(), digest), num_proc):
+        for examples, counts in map_chunks(encoder.encode_rows, hashed(source.read(), digest), num_proc):
             report.add(counts)
             activity.advance(counts.rows)
             yield examples
     report.sha256 = digest.hexdigest()
+    check_usable(source, report, encoder.task, encoder.options)
+
+
+def check_usable(source: Source, report: SplitReport, task: Task, options: DataOptions) -> None:
+    """Raise a UserError if no row of a source can be used."""
     if report.examples:
         return
     if report.shortest_too_long is not None:
-        shortens = "truncate or split" if encoder.task.rows in SPLITTABLE else "truncate"
+        shortens = {Rows.PROMPTS: ""} | dict.fromkeys(SPLITTABLE, " (data.too_long may truncate or split rows)")
         raise UserError(
-            f"data.max_length: {encoder.options.max_length} is shorter than every usable row of {source.name}; the "
-            f"shortest has {report.shortest_too_long} tokens (data.too_long may {shortens} rows)"
+            f"data.max_length: {options.max_length} is shorter than every usable row of {source.name}; the "
+            f"shortest has {report.shortest_too_long} tokens"
+            f"{shortens.get(task.rows, ' (data.too_long may truncate rows)')}"
         )
     reason, dropped = max(report.dropped.items(), key=lambda item: item[1].count)
     raise UserError(
@@ -214,7 +240,7 @@ def _encode(
     )
 
 
-def _hashed(rows: Iterator[RawRow], digest: Any) -> Iterator[RawRow]:
+def hashed(rows: Iterator[RawRow], digest: Any) -> Iterator[RawRow]:
     """The rows, each added to a hash."""
     for row in rows:
         digest.update(json.dumps(row.row, default=str).encode() + b"\n")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swiftplug.config.resume import config_difference
 from swiftplug.config.schema import SampleConfig
@@ -23,8 +23,19 @@ from swiftplug.runs.plugins import RunPlugins, free_options
 from swiftplug.sampling.candidates_file import CandidatesFile
 from swiftplug.sampling.judging import check_judges, tried_positions
 from swiftplug.sampling.ledger import NO_REFERENCE, USABLE, Ledger
-from swiftplug.sampling.rows import READ_COLUMNS, Row, WriteAnswer, answer_text, read_rows, reference_candidate
+from swiftplug.sampling.rows import (
+    READ_COLUMNS,
+    TEMPLATE_KWARGS,
+    Row,
+    WriteAnswer,
+    answer_text,
+    read_rows,
+    reference_candidate,
+)
 from swiftplug.sampling.scoring import Scorer, check_parameters, check_references
+
+if TYPE_CHECKING:
+    from swiftplug.data.chat.render import ChatRenderer
 
 
 def read_inputs(
@@ -87,6 +98,12 @@ def count_messages(row: Row, unread: UnreadKeys) -> None:
     """Count the keys of a row's messages that nothing reads."""
     for message in row.prompt:
         unread.count_message({key: message[key] for key in message.keys() - MESSAGE_KEYS})
+
+
+def count_unrendered(row: Row, renderer: "ChatRenderer", unread: UnreadKeys) -> None:
+    """Count those keys of a row and of its messages that the chat template does not read, although others do."""
+    keys = [key for key in renderer.unread(row.as_conversation()) if key in (*MESSAGE_KEYS, "tools", TEMPLATE_KWARGS)]
+    unread.count_rendered(keys, row.prompt)
 
 
 def answer_writer(args: Arguments) -> WriteAnswer:

@@ -5,22 +5,20 @@ from typing import TYPE_CHECKING
 
 from swiftplug.config.schema import SampleConfig
 from swiftplug.data.read.conversation import RowError
-from swiftplug.data.read.messages import MESSAGE_KEYS
 from swiftplug.data.read.report import UnreadKeys
 from swiftplug.errors import UserError
 from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
 from swiftplug.plugin.tools_format import ToolsFormat
 from swiftplug.runs.console import Activity, RunProgress
 from swiftplug.runs.plugins import RunPlugins
+from swiftplug.sampling.intake import count_unrendered
 from swiftplug.sampling.judging import check_judge
 from swiftplug.sampling.ledger import NO_CANDIDATES, UNSCORED, USABLE, Ledger
-from swiftplug.sampling.rows import TEMPLATE_KWARGS, Candidate, Row, check_encodable, reference_candidate
+from swiftplug.sampling.rows import Candidate, Row, check_encodable, reference_candidate
 from swiftplug.sampling.scoring import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-READ_BY_TEMPLATE = {*MESSAGE_KEYS, "tools", TEMPLATE_KWARGS}
 
 
 class SampleLoop:
@@ -67,8 +65,7 @@ class SampleLoop:
         unread = UnreadKeys()
         for row in self._ledger.rows(self._own):
             if not row.problem:
-                keys = [key for key in renderer.unread(row.as_conversation()) if key in READ_BY_TEMPLATE]
-                unread.count_rendered(keys, row.prompt)
+                count_unrendered(row, renderer, unread)
         return unread.lines()
 
     def run(self, progress: RunProgress) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from swiftplug.data.chat.tools import write_turns
 from swiftplug.data.read.conversation import Conversation, RawRow, RowError, RowOrigin
 from swiftplug.data.read.formats import parse_label, to_conversation
+from swiftplug.data.read.tasks import question_of
 from swiftplug.plugin import Rows
 from swiftplug.plugin.engine import Prompt
 from swiftplug.plugin.tools_format import ToolsFormat
@@ -131,15 +132,11 @@ def read_rows(
 
 def _to_row(raw: RawRow, columns: Mapping[str, str], system: str | None, write_answer: WriteAnswer) -> Row:
     read = to_conversation(raw.row, raw.origin, Rows.PROMPTS, columns)
-    messages, reference = list(read.messages), None
-    if messages and messages[-1]["role"] == "assistant":
-        last = messages.pop()
+    reference, last = None, read.messages[-1] if read.messages else {}
+    if last.get("role") == "assistant":
         answer = (write_answer(read) if _MORE_THAN_TEXT & last.keys() else str(last["content"])).strip()
         reference = answer if answer and parse_label(read.columns) is not False else None
-    if not messages or messages[-1]["role"] not in ("user", "tool"):
-        raise RowError("no question", "a row without a user's message" if read.text is None else "a row of plain text")
-    if not messages[-1]["content"].strip() and messages[-1]["role"] == "user":
-        raise RowError("the question is empty")
+    messages = question_of(read).messages
     if reference is None:
         given = (read.columns.get(name) for name in REFERENCE_COLUMNS)
         reference = next((value for value in given if is_reference(value)), None)

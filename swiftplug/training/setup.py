@@ -20,9 +20,11 @@ from swiftplug.runs.console import RunProgress, on_disk, plugin_fact
 from swiftplug.runs.errors import naming_plugins
 from swiftplug.runs.model import check_loadable
 from swiftplug.runs.plugins import resolve_plugins
+from swiftplug.sampling.scoring import resolve_scorers
 from swiftplug.training.arguments import training_arguments
 from swiftplug.training.evaluation import measured_names
 from swiftplug.training.loss import optional_arguments
+from swiftplug.training.online.prompts import check_settings, draw_sampler, read_prompts
 from swiftplug.training.reference import planned_reference
 
 
@@ -45,6 +47,8 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
         args.notes.append(f"model: there is no folder {config.model.name} any more; its copy {kept_base} is used")
     if args.task.head == "language":
         args.check_writes()
+    if args.task.rows is Rows.PROMPTS:
+        check_settings(args)
     _check_metrics(args)
     with naming_plugins(plugins.all()):
         args.check_plugins()
@@ -123,19 +127,24 @@ def read_data(args: Arguments, progress: RunProgress, labels: Labels | None = No
     tokenizer: Any = args.load_tokenizer()
     names = [choice.name for choice in [*config.dataset, *config.eval_dataset]]
     with naming_plugins(plugins.all()), progress.start("reading the data", live=on_disk(names)):
-        data = prepare_data(
-            dataset=config.dataset,
-            eval_dataset=config.eval_dataset,
-            registry=plugins.registry,
-            tokenizer=tokenizer,
-            tools=plugins.one("tools"),
-            loss_scales=plugins.of("loss_scale"),
-            task=args.task,
-            options=config.data,
-            seed=config.seed,
-            progress=partial(progress.start, noun="row"),
-            generation=any(metric.bound.generate for metric in plugins.of("metric")),
-            labels=labels,
+        is_online = args.task.rows is Rows.PROMPTS
+        data = (
+            read_prompts(args, progress)
+            if is_online
+            else prepare_data(
+                dataset=config.dataset,
+                eval_dataset=config.eval_dataset,
+                registry=plugins.registry,
+                tokenizer=tokenizer,
+                tools=plugins.one("tools"),
+                loss_scales=plugins.of("loss_scale"),
+                task=args.task,
+                options=config.data,
+                seed=config.seed,
+                progress=partial(progress.start, noun="row"),
+                generation=any(metric.bound.generate for metric in plugins.of("metric")),
+                labels=labels,
+            )
         )
     if data.labels is not None:
         args.labels = data.labels
@@ -163,10 +172,21 @@ def plan_facts(args: Arguments, data: PreparedData) -> Iterator[tuple[str, str]]
     config, arguments = args.config, args.training_args
     if not args.plugins.model:
         yield "model", str(config.model and config.model.name)
-    yield from map(plugin_fact, args.plugins.all())
+    is_online = args.task.rows is Rows.PROMPTS
+    weights = {id(it.plugin): it.weight for it in resolve_scorers(config, args.plugins)} if is_online else {}
+    for plugin in args.plugins.all():
+        weight = weights.get(id(plugin), 1)
+        yield plugin_fact(plugin, **({} if weight == 1 else {"weight": weight}))
     sizes = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps, arguments.world_size
-    yield "batch", f"{sizes[0]} x {sizes[1]} accumulated x {format_count(sizes[2], 'process')} = {math.prod(sizes)}"
-    yield "steps", _steps(arguments, len(data.train))
+    batch = f"{sizes[0]} x {sizes[1]} accumulated x {format_count(sizes[2], 'process')} = {math.prod(sizes)}"
+    if is_online:
+        group = config.num_return_sequences
+        prompts = format_count(math.prod(sizes) // group, "prompt")
+        yield "batch", f"{batch}: {prompts} per step, {format_count(group, 'candidate')} per prompt"
+        yield "steps", _steps(arguments, len(draw_sampler(args, len(data.train))))
+    else:
+        yield "batch", batch
+        yield "steps", _steps(arguments, len(data.train))
     if args.task.needs_reference:
         yield "reference", planned_reference(args)
     yield "precision", "bf16 autocast" if arguments.bf16 else "fp16 autocast" if arguments.fp16 else "float32"

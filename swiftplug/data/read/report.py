@@ -120,8 +120,11 @@ class SplitReport:
         try:
             yield
         except RowError as error:
-            example = f"{origin} ({error.detail})" if error.detail else str(origin)
-            self._add_dropped(error.reason, Dropped(1, [example]))
+            self.drop(error.reason, f"{origin} ({error.detail})" if error.detail else str(origin))
+
+    def drop(self, reason: str, example: str) -> None:
+        """Count a row as left out; `example` is where it was read, and what was found there."""
+        self._add_dropped(reason, Dropped(1, [example]))
 
     def add(self, other: "SplitReport") -> None:
         """Add the counts of more rows of the same split."""
@@ -171,13 +174,13 @@ class DataReport:
     Attributes:
         train: The counts of the training examples.
         eval: The counts of the evaluation examples, if there are any.
-        store: The folder of the encoded rows.
+        store: The folder of the encoded rows; None if they are not stored.
         notes: Other messages to the user.
     """
 
     train: SplitReport
     eval: SplitReport | None
-    store: Path = field(compare=False)
+    store: Path | None = field(default=None, compare=False)
     notes: list[str] = field(default_factory=list)
 
     def fingerprints(self) -> dict[str, dict[str, Any]]:
@@ -196,7 +199,8 @@ class DataReport:
         """The counts as lines to print."""
         evaluation = self.eval.lines("eval") if self.eval else []
         lines = [*self.train.lines("train"), *evaluation, *self.unread_lines()]
-        return [*lines, f"encoded rows: {self.store}", *self.notes]
+        stored = [] if self.store is None else [f"encoded rows: {self.store}"]
+        return [*lines, *stored, *self.notes]
 
 
 def _by_count(counts: Mapping[str, int], noun: str) -> Iterable[str]:

@@ -38,7 +38,7 @@ def to_conversations(
     Of a preference row, `Rows.PAIRS` and `Rows.RATED` read two: with the preferred and with the rejected answer. The
     facts are `margin` for `Rows.PAIRS` (0 if the row has none), `rating` for `Rows.RATED`, for `Rows.LABELLED`
     `label`, as JSON, and `origin`, for errors about all labels, and `steps` for `Rows.STEPS`, which reads `completions`
-    (or `steps`) and `labels`, and of a conversation its prompt.
+    (or `steps`) and `labels`, and of a conversation its prompt. `Rows.PROMPTS` reads no last answer.
 
     Raises:
         RowError: The row cannot be used.
@@ -52,7 +52,21 @@ def to_conversations(
         return (replace(conversation, facts={"label": label, "origin": str(origin)}),)
     if rows is Rows.STEPS:
         return (_with_steps(conversation),)
+    if rows is Rows.PROMPTS:
+        return (question_of(conversation),)
     return _rate(conversation) if rows is Rows.RATED else (conversation,)
+
+
+def question_of(conversation: Conversation) -> Conversation:
+    """The conversation without its last answer; raises a RowError unless it then ends in a question."""
+    messages = conversation.messages
+    messages = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        is_plain = conversation.text is not None
+        raise RowError("no question", "a row of plain text" if is_plain else "a row without a user's message")
+    if not messages[-1]["content"].strip() and messages[-1]["role"] == "user":
+        raise RowError("the question is empty")
+    return replace(conversation, messages=messages)
 
 
 def _split_pair(conversation: Conversation) -> tuple[Conversation, Conversation]:
