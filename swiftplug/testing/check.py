@@ -49,7 +49,8 @@ def check_plugin(kind: str, plugin: object, *, columns: Mapping[str, Any] | None
     - `tools`: the names of all tools in a text, whatever their parameters.
     - `model`: logits and offsets; the same seed gives the same weights, and a saved model is the same model.
     - `dataset`: rows that a task can read, the same ones each time.
-    - `engine`: so many candidates for each prompt, which depend on seed and prompt alone.
+    - `engine`: so many candidates for each prompt, which depend on seed and prompt alone; one that `follows` draws from
+      a model in training as it is, and leaves it as it was.
     - `task`: a loss with a gradient that depends neither on padding nor on how a step is cut into batches.
 
     Args:

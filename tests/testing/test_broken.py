@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from swiftplug.builtin.engines.transformers import TransformersEngine
 from swiftplug.plugin import (
     IGNORED_LABEL,
     ORM,
@@ -990,6 +992,41 @@ class Tuples(Echo):
     def generate(self, prompts: Any) -> Iterator[Any]:
         for answered in super().generate(prompts):
             yield tuple(answered)
+
+
+@broken(
+    "engine", "draws [...] for the prompt 'one' at a temperature of 0, where Transformers draws [...]; draw with the"
+)
+class Stale(TransformersEngine):
+    def follow(self, args: Any, model: Any) -> None:
+        super().follow(args, deepcopy(model))
+
+
+@broken("engine", "gives the prompt 'one' the text ..., but `ids` of ...")
+class NoLast(TransformersEngine):
+    def draw(self, prompts: Any, sampling: Any) -> Iterator[Any]:
+        for answered in super().draw(prompts, sampling):
+            completions = [each._replace(ids=each.ids[:-1]) for each in answered.completions]
+            yield answered._replace(completions=completions)
+
+
+@broken("engine", "changes the weights of the model; leave every bit as it was")
+class Merges(TransformersEngine):
+    def draw(self, prompts: Any, sampling: Any) -> Iterator[Any]:
+        next(self._model.parameters()).data *= 1.0001
+        return super().draw(prompts, sampling)
+
+
+@broken("engine", "leaves the model in another mode; give each module its own mode back")
+class Evaluates(TransformersEngine):
+    def rest(self) -> None:
+        self._model.eval()
+
+
+@broken("engine", "continues Prompt.ids for max_new_tokens = 2 with [...], expected [...]")
+class ReadsMessages(TransformersEngine):
+    def draw(self, prompts: Any, sampling: Any) -> Iterator[Any]:
+        return super().draw([prompt._replace(ids=None) for prompt in prompts], sampling)
 
 
 # Tasks
