@@ -80,13 +80,11 @@ class Talk:
             while not self.ended:
                 try:
                     text = self.terminal.read()
+                    if text is None:
+                        return
+                    self._obey_or_answer(text)
                 except KeyboardInterrupt:
                     self.terminal.note("\nCtrl-D or /exit ends")
-                    continue
-                if text is None:
-                    return
-                try:
-                    self._obey_or_answer(text)
                 except UserError as error:
                     if not self.terminal.interactive:
                         raise

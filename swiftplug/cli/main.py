@@ -1,5 +1,7 @@
 """The `swiftplug` command: its subcommands, and how their errors are printed."""
 
+import codecs
+import json
 import os
 import signal
 import sys
@@ -7,6 +9,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -38,6 +41,7 @@ _COMMANDS = {
 }
 
 _SECONDS_FOR_OTHERS = 5
+_ESCAPED = "swiftplug.escaped"
 
 
 def _lightened(parameters: list[Any]) -> list[Any]:
@@ -245,6 +249,9 @@ def main() -> NoReturn:
     if instruction := os.environ.get("_SWIFTPLUG_COMPLETE"):
         _complete(instruction)
     stop_on_signals()
+    if isinstance(sys.stdout, TextIOWrapper):
+        codecs.register_error(_ESCAPED, _escape)
+        sys.stdout.reconfigure(errors=_ESCAPED)
     try:
         code = app(prog_name="swiftplug", standalone_mode=False) or 0
     except Exception as error:
@@ -257,6 +264,12 @@ def main() -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Write what the encoding of stdout does not have as JSON does, so that --json stays JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _complete(instruction: str) -> NoReturn:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftplug.config.keys import Key, keys_of
-from swiftplug.config.load import load_sample_config, load_train_config
+from swiftplug.config.load import load_model_config, load_train_config
 from swiftplug.config.resume import CONFIG
 from swiftplug.config.schema import ModelOptions, PluginsSection, SampleConfig, SampleDataOptions, TrainConfig
 from swiftplug.errors import UserError, nearest
@@ -230,11 +230,10 @@ def _sample_config(
     count = options.get("num_return_sequences", KEYS["num_return_sequences"].default)
     defaults = {"num_return_sequences": count, "temperature": 0.0 if count == 1 else 1.0}
     own = {
-        "model": model,
         "dataset": [choice.name for choice in train.dataset],
         "output_dir": str(Path(output_dir, folder_name(label))),
     }
-    config = load_sample_config(None, {**defaults, **options, **own}, sets).config
+    config = load_model_config(model, {**defaults, **options, **own}, sets)
     return config.model_copy(
         update={
             "dataset": train.dataset,

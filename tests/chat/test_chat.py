@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from swiftplug.chat.chat import Talk
 from swiftplug.chat.speaker import Speaker
 from swiftplug.chat.terminal import Terminal, printable
 from swiftplug.cli.main import app
@@ -35,7 +36,7 @@ class Echo(Engine):
 """
 
 
-def chat(lines: str, *arguments: object) -> Any:
+def chat(lines: str | bytes, *arguments: object) -> Any:
     """Run the command with lines as its input; a UserError goes through."""
     result = CliRunner().invoke(app, ["chat", *map(str, arguments)], input=lines, standalone_mode=False)
     if result.exception is not None:
@@ -142,6 +143,33 @@ def test_mistakes(echo: list[str], tmp_path: Path, tiny_model_dir: Path) -> None
     assert other.read_text() == "mine\n"
     with pytest.raises(UserError, match="no folder"):
         chat("a\n", f"{tiny_model_dir}x")
+
+
+def test_input_that_is_not_utf_8_is_refused_after_what_came_before_it(echo: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^the input, line 3: not UTF-8 text: byte 0xe9 at 4$"):
+        chat(b"/clear\n\xe4\xbd\xa0\ncaf\xe9\n", "model", *echo)
+    assert chat("é\r\n".encode(), "model", *echo).stdout == "user=é\n"
+
+
+def test_at_a_terminal_text_that_is_not_unicode_does_not_end_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["caf\udce9", "/exit"])
+    notes: list[str] = []
+    terminal = Terminal()
+    terminal.interactive = True
+    monkeypatch.setattr("builtins.input", lambda mark: next(lines))
+    monkeypatch.setattr(terminal, "note", lambda line, style="": notes.append(line))
+    Talk([], terminal).run()
+    assert notes[1:] == ["error: what was typed is not Unicode text"]
+
+
+@pytest.mark.parametrize("name", ["none", "swiftplug:none"])
+def test_an_engine_that_generates_nothing_is_refused(name: str) -> None:
+    for command in ("chat one", "evaluate one --dataset q.jsonl --orm math"):
+        with pytest.raises(UserError) as raised:
+            chat("", *command.split()[1:], "--engine", name) if command.startswith("chat") else CliRunner().invoke(
+                app, [*command.split(), "--engine", name], standalone_mode=False, catch_exceptions=False
+            )
+        assert str(raised.value) == "--engine: 'none' generates no answers; name one that does, such as transformers"
 
 
 def test_system_message_and_tools_of_a_runs_rows(echo: list[str], tmp_path: Path) -> None:

@@ -48,6 +48,21 @@ def sites(install: Any) -> list[Path]:
     ]
 
 
+def test_what_the_encoding_of_the_output_lacks_is_escaped(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(
+        'from swiftplug.plugin import register_loss_func\n@register_loss_func("x")\ndef f(outputs, labels):\n'
+        '    """Is é 😀."""\n',
+        encoding="utf-8",
+    )
+    given = ["--plugin", "p.py", "--kind", "loss", "--search", "is"]
+    done = run(*given, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert r"Is \u00e9 \ud83d\ude00" in done.stdout
+    assert [row["summary"] for row in json.loads(run(*given, "--json", PYTHONIOENCODING="ascii").stdout)] == [
+        "Is é 😀."
+    ]
+
+
 def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
     return {f"{row['kind']} {row['qualified_name']}": row for row in json.loads(done.stdout)}
 
