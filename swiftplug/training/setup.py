@@ -143,6 +143,13 @@ def read_data(args: Arguments, progress: RunProgress, labels: Labels | None = No
     with naming_plugins(plugins.all()):
         args.notes += args.task.check_data(data.train)
     args.notes += args.explain_model()
+    if data.eval is not None and data.report.eval is not None and "prompt_ids" in data.eval.column_names:
+        rows = data.report.eval.kept
+        if unasked := rows - sum(len(ids) > 0 for ids in data.eval["prompt_ids"]):
+            found = f"{format_count(unasked, 'evaluation row')} {'has' if unasked == 1 else 'have'} no prompt to answer"
+            if unasked == rows:
+                raise UserError(f"metrics: {found}; expected a message before the answer")
+            args.notes.append(f"metrics: {found}; generated answers are compared on the others")
     loss = next(iter(plugins.of("loss")), None)
     if loss and "loss_scale" in data.train.column_names and "loss_scale" not in optional_arguments(loss.bound):
         scales = "+".join(scale.found.name for scale in plugins.of("loss_scale"))
