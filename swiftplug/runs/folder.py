@@ -50,7 +50,7 @@ def check_output_folder(folder: Path, *, is_own: bool, holds_results: bool, resu
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not there.is_dir():
             raise UserError(f"output_dir: {folder} cannot be a folder: {there} is a file")
-        held = {path.name for path in folder.iterdir() if ".partial" not in path.name} if there == folder else set()
+        held = {path.name for path in folder.iterdir() if _holds_something(path)} if there == folder else set()
     except OSError as error:
         raise UserError(f"output_dir: cannot use {folder}: {error.strerror}") from None
     if not os.access(there, os.W_OK | os.X_OK):
@@ -63,6 +63,13 @@ def check_output_folder(folder: Path, *, is_own: bool, holds_results: bool, resu
             f"output_dir: {folder} holds another run; name another folder, continue that run with --resume, or start "
             "over with --overwrite"
         )
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether this is a file, or a folder with one; what a killed process had begun to write does not count."""
+    if ".partial" in path.name:
+        return False
+    return path.is_symlink() or not path.is_dir() or any(map(_holds_something, path.iterdir()))
 
 
 def check_inputs_are_kept(folder: Path, removed: Iterable[Path], inputs: Iterable[str]) -> None:

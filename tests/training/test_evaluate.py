@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from swiftplug.cli.main import app
 from swiftplug.errors import UserError
 from swiftplug.evaluation import run as evaluation
+from swiftplug.sampling.ledger import Ledger
 from swiftplug.sampling.loop import SampleLoop
 from swiftplug.training.progress import BOOKKEEPING
 
@@ -154,6 +155,19 @@ def test_an_interrupted_evaluation_keeps_its_answers(dice: Evaluate, monkeypatch
     assert resumed["models"] == whole["models"]
     assert len(scored) == 4
     assert resumed["models"][0]["answers"]["candidates"] == 16
+
+
+def test_an_evaluation_that_was_killed_while_it_read_the_rows_may_begin_again(dice: Evaluate) -> None:
+    for folder in ("e/one", "e/two"):
+        Path(folder).mkdir(parents=True)
+    Ledger(Path("e/one/.ledger.sqlite.partial"), is_new=True).close()
+    Path("e/one/.ledger.sqlite.partial-journal").touch()
+    [model] = dice("one", "--output-dir", "e", "--resume")["models"]
+    assert model["answers"]["candidates"] == 16
+    Path("other/deep").mkdir(parents=True)
+    Path("other/deep/notes.txt").touch()
+    with pytest.raises(UserError, match="output_dir: other holds other files"):
+        dice("one", "--output-dir", "other", "--resume")
 
 
 def test_overwriting_removes_only_answers_of_the_evaluation(dice: Evaluate) -> None:
