@@ -8,7 +8,9 @@ from typer import Option
 
 from swiftplug.cli.process import is_first, loading_libraries, prepare_process, run_in_processes
 from swiftplug.cli.run_options import DryRun, Overwrite, RunRequest, flag, takes_run_options
+from swiftplug.config.resume import numbered_folders
 from swiftplug.config.schema import RUN, TrainConfig
+from swiftplug.formatting import format_command
 
 
 @takes_run_options(TrainConfig, "training.num_train_epochs=3 or metrics.nlg.max_new_tokens=64")
@@ -69,4 +71,7 @@ def train(
 
     run(config, resume=resume, overwrite=overwrite, allow_changed_plugins=allow_changed_plugins, dry_run=dry_run)
     if quickstart and not dry_run and is_first():
-        typer.echo("Next: swiftplug sample   # answers harder problems and keeps the best answers")
+        words = ["sample"]
+        if str(config.output_dir) not in map(str, numbered_folders("quickstart").values()):  # where `sample` looks
+            words += ["--model", str(config.output_dir), "--dataset", "arithmetic#300", "--orm", "math"]
+        typer.echo(f"Next: {format_command(*words)}   # answers problems, and keeps the best answers to train on")
