@@ -1,6 +1,5 @@
 """`swiftplug train`."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -48,9 +47,8 @@ def train(
     from swiftplug.config.load import load_train_config
     from swiftplug.runs.plugins import check_plugin_names
 
-    if report_to:
-        request.sets.append(f"training.report_to={json.dumps(report_to)}")
-    config, quickstart = load_train_config(request.path, request.options, request.sets, resume=resume)
+    given = {**request.options, "training.report_to": report_to}
+    config, quickstart = load_train_config(request.path, given, request.sets, resume=resume)
     # A plugin file, which is run to learn its names, may import torch.
     prepare_process(debug=request.debug, num_proc=config.data.num_proc)
     check_plugin_names(config)
@@ -61,9 +59,9 @@ def train(
             "--allow-changed-plugins": allow_changed_plugins,
             "--dry-run": dry_run,
         }
-        given = [flag for flag, is_given in flags.items() if is_given]
+        own = [flag for flag, is_given in flags.items() if is_given] + [f"--report-to={name}" for name in report_to or ()]
         options = {**request.options, "output_dir": config.output_dir}
-        raise typer.Exit(run_in_processes(nproc, ["train", *request._replace(options=options).arguments(), *given]))
+        raise typer.Exit(run_in_processes(nproc, ["train", *request._replace(options=options).arguments(), *own]))
     if quickstart and is_first():
         typer.echo("No model, dataset or config given: the built-in quickstart, no download.")
     with loading_libraries():
