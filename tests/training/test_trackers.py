@@ -99,6 +99,21 @@ def test_a_resumed_run_is_one_run_of_the_tracker(
         assert found.config["swiftplug"]["tuner"] == "swiftplug:full"
 
 
+def test_a_run_is_ended_when_the_next_tracker_cannot_begin(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        run("my-run", ["training.report_to=[mlflow,tensorboard]", "training.project=tests"])
+    assert mlflow.active_run() is None
+    [experiment] = [each for each in mlflow.search_experiments() if each.name == "tests"]
+    [found] = mlflow.MlflowClient().search_runs([experiment.experiment_id])
+    assert found.info.status == "FAILED"
+
+
 def test_the_option_is_named_as_it_was_typed(tiny_model_dir: Path, chat_file: Path, tmp_path: Path) -> None:
     given = ["--model", str(tiny_model_dir), "--dataset", str(chat_file), "--output-dir", str(tmp_path / "r")]
     words = ["train", *given, "--set", "training.report_to=[mlflow]", "--report-to", "wandbb"]
