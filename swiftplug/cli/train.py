@@ -59,7 +59,10 @@ def train(
             "--allow-changed-plugins": allow_changed_plugins,
             "--dry-run": dry_run,
         }
-        own = [flag for flag, is_given in flags.items() if is_given] + [f"--report-to={name}" for name in report_to or ()]
+        own = [
+            *(flag for flag, is_given in flags.items() if is_given),
+            *(f"--report-to={each}" for each in report_to or ()),
+        ]
         options = {**request.options, "output_dir": config.output_dir}
         raise typer.Exit(run_in_processes(nproc, ["train", *request._replace(options=options).arguments(), *own]))
     if quickstart and is_first():
