@@ -240,3 +240,34 @@ def test_columns_and_control_characters(monkeypatch: pytest.MonkeyPatch) -> None
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.console.file.getvalue()).splitlines()[-2:]
     assert shown[0].split() == ["one", "two"]
     assert shown[1].split() == ["你好", "👩‍🔬", "a␛[31mb"]
+
+
+def test_models_side_by_side_keep_the_same_turns_whatever_stops_an_answer(
+    monkeypatch: pytest.MonkeyPatch, echo: list[str], tmp_path: Path
+) -> None:
+    """The first model answers; the second is stopped before it has begun, or fails."""
+    calls: list[str] = []
+
+    def stream(self: Engine, prompt: Prompt) -> Iterator[Completion]:
+        calls.append(str(prompt.messages[-1]["content"]))
+        number = len(calls)
+        if number == 2:
+            signal.raise_signal(signal.SIGINT)
+        if number == 6:
+            raise UserError("it fails")
+        yield Completion(f"answer {number}", "stop")
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    speakers = [
+        Speaker(load_model_config(name, {"engine": "echo", "plugins.files": [echo[-1]]}, []), None) for name in "ab"
+    ]
+    terminal = Terminal()
+    lines = iter(["one", "/regenerate", "/regenerate", f"/save {tmp_path / 'talk.jsonl'}", "/exit"])
+    monkeypatch.setattr(terminal, "read", lambda: next(lines))
+    terminal.interactive = True
+    terminal.console.width = 60  # one below the other
+    monkeypatch.setattr("swiftplug.chat.terminal._without_echo", nullcontext)
+    Talk(speakers, terminal).run()
+    assert calls == ["one"] * 6
+    rows = [json.loads(line)["messages"] for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
+    assert [[each["content"] for each in messages] for messages in rows] == [["one", "answer 3"], ["one", "answer 4"]]
