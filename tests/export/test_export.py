@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from swiftplug.cli.main import app
 from swiftplug.errors import UserError
+from swiftplug.export.proof import outputs_of
 from swiftplug.plugin import Labels
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.runs.folder import Head, Marker
@@ -270,6 +271,33 @@ def test_a_writing_that_goes_wrong_leaves_nothing(
         with pytest.raises(UserError, match=message):
             export(run, "--to", tmp_path / "deep" / "out")
         assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_that_merges_into_other_weights_is_refused(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    from peft.tuners.lora import Linear
+
+    run, _ = make_run("lora")
+    delta = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda *arguments: delta(*arguments) * 1.01)
+    with pytest.raises(UserError, match=r"is not the run's model: its logits differ by .*; keep its adapter: --no-me"):
+        export(run, "--to", tmp_path / "out", "--dtype", dtype)
+    export(run, "--to", tmp_path / "out", "--dtype", dtype, "--no-merge")
+
+
+def test_float64_decides_where_a_model_amplifies_the_rounding_of_float32(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def amplified(model: Any, texts: Any) -> torch.Tensor:
+        outputs = outputs_of(model, texts)
+        return outputs + torch.randn_like(outputs) * 1e-3 if outputs.dtype == torch.float32 else outputs
+
+    monkeypatch.setattr("swiftplug.export.export.outputs_of", amplified)
+    run, expected = make_run("lora")
+    assert "(tolerance 1e-05, in float64)" in export(run, "--to", tmp_path / "out")
+    torch.testing.assert_close(plain(tmp_path / "out"), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bad_input_is_refused_before_the_model_is_loaded(
