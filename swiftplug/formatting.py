@@ -1,5 +1,6 @@
-"""How messages and pages write numbers, and commands to copy."""
+"""How messages and pages write numbers, the text of others, and commands to copy."""
 
+import re
 import shlex
 
 
@@ -50,6 +51,16 @@ def format_number(value: float) -> str:
     if value and abs(value) < 0.01:
         return f"{value:.3g}"
     return f"{value:,.4f}".rstrip("0").rstrip(".")
+
+
+def printable(text: str) -> str:
+    r"""The text of another author, in which no control character but tab and newline acts on the terminal.
+
+    Example:
+        >>> printable("a \x1b[31mred\x1b[0m word")
+        'a \\x1b[31mred\\x1b[0m word'
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def format_command(*words: object) -> str:

@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from swiftplug import __version__
 from swiftplug.cli.process import is_first, stop_on_signals
 from swiftplug.errors import Interrupted, UserError, closest, interruption, nearest
+from swiftplug.formatting import printable
 
 if TYPE_CHECKING:
     from swiftplug.config.keys import Key
@@ -309,4 +310,4 @@ def _report(error: Exception) -> int:
 
 def _print_error(message: str) -> None:
     rank = "" if is_first() else f" (process {os.environ['LOCAL_RANK']})"
-    print(f"error{rank}: {' '.join(map(str.strip, message.splitlines()))}", file=sys.stderr)
+    print(f"error{rank}: {printable(' '.join(map(str.strip, message.splitlines())))}", file=sys.stderr)

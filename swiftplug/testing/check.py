@@ -72,8 +72,9 @@ def check_plugin(kind: str, plugin: object, *, columns: Mapping[str, Any] | None
         >>> def test_my_loss_keeps_its_contract():
         ...     check_plugin("loss", MyLoss, gamma=2.0)
     """
-    if kind not in KINDS:
-        raise UserError(f"there is no kind {kind!r}{nearest(kind, KINDS)}")
+    named = kind if isinstance(kind, str) else ""
+    if named not in KINDS:
+        raise UserError(f"there is no kind {kind!r}{nearest(named, KINDS)}")
     if columns and kind not in ("orm", "prm"):
         raise UserError(f"columns: only an orm or a prm reads them, not a {kind}")
     found = _find(kind, plugin)

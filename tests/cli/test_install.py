@@ -55,6 +55,10 @@ def test_a_package_comes_and_goes(tmp_path: Path) -> None:
     done = run("uninstall", "acme-plugins", answer="n\n")
     assert "Proceed" in done.stdout
     assert (site / "acme_plugins.py").is_file()
+    done = run("uninstall", "acme-plugins")
+    assert done.returncode == 2
+    assert done.stderr == "error: uninstall asks before it removes anything, and there is no input; add -y\n"
+    assert (site / "acme_plugins.py").is_file()
     done = run("uninstall", "-y", "acme-plugins")
     assert done.returncode == 0, done.stderr
     assert not (site / "acme_plugins.py").exists()

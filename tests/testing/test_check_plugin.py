@@ -44,6 +44,8 @@ def test_a_pair_and_a_partial_are_called_by_their_function() -> None:
     ("kind", "plugin", "options", "words"),
     [
         ("los", "focal", {}, "there is no kind 'los'; did you mean 'loss'"),
+        (None, "focal", {}, "there is no kind None; choose from: callback, "),
+        ([], "focal", {}, r"there is no kind \[\]; choose from: callback, "),
         ("loss", "foccal", {}, "check_plugin: there is no loss 'foccal'; did you mean 'focal'"),
         ("loss", "focal", {"gama": 2}, "loss 'focal' takes no option 'gama'; did you mean 'gamma'"),
         ("orm", "length", {}, r"orm 'length': needs the option 'max_chars': check_plugin\('orm', ..., max_chars=...\)"),
@@ -51,7 +53,7 @@ def test_a_pair_and_a_partial_are_called_by_their_function() -> None:
     ],
 )
 def test_what_cannot_be_checked_is_told_from_what_is_broken(
-    kind: str, plugin: str, options: dict[str, Any], words: str
+    kind: Any, plugin: str, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
         check_plugin(kind, plugin, **options)

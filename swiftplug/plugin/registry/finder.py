@@ -12,6 +12,7 @@ from typing import Any
 import importlib_metadata
 
 from swiftplug.errors import nearest
+from swiftplug.formatting import printable
 from swiftplug.plugin.registry.errors import MissingExtraError
 from swiftplug.plugin.registry.kinds import KINDS
 from swiftplug.plugin.registry.summaries import summary_of
@@ -127,9 +128,10 @@ def find_installed(problems: list[str] | None = None) -> list[FoundPlugin]:
                     f"does not exist{nearest(entry_point.group, kinds)}"
                 )
             if entry_point.group in kinds:
-                value, _, extras = entry_point.value.partition("[")
+                value, _, extras = printable(entry_point.value).partition("[")
                 value, needed = re.sub(r"\s", "", value), tuple(re.findall(r"[\w.-]+", extras))
-                found.append(FoundPlugin(kinds[entry_point.group], entry_point.name, name, version, value, needed))
+                plugin = printable(entry_point.name)
+                found.append(FoundPlugin(kinds[entry_point.group], plugin, name, version, value, needed))
     return sorted(found, key=lambda plugin: (plugin.name, normalize_distribution(plugin.distribution), plugin.value))
 
 
@@ -145,7 +147,7 @@ def _header(distribution: Any, key: str) -> str:
     """A header of the metadata; empty if there is none. To ask `distribution` would import a parser of email."""
     metadata = _read(distribution, "METADATA") or _read(distribution, "PKG-INFO")
     found = re.search(rf"^{key}:[ \t]*(\S.*?)\s*$", metadata, re.MULTILINE | re.IGNORECASE)
-    return found[1] if found else ""
+    return printable(found[1]) if found else ""
 
 
 def missing_requirements(distribution: str, extras: Sequence[str]) -> list[str]:
