@@ -131,7 +131,9 @@ def test_an_output_of_something_else_is_kept(make: Make, show: Any, tmp_path: Pa
     one, two, three = make("one", [1.0]), make("two", [1.0]), make("three", [1.0])
     show(one, two)
     page = (tmp_path / "c.html").read_text()
-    show(one, two)  # is its own
+    show(two, one)  # is its own, in the order as given
+    assert (tmp_path / "c.html").read_text().count("<title>two · one") == 1
+    show(one, two)
     with pytest.raises(UserError, match=r"c\.html: exists and compares other runs; name another file"):
         show(one, three)
     assert (tmp_path / "c.html").read_text() == page

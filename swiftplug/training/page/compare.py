@@ -89,14 +89,14 @@ def compare(paths: Sequence[str], output: Path, console: Console) -> None:
 
     Args:
         paths: The folders of two runs or more; they may be running.
-        output: The page; a page that compares the same runs is replaced.
+        output: The page; a page that compares the same runs, in any order, is replaced.
         console: Where to print.
 
     Raises:
         UserError: A folder holds no training, one is given twice, or `output` is another file.
     """
     runs = _read_runs(paths)
-    mark = hashlib.sha256("\n".join(str(run.folder.resolve()) for run in runs).encode()).hexdigest()
+    mark = hashlib.sha256("\n".join(sorted(str(run.folder.resolve()) for run in runs)).encode()).hexdigest()
     _check_output(output, mark)
     figures, notes = _figures(runs), _notes(runs)
     tables = {"Config": _config(runs), "Plugins": _plugins(runs), "Data and environment": _environment(runs)}
