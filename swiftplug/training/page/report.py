@@ -24,7 +24,8 @@ from swiftplug.runs.folder import changed_plugins, read_record
 from swiftplug.runs.page.page import escaped_json, write_page
 from swiftplug.runs.page.token_weights import weight_classes
 from swiftplug.runs.preview_rows import PreviewRow, preview_rows
-from swiftplug.training.checkpoint import ANSWERS, REPORT
+from swiftplug.training.checkpoint import ANSWERS, CONFUSION, REPORT
+from swiftplug.training.confusion import MOST_COUNTS
 from swiftplug.training.page.answers import add_answers, forget_answers, read_answers
 from swiftplug.training.page.config import config_lines
 from swiftplug.training.page.curves import Evaluation, History, best_of, chart, curve, thinned_clock
@@ -53,7 +54,8 @@ class RunReport(TrainerCallback):
         trainer: The trainer, which holds what the last evaluation gave.
 
     Attributes:
-        problem: Why the page could not be written last time; empty if it could.
+        error: What ended the run; empty if nothing has, or it was interrupted.
+        problems: By the name of a file, why it could not be written: the page last time, the answers at any time.
     """
 
     def __init__(self, run_dir: Path, args: Arguments, data: PreparedData, trainer: PlugTrainer) -> None:
@@ -61,14 +63,15 @@ class RunReport(TrainerCallback):
         self.args = args
         self.data = data
         self.trainer = trainer
-        self.problem = ""
+        self.error = ""
+        self.problems: dict[str, str] = {}
         self._due = time.monotonic() + _LEAST_SECONDS
         self._rows: list[PreviewRow] | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Forget answers that a killed run wrote after its checkpoint: they are given again."""
         if state.is_world_process_zero:
-            self._try(lambda: forget_answers(self.run_dir / ANSWERS, state.global_step))
+            self._try(ANSWERS, lambda: forget_answers(self.run_dir / ANSWERS, state.global_step))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Add the answers of an evaluation; write the page if it is due."""
@@ -76,7 +79,7 @@ class RunReport(TrainerCallback):
             return
         if self.trainer.answers:
             answers, self.trainer.answers = self.trainer.answers, []
-            self._try(lambda: add_answers(self.run_dir / ANSWERS, state.global_step, answers))
+            self._try(ANSWERS, lambda: add_answers(self.run_dir / ANSWERS, state.global_step, answers))
         if (started := time.monotonic()) >= self._due:
             self.write()
             ended = time.monotonic()
@@ -84,17 +87,17 @@ class RunReport(TrainerCallback):
 
     def write(self, *, ended: bool = False) -> None:
         """Write the page as the run is now, or is left when it has ended."""
-        self._try(lambda: self._write(ended))
+        self.problems.pop(REPORT, None)
+        self._try(REPORT, lambda: self._write(ended))
 
-    def _try(self, write: Callable[[], None]) -> None:
-        """Call a function that writes; no page is worth the run that it shows."""
+    def _try(self, name: str, write: Callable[[], None]) -> None:
+        """Call a function that writes a file; no page is worth the run that it shows."""
         try:
             write()
-            self.problem = ""
         except OSError as error:
-            self.problem = f"{self.run_dir / REPORT} could not be written: {error.strerror or error}"
+            self.problems[name] = f"{self.run_dir / name} could not be written: {error.strerror or error}"
         except Exception as error:
-            self.problem = f"{self.run_dir / REPORT} could not be made: {one_line(error)}"
+            self.problems[name] = f"{self.run_dir / name} could not be made: {one_line(error)}"
 
     def _write(self, ended: bool) -> None:
         if self._rows is None:
@@ -105,7 +108,7 @@ class RunReport(TrainerCallback):
         resumes = [command for command in commands if "step" in command]
         history = History(state.log_history, [command["step"] for command in resumes])
         classes, style = weight_classes(self._rows)
-        evaluations = history.evaluations()
+        evaluations, confusion = history.evaluations(), self.trainer.metrics.confusion
         write_page(
             self.run_dir / REPORT,
             "training/page/report.html.jinja",
@@ -115,6 +118,7 @@ class RunReport(TrainerCallback):
             kind="training",
             title=self.run_dir.resolve().name,
             status=self._status(state, ended),
+            error=self.error,
             now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             facts=[*self._facts()],
             main_figures=[
@@ -134,6 +138,9 @@ class RunReport(TrainerCallback):
             measured=list(dict.fromkeys(name for each in evaluations for name in each.values)),
             evaluations=[*_shown_evaluations(evaluations, config)],
             all_evaluations=len(evaluations),
+            confusion=confusion if confusion and confusion.counts is not None else None,
+            most_classes=MOST_COUNTS,
+            picture=CONFUSION,
             answers=read_answers(self.run_dir / ANSWERS),
             rows=self._rows,
             classes=classes,
