@@ -31,7 +31,13 @@ def make(tmp_path: Path) -> Make:
         data = {"eval_dataset": {"rows": rows, "sha256": f"{rows:064}"}}
         begin_record(folder, config, [], resumed=False, run="train", data=data, processes=1)
         entries: list[dict[str, Any]] = [
-            {"loss": loss, "train_runtime": 2.0 * step, "num_input_tokens_seen": 100 * step, "step": step}
+            {
+                "loss": loss,
+                "grad_norm": 1.0,
+                "train_runtime": 2.0 * step,
+                "num_input_tokens_seen": 100 * step,
+                "step": step,
+            }
             for step, loss in enumerate(losses, 1)
         ]
         entries += [
@@ -84,6 +90,7 @@ def test_figures_differences_and_curves(browser: Any, make: Make, show: Any, tmp
     browser.open((tmp_path / "c.html").as_uri())
     charts = browser.ask("JSON.parse(document.getElementById('curves').textContent).charts")
     drawn = {chart["title"]: [[each["x"], each["y"]] for each in chart["curves"]] for chart in charts}
+    assert [*drawn][:2] == ["loss", "evaluation loss"] and [*drawn][-2:] == ["grad norm", "tokens per second"]
     assert drawn["loss"] == [[[1, 2, 3], [3.0, 2.0, 1.5]], [[1, 2], [3.0, 1.0]]]
     assert drawn["evaluation loss"] == [[[1, 2, 3], [2.5, 1.25, 2.0]], [[1, 2], [2.0, 1.5]]]
     assert drawn["tokens per second"][1] == [[1, 2], pytest.approx([50, 100 / 1.9], rel=1e-4)]  # evaluations took 0.1 s

@@ -167,6 +167,8 @@ def test_curves_are_read_out_zoomed_and_scaled(browser: Any, run: Any, chat_file
     assert browser.ask("document.querySelector('.line').getAttribute('d')") != before
     browser.ask("[...document.querySelectorAll('.pill')].find((pill) => pill.textContent === 'Tokens').click()")
     assert float(browser.ask(f"{first}.getAttribute('aria-valuemax')")) > 500
+    durations = ["0.5s", "10s", "1m", "2m", "1h", "2h01m"]
+    assert browser.ask("[0.5, 9.96, 59.7, 119.7, 3599.7, 7260].map(duration)") == durations
     for width in (1440, 390):
         browser.resize(width, 900)
         browser.open((result.run_dir / "report.html").as_uri())

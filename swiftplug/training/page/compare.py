@@ -30,6 +30,7 @@ from swiftplug.training.page.curves import (
     best_of,
     chart,
     curve,
+    in_order,
     is_better_lower,
     thinned_clock,
 )
@@ -306,8 +307,7 @@ def _row(name: str, cells: Iterable[str]) -> Row:
 
 def _charts(runs: Sequence[ComparedRun]) -> Iterable[dict[str, Any]]:
     """A chart for each value, with a curve for each run that has it."""
-    names = dict.fromkeys(name for run in runs for name in run.history.names())
-    for name in sorted(names, key=lambda name: (name == "grad_norm", name in ("learning_rate", "tokens_per_second"))):
+    for name in in_order(name for run in runs for name in run.history.names()):
         is_eval = name.startswith("eval_")
         curves = (curve(run.history, name, run.label, number, run=number) for number, run in enumerate(runs))
         title = name.removeprefix("eval_").replace("_", " ")

@@ -31,7 +31,7 @@ DETAILS = {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected
 
 _NO_CURVE = {*BOOKKEEPING, "step", "train_loss"} - {"grad_norm"}
 _LAST = ("learning_rate", "grad_norm", TOKENS_PER_SECOND)  # the charts behind those of what was measured
-_BETTER_LOWER = ("loss", "perplexity", "rmse", "mse", "mae")
+_BETTER_LOWER = ("loss", "perplexity", "mse", "mae")  # "rmse" ends so too
 
 _MAX_POINTS = 1500
 """Number of points of a curve at most."""
@@ -103,9 +103,7 @@ class History:
         names = [name for name in logged if name not in _NO_CURVE]
         if self.rates() and TOKENS_PER_SECOND not in names:
             names.append(TOKENS_PER_SECOND)
-        places = {name: place for place, name in enumerate(("loss", "eval_loss"))}
-        last = {name: len(_LAST) + place for place, name in enumerate(_LAST)}
-        return sorted(names, key=lambda name: places.get(name, last.get(name, len(places))))
+        return in_order(names)
 
     def evaluations(self) -> list[Evaluation]:
         """The evaluations, one for each step at which there was any."""
@@ -210,6 +208,13 @@ def best_of(evaluations: Iterable[Evaluation], name: str, training: Mapping[str,
     having = [each for each in evaluations if math.isfinite(each.values.get(name, math.nan))]
     best = min if is_better_lower(name, training) else max
     return best(having, key=lambda each: each.values[name], default=None)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of curves, each once, in the order in which pages show them: losses, what was measured, then `_LAST`."""
+    first = ("loss", "eval_loss")
+    order = {name: place for place, name in enumerate((*first, "", *_LAST))}
+    return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(first)))
 
 
 def chart(title: str, curves: Iterable[dict[str, Any]], *, wide: bool = False) -> dict[str, Any]:
