@@ -96,7 +96,7 @@ class _Loss:
                 f"has another gradient for six rows than for {_cut()}; sums are sums over rows, each of which depends "
                 "on its own row, or on model.mean of others"
             )
-        if self.task.head == "language" and "loss_scale" in self.task.kinds:
+        if self.task.head == "language" and "loss_scale" in self.task.kinds and not self.task.trains_prompt:
             self._check_untrained(batch)
 
     def __call__(self, batch: Batch, what: str) -> _Result:
@@ -163,7 +163,7 @@ class _Loss:
                 other.sums[name],
                 f"the part {name!r}",
                 f"or {number(other.sums[name])}, depending on a token that does not train (its label is -100, where a "
-                "loss scale gives 0)",
+                "loss scale gives 0; a task that means it sets trains_prompt)",
             )
 
     def _check_equal(self, one: float, other: float, what: str, how: str) -> None:

@@ -1,6 +1,9 @@
 """A plugin that keeps its contract passes `check_plugin`; one that does not is told what to change."""
 
+import re
+import signal
 import sys
+import time
 from functools import partial
 from typing import Any
 
@@ -28,6 +31,26 @@ def test_a_plugin_that_exits_is_broken() -> None:
 
     with pytest.raises(ContractBroken, match=r"^orm 'gives_up' raised SystemExit: no key"):
         check_plugin("orm", gives_up)
+
+
+def test_a_plugin_that_hangs_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits(infer_requests, ground_truths):  # type: ignore[no-untyped-def]
+        while True:
+            try:
+                time.sleep(30)
+            except Exception:
+                continue
+
+    monkeypatch.setattr("swiftplug.testing.check._SECONDS", 0.2)
+    left, handler = signal.getitimer(signal.ITIMER_REAL)[0], signal.getsignal(signal.SIGALRM)
+    place = rf"{re.escape(__file__)}:{waits.__code__.co_firstlineno + 3}"
+    with pytest.raises(
+        ContractBroken, match=rf"^orm 'waits' has not ended after 0.2 s, at {place} \(for 14 answers\)$"
+    ):
+        check_plugin("orm", waits)
+    # The timer of pytest-timeout, or none, goes on.
+    assert left - 20 < signal.getitimer(signal.ITIMER_REAL)[0] <= left
+    assert signal.getsignal(signal.SIGALRM) == handler
 
 
 def test_a_pair_and_a_partial_are_called_by_their_function() -> None:
