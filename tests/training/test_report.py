@@ -255,7 +255,7 @@ def test_time_and_speed_count_all_parts_of_a_run_and_no_evaluation(tmp_path: Pat
     assert [*history.entries] == log
     assert history.seconds == 19 + 23
     assert history.rates() == [(1, 10.0), (2, pytest.approx(100 / 5)), (6, 50.0)]
-    assert history.clock().seconds == [10, 19, 39, 41]
+    assert history.clock()["seconds"] == [10, 19, 39, 41]
     assert history.speed == pytest.approx((100 + 100 + 100) / (10 + 5 + 3))
     assert curve(history, "loss", "", 0)["y"] == [3.0, 2.0, 1.0, None]
 

@@ -28,11 +28,9 @@ from swiftplug.training.page.curves import (
     Evaluation,
     History,
     best_of,
-    chart,
     curve,
     in_order,
     is_better_lower,
-    thinned_clock,
 )
 
 _MARK = "swiftplug-compare"
@@ -118,7 +116,7 @@ def compare(paths: Sequence[str], output: Path, console: Console) -> None:
             curves=escaped_json(
                 {
                     "charts": [*_charts(runs)],
-                    "clocks": [thinned_clock(run.history.clock()) for run in runs],
+                    "clocks": [run.history.clock() for run in runs],
                     "events": [
                         {"run": number, "step": step, "label": f"{run.label}: resumed at step {step:,}"}
                         for number, run in enumerate(runs)
@@ -310,10 +308,8 @@ def _charts(runs: Sequence[ComparedRun]) -> Iterable[dict[str, Any]]:
     for name in in_order(name for run in runs for name in run.history.names()):
         is_eval = name.startswith("eval_")
         curves = (curve(run.history, name, run.label, number, run=number) for number, run in enumerate(runs))
-        title = name.removeprefix("eval_").replace("_", " ")
-        yield chart(
-            f"evaluation {title}" if is_eval else title, [each for each in curves if each["x"]], wide=name == "loss"
-        )
+        title = ("evaluation " if is_eval else "") + name.removeprefix("eval_").replace("_", " ")
+        yield {"title": title, "wide": name == "loss", "curves": [each for each in curves if each["x"]]}
 
 
 def _print(

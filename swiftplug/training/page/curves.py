@@ -40,20 +40,6 @@ _SMOOTHED_FROM = 40
 """Number of points from which a curve is smoothed."""
 
 
-class Clock(NamedTuple):
-    """What a run had used at some of its steps; both grow with the steps.
-
-    Attributes:
-        steps: The steps.
-        tokens: The input tokens that were trained on.
-        seconds: The time that training and evaluation had taken, over all parts of a run that was resumed.
-    """
-
-    steps: list[int]
-    tokens: list[int]
-    seconds: list[float]
-
-
 class Evaluation(NamedTuple):
     """An evaluation: when it was, and what it gave, without `eval_`."""
 
@@ -120,15 +106,19 @@ class History:
                 by_step[step] = Evaluation(step, epoch, {**before, **values})
         return [*by_step.values()]
 
-    def clock(self) -> Clock:
-        """Tokens and time at the steps that were logged with both."""
-        clock = Clock([], [], [])
+    def clock(self) -> dict[str, list[float]]:
+        """Tokens and time at some steps, as the script of a page reads them, which interpolates."""
+        moments: list[_Moment] = []
         for moment in self._moments():
-            if not clock.steps or moment.step > clock.steps[-1]:
-                clock.steps.append(moment.step)
-                clock.tokens.append(moment.tokens)
-                clock.seconds.append(moment.seconds)
-        return clock
+            if not moments or moment.step > moments[-1].step:
+                moments.append(moment)
+        stride = math.ceil(len(moments) / _MAX_POINTS) or 1
+        kept = [each for place, each in enumerate(moments) if place % stride == 0 or each is moments[-1]]
+        return {
+            "steps": [each.step for each in kept],
+            "tokens": [each.tokens for each in kept],
+            "seconds": [round(each.seconds, 3) for each in kept],
+        }
 
     @property
     def seconds(self) -> float | None:
@@ -138,28 +128,28 @@ class History:
     @property
     def speed(self) -> float | None:
         """Tokens per second of training, over all parts of the run; None if it is not known."""
-        tokens, seconds, before = 0, 0.0, _Moment(0, 0, 0.0, 0.0, 0)
-        for moment in self._moments():
-            if moment.part == before.part:
-                tokens += moment.tokens - before.tokens
-                seconds += moment.seconds - before.seconds - moment.evaluated
-            before = moment
+        trained = [*self._trained()]
+        tokens, seconds = sum(each for _, each, _ in trained), sum(each for _, _, each in trained)
         return tokens / seconds if tokens and seconds > 0 else None
 
     def rates(self) -> list[tuple[int, float]]:
-        """Tokens per second of training since the log before; the time of evaluations does not count.
+        """The steps and the tokens per second of training since the log before each."""
+        logged = self.points(TOKENS_PER_SECOND)
+        return logged or [
+            (step, tokens / seconds) for step, tokens, seconds in self._trained() if tokens and seconds > 0
+        ]
 
-        The first log after a resume has none: what was done before it, and when, is not known.
+    def _trained(self) -> Iterator[tuple[int, int, float]]:
+        """Of each log its step, and the tokens and the time of training since the log before, without evaluations.
+
+        The first log after a resume is left out: what was done before it, and when, is not known.
         """
-        if logged := self.points(TOKENS_PER_SECOND):
-            return logged
-        rates, before = [], _Moment(0, 0, 0.0, 0.0, 0)
+        before = _Moment(0, 0, 0.0, 0.0, 0)
         for moment in self._moments():
-            seconds = moment.seconds - before.seconds - moment.evaluated
-            if moment.part == before.part and moment.step > before.step and seconds > 0:
-                rates.append((moment.step, (moment.tokens - before.tokens) / seconds))
+            if moment.part == before.part:
+                seconds = moment.seconds - before.seconds - moment.evaluated
+                yield moment.step, moment.tokens - before.tokens, seconds
             before = moment
-        return rates
 
     def _moments(self) -> Iterator["_Moment"]:
         """Each log that has its time."""
@@ -215,11 +205,6 @@ def in_order(names: Iterable[str]) -> list[str]:
     first = ("loss", "eval_loss")
     order = {name: place for place, name in enumerate((*first, "", *_LAST))}
     return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(first)))
-
-
-def chart(title: str, curves: Iterable[dict[str, Any]], *, wide: bool = False) -> dict[str, Any]:
-    """A chart as the script of a page draws it."""
-    return {"title": title, "wide": wide, "curves": [*curves]}
 
 
 def curve(history: History, name: str, label: str, color: int, *, run: int = 0) -> dict[str, Any]:
@@ -284,18 +269,6 @@ def smoothed(values: Sequence[float]) -> list[float]:
             total, weight = total * decay + value, weight * decay + 1
         result.append(total / weight if weight else math.nan)
     return result
-
-
-def thinned_clock(clock: Clock) -> dict[str, list[float]]:
-    """A clock as the script of a page reads it, which interpolates."""
-    count = len(clock.steps)
-    stride = math.ceil(count / _MAX_POINTS) or 1
-    places = sorted({*range(0, count, stride), *range(count)[-1:]})
-    return {
-        "steps": [clock.steps[place] for place in places],
-        "tokens": [clock.tokens[place] for place in places],
-        "seconds": [round(clock.seconds[place], 3) for place in places],
-    }
 
 
 def _rounded(value: float) -> float | None:

@@ -28,7 +28,7 @@ from swiftplug.training.checkpoint import ANSWERS, CONFUSION, REPORT
 from swiftplug.training.confusion import MOST_COUNTS
 from swiftplug.training.page.answers import add_answers, forget_answers, read_answers
 from swiftplug.training.page.config import config_lines
-from swiftplug.training.page.curves import Evaluation, History, best_of, chart, curve, thinned_clock
+from swiftplug.training.page.curves import Evaluation, History, best_of, curve
 from swiftplug.training.setup import plan_facts
 from swiftplug.training.trainer import PlugTrainer
 
@@ -128,7 +128,7 @@ class RunReport(TrainerCallback):
             curves=escaped_json(
                 {
                     "charts": charts_of(history),
-                    "clocks": [thinned_clock(history.clock())],
+                    "clocks": [history.clock()],
                     "events": [
                         {"run": 0, "step": each["step"], "label": f"resumed at step {each['step']:,}"}
                         for each in resumes
@@ -203,7 +203,7 @@ def charts_of(history: History) -> list[dict[str, Any]]:
             label = f"{answer}, eval" if is_eval else answer
         charts.setdefault(base, []).append(curve(history, name, label, color))
     return [
-        chart(title.replace("_", " "), curves, wide=title == "loss")
+        {"title": title.replace("_", " "), "wide": title == "loss", "curves": curves}
         for title, curves in charts.items()
         if title == "loss" or sum(len(each["x"]) for each in curves) > 1
     ]
