@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from collections.abc import Sequence
+from pathlib import PurePath
 
 
 def format_count(count: int, noun: str) -> str:
@@ -9,6 +11,22 @@ def format_count(count: int, noun: str) -> str:
     if count == 1:
         return f"1 {noun}"
     return f"{count:,} {noun}{'es' if noun.endswith(('ch', 's', 'x')) else 's'}"
+
+
+def shortest_ends(paths: Sequence[PurePath]) -> list[str]:
+    """The shortest ends of paths that tell them apart, of a checkpoint with its run; of the same path all of it.
+
+    Example:
+        >>> shortest_ends([PurePath("a/first"), PurePath("b/first"), PurePath("b/first/checkpoint-5")])
+        ['a/first', 'b/first', 'first/checkpoint-5']
+    """
+    labels = []
+    for path in paths:
+        shortest = 2 if path.name.startswith("checkpoint-") else 1
+        ends = (path.parts[-length:] for length in range(shortest, len(path.parts)))
+        only = (end for end in ends if sum(other.parts[-len(end) :] == end for other in paths) == 1)
+        labels.append(PurePath(*next(only, path.parts)).as_posix())
+    return labels
 
 
 def format_percent(share: float) -> str:

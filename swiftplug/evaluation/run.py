@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback
 
-from swiftplug.config.evaluation import EvaluationConfig, differing_keys, folder_name
+from swiftplug.config.evaluation import EvaluationConfig, answer_folders, differing_keys
 from swiftplug.data.batching import Collator
 from swiftplug.data.prepare import PreparedData
 from swiftplug.data.read.report import SplitReport
@@ -366,17 +366,16 @@ def _answers(folder: Path, configs: Sequence[EvaluationConfig]) -> Iterator[Path
 
     Other sampling runs there are not its own.
     """
-    labels = [config.label for config in configs]
+    names = {*answer_folders([config.label for config in configs])}
     with suppress(OSError, ValueError, TypeError, KeyError):
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        labels += [str(model["label"]) for model in results["models"]]
-    names = {*map(folder_name, labels)}
+        names |= {*answer_folders([str(model["label"]) for model in results["models"]])}
     return (ledger.parent for ledger in folder.glob(f"*/{LEDGER}") if ledger.parent.name in names)
 
 
 def _remove(folder: Path, configs: Sequence[EvaluationConfig]) -> None:
     """Remove what an evaluation has left in its folder, but the answers that will be replaced when others are there."""
-    kept = {folder_name(config.label) for config in configs}
+    kept = {Path(str(config.sample.output_dir)).name for config in configs if config.sample is not None}
     removed = [answers for answers in _answers(folder, configs) if answers.name not in kept]
     (folder / RESULTS).unlink(missing_ok=True)
     for answers in removed:

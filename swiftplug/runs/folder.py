@@ -15,13 +15,12 @@ from typing import Any, Literal, NamedTuple
 
 from swiftplug import __version__
 from swiftplug.config.load import to_yaml
-from swiftplug.config.resume import CONFIG
+from swiftplug.config.resume import CONFIG, MANIFEST, read_record
 from swiftplug.config.schema import RunConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin import Labels
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 
-MANIFEST = "run.json"
 MARKER = "swiftplug.json"
 KEPT_BASE = "base_model"  # the folder of a base model that exists nowhere else
 STAGED_BASE = f".{KEPT_BASE}.partial"
@@ -246,15 +245,6 @@ def changed_plugins(before: Iterable[dict[str, Any]], now: Iterable[dict[str, An
 def add_to_record(folder: Path, **entries: Any) -> None:
     """Add entries to `run.json`, or replace them."""
     _write_record(folder, {**read_record(folder), **entries})
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """What `run.json` in a folder holds; nothing if there is none that swiftplug wrote."""
-    try:
-        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return record if "swiftplug" in record["versions"] else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:

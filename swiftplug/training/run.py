@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback
 
+from swiftplug.config.resume import read_record
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.batching import Collator
 from swiftplug.errors import UserError
@@ -39,7 +40,6 @@ from swiftplug.runs.folder import (
     check_inputs_are_kept,
     check_output_folder,
     locked_folder,
-    read_record,
     run_folder,
 )
 from swiftplug.training.checkpoint import (

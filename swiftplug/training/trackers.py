@@ -16,10 +16,10 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
 
 from swiftplug.config.load import to_yaml
-from swiftplug.config.resume import CONFIG
+from swiftplug.config.resume import CONFIG, read_record
 from swiftplug.errors import UserError, nearest
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.folder import add_to_record, read_record
+from swiftplug.runs.folder import add_to_record
 from swiftplug.training.checkpoint import TENSORBOARD
 
 _PACKAGES = {  # whose names differ: the module, and what is installed

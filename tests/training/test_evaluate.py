@@ -170,6 +170,18 @@ def test_an_evaluation_that_was_killed_while_it_read_the_rows_may_begin_again(di
         dice("one", "--output-dir", "other", "--resume")
 
 
+def test_models_whose_labels_differ_only_in_punctuation_have_folders_of_their_own(dice: Evaluate) -> None:
+    for name in ("a b", "a+b", "A_B", "+"):
+        shutil.copytree("one", name)
+    results = dice("a b", "a+b", "A_B", "+", "--output-dir", "e")
+    assert [model["label"] for model in results["models"]] == ["a b", "a+b", "A_B", "+"]
+    folders = sorted(path.parent.name for path in Path("e").glob("*/candidates.jsonl"))
+    assert len(folders) == 4 and "model" in folders
+    assert all(len((Path("e") / name / "candidates.jsonl").read_text().splitlines()) == 16 for name in folders)
+    dice("two", "--output-dir", "e", "--overwrite")
+    assert sorted(path.name for path in Path("e").iterdir()) == ["evaluation.json", "two"]
+
+
 def test_overwriting_removes_only_answers_of_the_evaluation(dice: Evaluate) -> None:
     dice("two", "--output-dir", "e")
     shutil.copytree("e/two", "all/samples")  # as a sampling run beside others

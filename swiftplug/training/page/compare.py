@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from swiftplug.config.resume import CONFIG
+from swiftplug.config.resume import CONFIG, read_record
 from swiftplug.config.schema import TrainConfig
 from swiftplug.config.yaml_file import read_config
 from swiftplug.errors import UserError, nearest
-from swiftplug.formatting import format_duration, format_number
+from swiftplug.formatting import format_duration, format_number, shortest_ends
 from swiftplug.runs.console import print_line
-from swiftplug.runs.folder import MARKER, locked_folder, read_record
+from swiftplug.runs.folder import MARKER, locked_folder
 from swiftplug.runs.page.page import escaped_json, write_page
 from swiftplug.training.page.config import flat_config
 from swiftplug.training.page.curves import (
@@ -140,7 +140,7 @@ def _read_runs(paths: Sequence[str]) -> list[ComparedRun]:
     for place, folder in enumerate(resolved):
         if folder in resolved[:place]:
             raise UserError(f"RUN: {paths[place]} is given twice")
-    return [_read_run(folder, label) for folder, label in zip(folders, _labels(resolved), strict=True)]
+    return [_read_run(folder, label) for folder, label in zip(folders, shortest_ends(resolved), strict=True)]
 
 
 def _check_run(path: str, folder: Path) -> None:
@@ -181,16 +181,6 @@ def _is_locked(folder: Path) -> bool:
             return False
     except UserError:
         return True
-
-
-def _labels(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of paths that tell them apart."""
-    labels = []
-    for folder in folders:
-        ends = (Path(*folder.parts[-length:]) for length in range(1, len(folder.parts) + 1))
-        only = (end for end in ends if sum(other.parts[-len(end.parts) :] == end.parts for other in folders) == 1)
-        labels.append(str(next(only)))
-    return labels
 
 
 def _check_output(output: Path, mark: str) -> None:

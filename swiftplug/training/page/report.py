@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from swiftplug.config.resume import read_record
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.prepare import PreparedData
 from swiftplug.data.read.conversation import RowError
@@ -20,7 +21,7 @@ from swiftplug.data.read.report import UnreadKeys
 from swiftplug.formatting import format_duration, format_number, format_percent
 from swiftplug.plugin.registry.errors import one_line
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.folder import changed_plugins, read_record
+from swiftplug.runs.folder import changed_plugins
 from swiftplug.runs.page.page import escaped_json, write_page
 from swiftplug.runs.page.token_weights import weight_classes
 from swiftplug.runs.preview_rows import PreviewRow, preview_rows
