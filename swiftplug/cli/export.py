@@ -76,10 +76,13 @@ def export(
     Example: swiftplug export runs/first --to first-merged --dtype bfloat16 --gguf --push my-org/first
     """
     from swiftplug.config.load import load_model_config
+    from swiftplug.runs.folder import check_new_folder
+    from swiftplug.runs.trained import run_folder_of
 
-    target = Path(to).expanduser()
-    if target.exists() or target.is_symlink():
-        raise UserError(f"--to {to}: exists; name a folder that does not")
+    target, source = Path(to).expanduser(), run_folder_of(run) or Path(run).expanduser()
+    check_new_folder(target, f"--to {to}")
+    if source.is_dir() and source.resolve() in target.resolve().parents:
+        raise UserError(f"--to {to}: is inside of {source}, which is exported; name a folder outside of it")
     for given, needs in ((private, push), (outtype != "auto" or llama_cpp, gguf)):
         if given and not needs:
             raise UserError(

@@ -35,10 +35,10 @@ from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.runs.console import RunProgress, on_disk, plugin_fact, print_facts, print_line
 from swiftplug.runs.errors import explaining_interruption, naming_full_disk, naming_plugins
 from swiftplug.runs.folder import (
-    KEPT_BASE,
     Marker,
     check_output_folder,
     describe_environment,
+    is_adapter_run,
     locked_folder,
     plugin_record,
     run_folder,
@@ -150,15 +150,29 @@ class EvaluatedModel:
         self.data: PreparedData | None = None
         self.weights = None if config.weights is None else Path(config.weights)
         with progress.start("loading plugins and tokenizer"):
-            if self.weights is not None and Marker.read(self.weights) is None:
-                finish = format_command("train", config.name, "--resume")
-                raise UserError(f"{config.name}: has no trained model yet; finish it ({finish}) or name a checkpoint")
-            kept = Path(str(config.train.output_dir)).expanduser() / KEPT_BASE
-            self.args = set_up(config.train, kept if self.weights is not None and kept.is_dir() else None)
+            self.args = set_up(config.train, self._found_base())
             self.labels = self._labels()
         self.sampling = None
         if config.sample is not None:
             self.sampling = SampleRun(config.sample, progress, resume=resume, overwrite=overwrite, dry_run=dry_run)
+
+    def _found_base(self) -> Path | None:
+        """The base model of a run, where it is not any more where the run's config has it.
+
+        Raises:
+            UserError: The run has no trained model yet, or its base model is nowhere to be found.
+        """
+        config, weights = self.config, self.config.weights
+        if weights is None:
+            return None
+        marker = Marker.read(weights)
+        if marker is None:
+            finish = format_command("train", config.name, "--resume")
+            raise UserError(f"{config.name}: has no trained model yet; finish it ({finish}) or name a checkpoint")
+        if config.train.model is None or Path(config.train.model.name).expanduser().exists():
+            return None
+        base = Path(marker.base_choice(weights)["name"] if is_adapter_run(weights) else weights)
+        return base if base.is_dir() else None
 
     def _labels(self) -> Labels | None:
         """What the head of the model gives numbers for; None if it is that of a language model.

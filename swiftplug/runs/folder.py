@@ -27,6 +27,25 @@ STAGED_BASE = f".{KEPT_BASE}.partial"
 _RECORDED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 
 
+def check_new_folder(folder: Path, option: str) -> None:
+    """Check that a folder that must not exist can be made; nothing is created.
+
+    Args:
+        folder: The folder.
+        option: What named it, for the message.
+
+    Raises:
+        UserError: It exists, or cannot be made.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"{option}: exists; name a folder that does not")
+    there = next(path for path in folder.absolute().parents if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise UserError(f"{option}: {there} is no folder, so none can be made in it")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{option}: {there} cannot be written; name another folder, or change its permissions")
+
+
 def check_output_folder(folder: Path, *, is_own: bool, holds_results: bool, resume: bool, overwrite: bool) -> None:
     """Check that a run may write into a folder; nothing is created or changed.
 

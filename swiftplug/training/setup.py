@@ -29,7 +29,7 @@ from swiftplug.training.reference import planned_reference
 def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
     """Resolve the plugins, check the arguments, and load the tokenizer; a preview needs no more.
 
-    `kept_base` is a copy of the config's model, to use if that is gone.
+    `kept_base` is the folder of the model to use if that of the config is gone.
 
     Raises:
         UserError: Something is wrong with the input.
@@ -42,7 +42,7 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
     args = Arguments(config, plugins, arguments)
     if kept_base and config.model and not plugins.model and not Path(config.model.name).expanduser().exists():
         args.kept_base = str(kept_base)
-        args.notes.append(f"model: there is no folder {config.model.name} any more; its copy {kept_base} is used")
+        args.notes.append(f"model: there is no folder {config.model.name} any more; {kept_base} is used")
     if args.task.head == "language":
         args.check_writes()
     _check_metrics(args)

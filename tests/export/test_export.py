@@ -307,8 +307,14 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
     monkeypatch.delenv("LLAMA_CPP", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
     for arguments, message in (
         (["--to", tmp_path / "there"], "exists; name a folder that does not"),
+        (["--to", tmp_path / "link"], "exists; name a folder that does not"),
+        (["--to", tmp_path / "file" / "x" / "y"], r"--to .*/file/x/y: .*/file is no folder, so none can be made in it"),
+        (["--to", tmp_path / "link" / "x"], r"--to .*/link/x: .*/link is no folder, so none can be made in it"),
+        (["--to", tiny_model_dir / "x" / "y"], r"--to .*/x/y: is inside of .*, which is exported; name a folder outs"),
         (["--to", tmp_path / "x", "--gguf"], "needs llama.cpp's convert_hf_to_gguf.py, which is not on the PATH"),
         (["--to", tmp_path / "x", "--gguf", "--llama-cpp", tmp_path], "has no convert_hf_to_gguf.py"),
         (["--to", tmp_path / "x", "--outtype", "f16"], "are for --gguf"),

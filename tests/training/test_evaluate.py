@@ -75,6 +75,31 @@ def test_the_figures_are_those_that_training_logs(
     assert json.loads(Path("runs/evaluate/evaluation.json").read_text()) == results
 
 
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_a_base_model_that_was_moved_is_found_or_named(
+    run: Any, evaluate: Evaluate, tiny_model_dir: Path, chat_file: Path, tmp_path: Path, tuner: str
+) -> None:
+    base = shutil.copytree(tiny_model_dir, tmp_path / "a" / "base")
+    run("a/r", ["training.max_steps=1", "training.learning_rate=0.01"], model=str(base), tuner=tuner)
+
+    def figures(name: str) -> Any:
+        return evaluate(name, "--dataset", f"{chat_file}#4")["models"][0]["metrics"]
+
+    expected = figures("a/r")
+    (tmp_path / "a").rename(tmp_path / "b")  # together: it is found
+    assert figures("b/r") == expected
+    (tmp_path / "b" / "base").rename(tmp_path / "elsewhere")
+    if tuner == "full":  # it needs none
+        assert figures("b/r") == expected
+        return
+    with pytest.raises(UserError) as raised:
+        figures("b/r")
+    assert str(raised.value) == (
+        f"b/r: its base model is not at {tmp_path}/a/base or {tmp_path}/b/base; if it was moved, write its new folder "
+        "into b/r/swiftplug.json as base_model.name"
+    )
+
+
 @pytest.fixture
 def dice(evaluate: Evaluate, tiny_model_dir: Path, tmp_path: Path) -> Evaluate:
     """Evaluate two models, one of which draws from the half of the numbers, on 16 questions."""
