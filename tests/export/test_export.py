@@ -33,28 +33,7 @@ from swiftplug.runs.model import with_head
 REGISTRY = Registry.discover()
 IDS = torch.tensor([[1, *range(30, 90), 2]])
 SCORE = Head("sequence", Labels(("reward",), "regression"))
-BITFIT = """
-from safetensors.torch import load_file, save_file
-from swiftplug.plugin import Tuner, register_tuner
-
-@register_tuner("norms")
-class Norms(Tuner):
-    @staticmethod
-    def prepare_model(args, model):
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("norm" in name)
-        return model
-
-    @staticmethod
-    def save_pretrained(model, save_directory, **kwargs):
-        norms = {name: it for name, it in model.state_dict().items() if "norm" in name}
-        save_file(norms, f"{save_directory}/norms.safetensors")
-
-    @staticmethod
-    def from_pretrained(model, model_id, **kwargs):
-        model.load_state_dict(load_file(f"{model_id}/norms.safetensors"), strict=False)
-        return Norms.prepare_model(None, model)
-"""
+NORMS = Path(__file__).parents[1] / "norms.py"
 
 
 def export(*arguments: object) -> str:
@@ -187,13 +166,11 @@ def test_reward_models_and_a_tuner_of_a_file(make_run: Any, tmp_path: Path) -> N
     run, expected = make_run("full", name="steps", head=steps)
     export(run, "--to", tmp_path / "steps-out")
     torch.testing.assert_close(plain(tmp_path / "steps-out", AutoModelForTokenClassification), expected)
-    file = tmp_path / "norms.py"
-    file.write_text(BITFIT, encoding="utf-8")
-    run, expected = make_run("norms", name="norms", files=[str(file)])
-    export(run, "--to", tmp_path / "norms-out", "--plugin", file)
+    run, expected = make_run("norms", name="norms", files=[str(NORMS)])
+    export(run, "--to", tmp_path / "norms-out", "--plugin", NORMS)
     torch.testing.assert_close(plain(tmp_path / "norms-out"), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"--no-merge: what tuner norms saves in .* is no PEFT adapter"):
-        export(run, "--to", tmp_path / "out", "--plugin", file, "--no-merge")
+        export(run, "--to", tmp_path / "out", "--plugin", NORMS, "--no-merge")
 
 
 def test_what_cannot_be_merged_is_kept_as_an_adapter(make_run: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
