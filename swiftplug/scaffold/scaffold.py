@@ -62,16 +62,7 @@ _EXAMPLES = {
 
 
 class NewPlugin(NamedTuple):
-    """A plugin that was written.
-
-    Attributes:
-        kind: Its kind.
-        group: The entry-point group of the kind.
-        name: The name that a config uses.
-        obj: The class or function.
-        summary: What it is, in a few words.
-        use: Commands that use it.
-    """
+    """A plugin that was written, with what the templates of a distribution say of it."""
 
     kind: str
     group: str

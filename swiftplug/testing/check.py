@@ -11,21 +11,7 @@ from swiftplug.plugin.registry.errors import MissingExtraError, OptionError, des
 from swiftplug.plugin.registry.finder import FROM_FILE
 from swiftplug.testing.inputs import OverdueError, load, time_limit
 
-_MODULES = {
-    "callback": "callbacks",
-    "loss": "losses",
-    "loss_scale": "loss_scales",
-    "metric": "metrics",
-    "optimizer": "optimizers",
-    "tools": "tools",
-    "tuner": "tuners",
-    "prm": "rewards",
-    "orm": "rewards",
-    "model": "models",
-    "dataset": "datasets",
-    "engine": "engines",
-    "task": "tasks",
-}
+_MODULES = {"loss": "losses", "orm": "rewards", "prm": "rewards", "tools": "tools"}  # of other kinds their plural
 
 _SECONDS = 120.0
 
@@ -83,7 +69,7 @@ def check_plugin(kind: str, plugin: object, *, columns: Mapping[str, Any] | None
     found = _find(kind, plugin)
     label = f"{kind.replace('_', ' ')} {found.name!r}"
     try:
-        module: Any = import_module(f"swiftplug.testing.{_MODULES[kind]}")
+        module: Any = import_module(f"swiftplug.testing.{_MODULES.get(kind, f'{kind}s')}")
         with time_limit(_SECONDS):
             loaded = load(found, options)
             module.check(loaded, **({"columns": columns or {}} if kind in ("orm", "prm") else {}))

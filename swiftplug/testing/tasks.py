@@ -20,12 +20,7 @@ _PARTS = ((0, 1, 2, 3), (4,), (5,))  # rows of micro-batches
 
 
 def check(plugin: LoadedPlugin) -> None:
-    """Compute the loss of rows in ways that must give the same, and train and evaluate on them.
-
-    Raises:
-        ContractError: It breaks the contract.
-        UserError: It refuses the tiny run.
-    """
+    """Compute the loss of rows in ways that must give the same, and train and evaluate on them."""
     task: Task = plugin.bound
     with TemporaryDirectory() as folder:
         run = TinyRun(plugin, Path(folder), evaluates=True, max_steps=2)

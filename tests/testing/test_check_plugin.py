@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
 from swiftplug.errors import UserError
 from swiftplug.testing import ContractBroken, check_plugin
@@ -89,3 +90,17 @@ def test_a_reward_gets_the_columns_it_needs() -> None:
     with pytest.raises(UserError, match="orm 'hard': needs the column 'difficulty'"):
         check_plugin("orm", hard)
     check_plugin("orm", hard, columns={"difficulty": 3})
+
+
+def test_a_callback_may_refuse_runs_with_evaluation_or_those_without() -> None:
+    def without(args):  # type: ignore[no-untyped-def]
+        if args.eval_dataset:
+            raise UserError("is for runs without evaluation")
+        return TrainerCallback()
+
+    def refuses_all(args):  # type: ignore[no-untyped-def]
+        raise UserError("is for no run")
+
+    check_plugin("callback", without)
+    with pytest.raises(UserError, match="callback 'refuses_all': is for no run"):
+        check_plugin("callback", refuses_all)
