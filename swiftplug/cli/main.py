@@ -255,7 +255,7 @@ def main() -> NoReturn:
         sys.stdout.reconfigure(errors=_ESCAPED)
     try:
         code = app(prog_name="swiftplug", standalone_mode=False) or 0
-    except Exception as error:
+    except Exception as error:  # bad input and bugs alike: each is one line, and an exit code
         if "--debug" in sys.argv and not isinstance(error, typer.TyperException):
             raise
         code = _report(error)
@@ -280,7 +280,7 @@ def _complete(instruction: str) -> NoReturn:
     try:
         command = typer.main.get_command(app)
         print(completion.complete(command, instruction, os.environ.get(completion.LINE, "")))
-    except Exception:
+    except Exception:  # a broken plugin file, say; the shell then offers nothing
         sys.exit(1)
     sys.exit(0)
 

@@ -16,7 +16,7 @@ _MODULES = {"loss": "losses", "orm": "rewards", "prm": "rewards", "tools": "tool
 _SECONDS = 120.0
 
 
-class ContractBroken(AssertionError):  # noqa: N818  (read as a sentence in a failed test)
+class ContractBroken(AssertionError):  # noqa: N818  (pytest shows it before the message, as a sentence)
     """A plugin does not keep the contract of its kind. The message says what was seen and what to change."""
 
 

@@ -84,7 +84,7 @@ def _check_elsewhere(
     others = {"from a new instance": load(plugin.found, plugin.options).bound}
     try:
         pickled = pickle.dumps(plugin.bound)
-    except Exception:  # another process then makes it anew: that of an entry point always can
+    except Exception:  # any __reduce__ may raise anything; another process then makes the scorer anew
         pass
     else:
         with on("pickle.loads"):

@@ -29,7 +29,7 @@ def write_wheel(folder: Path, version: str) -> None:
 
 
 def test_a_package_comes_and_goes(tmp_path: Path) -> None:
-    pytest.importorskip("pip")
+    pytest.importorskip("pip", reason="an environment of uv has no pip")
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     [site] = (tmp_path / "env").glob("lib/python*/site-packages")
     root = Path(__file__).parents[2]
