@@ -69,8 +69,8 @@ def export(
     Example: swiftplug export runs/first --to first-merged --dtype bfloat16 --gguf --push my-org/first
     """
     from swiftplug.config.load import load_model_config
+    from swiftplug.config.resume import run_folder_of
     from swiftplug.runs.folder import check_new_folder
-    from swiftplug.runs.trained import run_folder_of
 
     target, source = Path(to).expanduser(), run_folder_of(run) or Path(run).expanduser()
     check_new_folder(target, f"--to {to}")

@@ -12,8 +12,7 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +44,7 @@ from swiftplug.plugin import Chat
 from swiftplug.plugin.registry import fields_of
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress, on_disk, print_line
-from swiftplug.runs.errors import explaining_interruption, is_disk_full, naming_plugins
+from swiftplug.runs.errors import explaining_interruption, naming_full_disk, naming_plugins
 from swiftplug.runs.folder import KEPT_BASE, Marker, atomic_folder, base_models, is_adapter_run
 from swiftplug.runs.model import GENERATION_CONFIG, auto_class, end_where_trained, merge_adapter
 from swiftplug.runs.plugins import resolve_plugins
@@ -92,7 +91,8 @@ def export(
                         "out --no-merge"
                     )
                 hub.check()
-        with naming_plugins(exporter.args.plugins.all()), _naming_full_disk(folder), atomic_folder(folder) as staging:
+        full_disk = naming_full_disk(f"--to {folder}", "free some space, nothing is left there")
+        with naming_plugins(exporter.args.plugins.all()), full_disk, atomic_folder(folder) as staging:
             name = exporter.name
             with progress.start(f"loading {name}", live=on_disk([name])):
                 exporter.load()
@@ -346,14 +346,3 @@ def _stored_dtype(model: torch.nn.Module) -> torch.dtype:
         return dtype
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return reduce(torch.promote_types, types)
-
-
-@contextmanager
-def _naming_full_disk(folder: Path) -> Iterator[None]:
-    """Turn a full-disk error into a UserError."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError) or not is_disk_full(error):
-            raise
-        raise UserError(f"--to {folder}: the disk is full; free some space, nothing is left there") from error
