@@ -122,6 +122,19 @@ def test_check_distinguishes_broken_from_needy(run: Any, sites: list[Path]) -> N
     assert "needs an extra: needs no-such-thing: pip install 'needy[fast]'" in done.stdout
 
 
+def test_the_time_limit_interrupts_no_import() -> None:
+    """Libraries that are imported by half work no more for the plugins that follow."""
+    code = (
+        "import swiftplug.cli.list_plugins as command\n"
+        "command._SECONDS = 0.05\n"
+        "for kind in ('task', 'optimizer', 'metric'):\n"
+        "    command.list_plugins(kind=kind, check=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert not re.search("import|broken", done.stdout, re.IGNORECASE), done.stdout
+
+
 def test_a_file_is_listed_with_the_rest(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("from swiftplug.plugin import *\n\n@register_loss_func('mine')\n" + GOOD)

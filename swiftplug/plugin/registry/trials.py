@@ -47,6 +47,14 @@ class _NoConfig(BaseModel):
     """The config of no run."""
 
 
+def import_libraries() -> None:
+    """Import what trials use: a time limit would interrupt an import, and what is imported by half works no more."""
+    import transformers
+
+    for name in ("EvalPrediction", "LlamaForCausalLM", "LlamaForSequenceClassification", "TrainingArguments"):
+        getattr(transformers, name)
+
+
 def try_out(kind: str, name: str, plugin: Any) -> None:
     """Call a plugin that fits its contract, unless it is of a kind that is not called.
 
