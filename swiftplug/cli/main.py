@@ -292,7 +292,7 @@ def _report(error: Exception) -> int:
         # Another process has the same error, or has caused this one by its end; the launcher then ends this process.
         time.sleep(_SECONDS_FOR_OTHERS)
     if isinstance(error, typer.TyperException):
-        message = error.format_message()
+        message = error.format_message().replace("Value error, ", "")  # the pydantic that checks it
         _print_error(message[:1].lower() + message[1:])
         return error.exit_code
     if isinstance(error, UserError):

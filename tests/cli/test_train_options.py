@@ -187,6 +187,11 @@ class TestErrors:
         done = subprocess.run([sys.executable, "-m", "swiftplug", "trian"], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (2, "error: no such command 'trian'; did you mean 'train'?\n")
 
+    def test_a_value_that_is_not_in_a_list(self) -> None:
+        done = subprocess.run([sys.executable, "-m", "swiftplug", "schema", "tran"], capture_output=True, text=True)
+        line = "error: invalid value for 'train|sample': 'tran' is not one of 'train', 'sample'.\n"
+        assert (done.returncode, done.stderr) == (2, line)
+
     @pytest.mark.parametrize(
         ("failure", "code", "line"),
         [

@@ -165,7 +165,7 @@ def test_folders_that_are_no_two_trainings(make: Make, show: Any, tmp_path: Path
         ([one], "found one run, .*one, expected two or more"),
         ([one, one / ".." / "one"], "is given twice"),
         ([one, tmp_path / "onee"], r"onee: no such folder; did you mean '.*one'\?"),
-        ([one, one / "log.jsonl"], "is a file"),
+        ([one, one / "log.jsonl"], r"log\.jsonl: is a file; did you mean '.*checkpoint-2'\?"),
         ([one, tmp_path], "expected the folder of a training run, found no run.json"),
         ([one, one / "checkpoint-2"], r"did you mean '.*one'\?"),
         ([one, samples], "found one of swiftplug sample; .* use swiftplug evaluate"),

@@ -145,7 +145,7 @@ def _read_runs(paths: Sequence[str]) -> list[ComparedRun]:
 
 def _check_run(path: str, folder: Path) -> None:
     if not folder.is_dir():
-        beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+        beside = [each for each in folder.parent.iterdir() if each.is_dir()] if folder.parent.is_dir() else []
         found = "is a file" if folder.exists() else "no such folder"
         raise UserError(f"RUN: {path}: {found}{nearest(path, [str(folder.parent / each.name) for each in beside])}")
     command = read_record(folder).get("run")
