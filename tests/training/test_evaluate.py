@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from swiftplug.cli.main import app
 from swiftplug.errors import UserError
-from swiftplug.evaluation import run as evaluation
+from swiftplug.evaluation import model as evaluated
 from swiftplug.sampling.ledger import Ledger
 from swiftplug.sampling.loop import SampleLoop
 from swiftplug.training.progress import BOOKKEEPING
@@ -241,7 +241,7 @@ MISTAKES = [
 def test_mistakes_are_found_before_a_model_is_loaded(
     dice: Evaluate, evaluate: Evaluate, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "load_model_to_train", lambda *_: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(evaluated, "load_model_to_train", lambda *_: pytest.fail("the model is loaded"))
     shutil.copytree(finished_run, "r")
     for name, task in {"unfinished": "sft", "pairs": "dpo"}.items():
         shutil.copytree("r", name)
