@@ -1,6 +1,9 @@
-"""How messages and pages write numbers, and commands to copy."""
+"""How messages and pages write numbers, the text of others, and commands to copy."""
 
+import re
 import shlex
+from collections.abc import Sequence
+from pathlib import PurePath
 
 
 def format_count(count: int, noun: str) -> str:
@@ -8,6 +11,22 @@ def format_count(count: int, noun: str) -> str:
     if count == 1:
         return f"1 {noun}"
     return f"{count:,} {noun}{'es' if noun.endswith(('ch', 's', 'x')) else 's'}"
+
+
+def shortest_ends(paths: Sequence[PurePath]) -> list[str]:
+    """The shortest ends of paths that tell them apart, of a checkpoint with its run; of the same path all of it.
+
+    Example:
+        >>> shortest_ends([PurePath("a/first"), PurePath("b/first"), PurePath("b/first/checkpoint-5")])
+        ['a/first', 'b/first', 'first/checkpoint-5']
+    """
+    labels = []
+    for path in paths:
+        shortest = 2 if path.name.startswith("checkpoint-") else 1
+        ends = (path.parts[-length:] for length in range(shortest, len(path.parts)))
+        only = (end for end in ends if sum(other.parts[-len(end) :] == end for other in paths) == 1)
+        labels.append(PurePath(*next(only, path.parts)).as_posix())
+    return labels
 
 
 def format_percent(share: float) -> str:
@@ -50,6 +69,16 @@ def format_number(value: float) -> str:
     if value and abs(value) < 0.01:
         return f"{value:.3g}"
     return f"{value:,.4f}".rstrip("0").rstrip(".")
+
+
+def printable(text: str) -> str:
+    r"""The text of another author, in which no control character but tab and newline acts on the terminal.
+
+    Example:
+        >>> printable("a \x1b[31mred\x1b[0m word")
+        'a \\x1b[31mred\\x1b[0m word'
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def format_command(*words: object) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from swiftplug.plugin.registry import summaries
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -98,7 +100,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Lay a distribution of plugins on `sys.path`, as pip would, and return the folder it is in.
 
     `install("acme", {"losses": {"x": "acme:f"}}, {"acme.py": "def f(outputs, labels): ..."})`. What its modules leave
-    in `sys.modules` goes with the test.
+    in `sys.modules`, and where they were found, goes with the test.
     """
     before = set(sys.modules)
 
@@ -133,6 +135,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         file = getattr(sys.modules[module], "__file__", None) or ""
         if file.startswith(str(tmp_path)):
             del sys.modules[module]
+    summaries._find_spec.cache_clear()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from swiftplug.formatting import (
     format_number,
     format_percent,
     format_rate,
+    shortest_ends,
 )
 
 WORDS = [
@@ -70,3 +72,18 @@ def test_a_shell_reads_a_printed_command_back() -> None:
 )
 def test_numbers(function: Callable[..., str], arguments: tuple[Any, ...], expected: str) -> None:
     assert function(*arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("paths", "ends"),
+    [
+        ("a/x b/x", "a/x b/x"),
+        ("/r/x/1 /r/y/1 /r/y/2", "x/1 y/1 2"),
+        ("/x x", "/x x"),
+        ("/r/x /r/x", "/r/x /r/x"),
+        ("r/checkpoint-1 r s/checkpoint-1", "r/checkpoint-1 r s/checkpoint-1"),
+        ("a/r/checkpoint-1 b/r/checkpoint-1 org/name", "a/r/checkpoint-1 b/r/checkpoint-1 name"),
+    ],
+)
+def test_shortest_ends_tell_paths_apart(paths: str, ends: str) -> None:
+    assert shortest_ends([*map(PurePosixPath, paths.split())]) == ends.split()

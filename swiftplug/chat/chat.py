@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -80,13 +81,11 @@ class Talk:
             while not self.ended:
                 try:
                     text = self.terminal.read()
+                    if text is None:
+                        return
+                    self._obey_or_answer(text)
                 except KeyboardInterrupt:
                     self.terminal.note("\nCtrl-D or /exit ends")
-                    continue
-                if text is None:
-                    return
-                try:
-                    self._obey_or_answer(text)
                 except UserError as error:
                     if not self.terminal.interactive:
                         raise
@@ -107,31 +106,37 @@ class Talk:
         command(rest.strip())
 
     def _say(self, role: str, text: str) -> None:
-        for speaker in self.speakers:
-            speaker.turns.append({"role": role, "content": text})
-        self._answer(self.speakers)
+        self._answer([[*speaker.turns, {"role": role, "content": text}] for speaker in self.speakers])
 
-    def _answer(self, speakers: Sequence[Speaker]) -> None:
-        """Let models answer, and keep what they answered; Ctrl-C keeps what there is."""
-        answers = [Completion("", "")] * len(speakers)
+    def _answer(self, turns: Sequence[list[dict[str, Any]]]) -> None:
+        """Let each model answer its turns. Ctrl-C keeps what there is, if there is any; an error leaves all as it was.
+
+        So all models always have the same turns of the user, each with an answer of its own, which may be empty.
+        """
+        before = [speaker.turns for speaker in self.speakers]
+        self._set_turns(turns)
+        answers = [Completion("", "")] * len(self.speakers)
         try:
-            names = [speaker.name for speaker in speakers]
-            for so_far in self.terminal.show(names, [speaker.answer() for speaker in speakers]):
+            names = [speaker.name for speaker in self.speakers]
+            for so_far in self.terminal.show(names, [speaker.answer() for speaker in self.speakers]):
                 answers = so_far
         except KeyboardInterrupt:
             self.terminal.note("stopped")
         except UserError:
-            for speaker in speakers:
-                speaker.turns.pop()
+            self._set_turns(before)
             raise
-        for speaker, answer in zip(speakers, answers, strict=True):
-            if answer.text or answer.finish_reason:
-                speaker.turns.append({"role": "assistant", "content": answer.text})
-            else:
-                speaker.turns.pop()  # it was stopped before it had begun
+        if not any(answer.text or answer.finish_reason for answer in answers):
+            self._set_turns(before)
+            return
+        for speaker, answer in zip(self.speakers, answers, strict=True):
+            speaker.turns.append({"role": "assistant", "content": answer.text})
             if answer.finish_reason == "length":
                 limit = f"cut off at {format_count(speaker.sampling.max_new_tokens, 'token')}; --max-new-tokens N"
-                self.terminal.note(f"{speaker.name}: {limit}" if len(speakers) > 1 else limit)
+                self.terminal.note(f"{speaker.name}: {limit}" if len(self.speakers) > 1 else limit)
+
+    def _set_turns(self, turns: Sequence[list[dict[str, Any]]]) -> None:
+        for speaker, its in zip(self.speakers, turns, strict=True):
+            speaker.turns = its
 
     def _help(self, rest: str) -> None:
         for line in (
@@ -147,8 +152,7 @@ class Talk:
             self.terminal.note(line)
 
     def _clear(self, rest: str) -> None:
-        for speaker in self.speakers:
-            speaker.turns.clear()
+        self._set_turns([[] for _ in self.speakers])
 
     def _system(self, rest: str) -> None:
         self._clear("")
@@ -156,28 +160,32 @@ class Talk:
             speaker.system = rest
 
     def _undo(self, rest: str) -> None:
-        undone = [speaker.undo() for speaker in self.speakers]
-        if not all(undone):
+        if not self._has_answers:
             raise UserError("/undo: there is no question yet")
+        for speaker in self.speakers:
+            del speaker.turns[max(place for place, turn in enumerate(speaker.turns) if turn["role"] == "user") :]
 
     def _regenerate(self, rest: str) -> None:
-        reopened = [speaker.reopen_question() for speaker in self.speakers]
-        if not all(reopened):
+        if not self._has_answers:
             raise UserError("/regenerate: there is no answer yet")
-        self._answer(self.speakers)
+        self._answer([speaker.turns[:-1] for speaker in self.speakers])
 
     def _tool(self, rest: str) -> None:
-        if not rest or not all(speaker.turns and speaker.turns[-1]["role"] == "assistant" for speaker in self.speakers):
+        if not rest or not self._has_answers:
             raise UserError("/tool TEXT: is the result of a call in the answer before it")
         self._say("tool", rest)
+
+    @property
+    def _has_answers(self) -> bool:
+        return all(speaker.turns for speaker in self.speakers)
 
     def _save(self, rest: str) -> None:
         """Add the conversation, of each model its own, to a file of rows."""
         if not rest:
             raise UserError("/save FILE: name a JSONL file")
-        rows = [speaker.row() for speaker in self.speakers if speaker.turns]
-        if not rows:
+        if not self._has_answers:
             raise UserError("/save: nothing was said yet")
+        rows = [speaker.row() for speaker in self.speakers]
         file = Path(rest).expanduser()
         try:
             _check_rows(file)

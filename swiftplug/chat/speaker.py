@@ -91,21 +91,6 @@ class Speaker:
         prompt = Prompt(f"chat-{self._count}", turns.messages, turns.tools, turns.chat_template_kwargs)
         yield from self.engine.stream(prompt)
 
-    def undo(self) -> bool:
-        """Forget the last turn of the user and what followed; returns whether there was one."""
-        last = max((place for place, turn in enumerate(self.turns) if turn["role"] == "user"), default=None)
-        if last is None:
-            return False
-        del self.turns[last:]
-        return True
-
-    def reopen_question(self) -> bool:
-        """Forget the last answer, to give another one; returns whether there was one."""
-        if not self.turns or self.turns[-1]["role"] != "assistant":
-            return False
-        self.turns.pop()
-        return True
-
     def row(self) -> dict[str, Any]:
         """The conversation as a row to train on."""
         return {"messages": self.messages, **({"tools": self.tools} if self.tools else {})}

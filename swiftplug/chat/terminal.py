@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from swiftplug.errors import UserError
 from swiftplug.plugin import Completion
 from swiftplug.runs.console import print_line
 
@@ -35,6 +36,7 @@ class Terminal:
     def __init__(self) -> None:
         self.console = Console(highlight=False)
         self._notes = Console(stderr=True, highlight=False)
+        self._lines = 0  # that were read from a pipe
         self.interactive = sys.stdin.isatty() and self.console.is_terminal
         if self.interactive:
             with suppress(ImportError):  # editing and history of lines, where Python has them
@@ -47,6 +49,7 @@ class Terminal:
 
         Raises:
             KeyboardInterrupt: Ctrl-C.
+            UserError: It is not Unicode text.
         """
         text = self._line("> ")
         if text is None or not text.lstrip().startswith(_FENCE):
@@ -62,12 +65,21 @@ class Terminal:
     def _line(self, mark: str) -> str | None:
         try:
             if self.interactive:
-                return input(mark)
-            line = sys.stdin.readline()
-            return line.rstrip("\r\n") if line else None
+                line = input(mark)
+                line.encode()  # bytes that are no text become surrogates
+                return line
         except EOFError:
             print()
             return None
+        except UnicodeError:
+            raise UserError("what was typed is not Unicode text") from None
+        raw = sys.stdin.buffer.readline()
+        self._lines += 1
+        try:
+            return raw.decode().rstrip("\r\n") if raw else None
+        except UnicodeDecodeError as error:
+            found = f"byte {raw[error.start]:#04x} at {error.start + 1}"
+            raise UserError(f"the input, line {self._lines}: not UTF-8 text: {found}") from None
 
     def note(self, line: str, style: str = "dim") -> None:
         """Show what is no answer; with pipes on stderr."""

@@ -6,11 +6,12 @@ from typer import Argument
 
 from swiftplug.cli.process import loading_libraries, prepare_process
 from swiftplug.cli.run_options import RunRequest, takes_options
+from swiftplug.config.evaluation import KEYS
 from swiftplug.config.keys import keys_of
 from swiftplug.config.schema import SampleConfig
 
 _NAMES = ("system", "engine", "tools", "plugins.files", "temperature", "top_p", "top_k", "max_new_tokens")
-_KEYS = {name: key for name, key in keys_of(SampleConfig).items() if name in _NAMES}
+_KEYS = {name: key for name, key in keys_of(SampleConfig).items() if name in _NAMES} | {"engine": KEYS["engine"]}
 
 
 @takes_options(_KEYS, "seed=7 or dtype=float32")

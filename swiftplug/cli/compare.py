@@ -13,7 +13,7 @@ def compare(
         list[str], Argument(metavar="RUN...", help="Folders of two training runs or more; they may be running.")
     ],
     output: Annotated[
-        str, Option(metavar="FILE", help="Page to write; an earlier page of the same runs is replaced.")
+        str, Option(metavar="FILE", help="Page to write; an earlier page of the same runs, in any order, is replaced.")
     ] = "compare.html",
     debug: Annotated[bool, flag("--debug", "Show tracebacks.", None)] = False,
 ) -> None:

@@ -149,7 +149,7 @@ def values_of(parameter: Any, keys: Mapping[str, "Key"], given: Mapping[str, Any
     if "--set" in parameter.opts and keys:
         found = _settings(keys, given, typed)
     elif key is not None and key.is_plugin:
-        found = _plugins(key, typed)
+        found = _plugins(typed, _kind(key))
     elif "|" in metavar:
         found = map(Candidate, metavar.split("|"))
     elif metavar in _BY_METAVAR:
@@ -162,9 +162,8 @@ def values_of(parameter: Any, keys: Mapping[str, "Key"], given: Mapping[str, Any
     return [item(value, help=help) for value, help in found if value.startswith(typed)]
 
 
-def _plugins(key: "Key", typed: str) -> Iterator[Candidate]:
-    """The plugins that a key may name; a path where it may be one too."""
-    kind = next((kind.name for kind in KINDS.values() if kind.key == key.name), "dataset")
+def _plugins(typed: str, kind: str | None = None) -> Iterator[Candidate]:
+    """The plugins of a kind, or of all kinds; a path where a value of the kind may be one too."""
     before = typed[: typed.rfind("+") + 1] if kind == "loss_scale" else ""
     for found in Registry.discover().found(kind):
         yield Candidate(f"{before}{found.qualified_name if ':' in typed else found.name}", found.summary or "")
@@ -172,10 +171,8 @@ def _plugins(key: "Key", typed: str) -> Iterator[Candidate]:
         yield from _paths(typed, _DATA_FILES if kind == "dataset" else ())
 
 
-def _names(typed: str) -> Iterator[Candidate]:
-    """The names of all plugins."""
-    for found in Registry.discover().found():
-        yield Candidate(found.qualified_name if ":" in typed else found.name, found.summary or "")
+def _kind(key: "Key") -> str:
+    return next((kind.name for kind in KINDS.values() if kind.key == key.name), "dataset")  # of eval_dataset
 
 
 def _settings(keys: Mapping[str, "Key"], given: Mapping[str, Any], typed: str) -> Iterator[Candidate]:
@@ -212,7 +209,7 @@ def _values(keys: Mapping[str, "Key"], given: Mapping[str, Any], path: str) -> I
     """The values of a key if there are few: choices, or true and false; the names of plugins."""
     key = keys.get(path)
     if key is not None and key.is_plugin:
-        yield from (candidate.value for candidate in _plugins(key, ""))
+        yield from (candidate.value for candidate in _plugins("", _kind(key)))
     elif key is not None:
         yield from key.choices or (("true", "false") if key.type is bool else ())
     elif (chooser := keys.get(path.partition(".")[0])) is not None and chooser.is_plugin:
@@ -225,7 +222,7 @@ def _values(keys: Mapping[str, "Key"], given: Mapping[str, Any], path: str) -> I
 
 def _chosen(key: "Key", given: Mapping[str, Any]) -> Iterator[tuple[str, FoundPlugin]]:
     """The plugins that the line, its config or the default choose for a key, and where `--set` has their options."""
-    kind = next((kind.name for kind in KINDS.values() if kind.key == key.name), "dataset")
+    kind = _kind(key)
     value = given.get(key.name) or _in_config(given.get("path"), key.name)
     if not value and key.default:
         value = key.default.name
@@ -270,18 +267,12 @@ def _paths(typed: str, suffixes: tuple[str, ...]) -> Iterator[Candidate]:
             yield Candidate(f"{above}{entry.name}")
 
 
-def _data(typed: str) -> Iterator[Candidate]:
-    for found in Registry.discover().found("dataset"):
-        yield Candidate(found.name, found.summary or "")
-    yield from _paths(typed, _DATA_FILES)
-
-
 _BY_METAVAR: dict[str, Callable[[str], Iterator[Candidate]]] = {
     "CONFIG": partial(_paths, suffixes=_CONFIG_FILES),
     "RUN": partial(_paths, suffixes=()),
     "FOLDER": partial(_paths, suffixes=()),
     "PACKAGE": partial(_paths, suffixes=(".whl", ".tar.gz")),
-    "DATASET": _data,
+    "DATASET": partial(_plugins, kind="dataset"),
     "KIND": lambda typed: map(Candidate, KINDS),
-    "NAME": _names,
+    "NAME": _plugins,
 }

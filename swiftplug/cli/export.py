@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from swiftplug.cli.process import loading_libraries, prepare_process
-from swiftplug.cli.run_options import flag
+from swiftplug.cli.run_options import Debug, flag, set_option
 from swiftplug.errors import UserError
 
 _MODEL, _GGUF, _HUB = "Model", "GGUF", "Hub"
@@ -57,15 +57,8 @@ def export(
             metavar="FILE.py", help="Load plugins, such as the run's tuner, from a Python file. Repeat for several."
         ),
     ] = None,
-    sets: Annotated[
-        list[str] | None,
-        Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Set a key of the config, such as model_options.trust_remote_code=true. Repeat for several.",
-        ),
-    ] = None,
-    debug: Annotated[bool, flag("--debug", "Show tracebacks and the warnings of libraries.", None)] = False,
+    sets: Annotated[list[str] | None, set_option("model_options.trust_remote_code=true")] = None,
+    debug: Debug = False,
 ) -> None:
     """Write a trained model as a folder for other programs, and prove that it is the same model.
 
@@ -76,10 +69,13 @@ def export(
     Example: swiftplug export runs/first --to first-merged --dtype bfloat16 --gguf --push my-org/first
     """
     from swiftplug.config.load import load_model_config
+    from swiftplug.config.resume import run_folder_of
+    from swiftplug.runs.folder import check_new_folder
 
-    target = Path(to).expanduser()
-    if target.exists() or target.is_symlink():
-        raise UserError(f"--to {to}: exists; name a folder that does not")
+    target, source = Path(to).expanduser(), run_folder_of(run) or Path(run).expanduser()
+    check_new_folder(target, f"--to {to}")
+    if source.is_dir() and source.resolve() in target.resolve().parents:
+        raise UserError(f"--to {to}: is inside of {source}, which is exported; name a folder outside of it")
     for given, needs in ((private, push), (outtype != "auto" or llama_cpp, gguf)):
         if given and not needs:
             raise UserError(

@@ -5,7 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -48,12 +48,20 @@ def install(
 vars(install)["passes_on_options"] = True
 
 
-def run_pip(command: str, arguments: Sequence[str]) -> None:
-    """Run a command of pip; if it fails, this one ends with its exit code."""
+def run_pip(command: str, arguments: Sequence[str], answers: Callable[[], str | None] = lambda: None) -> None:
+    """Run a command of pip; if it fails, this one ends with its exit code.
+
+    Args:
+        command: `install` or `uninstall`.
+        arguments: What follows it.
+        answers: Gives what pip reads, if that is not what this command would.
+    """
     if find_spec("pip") is None:
         raise UserError(f"there is no pip in swiftplug's environment; use: {instead_of_pip(command, arguments)}")
     environment = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", **os.environ}
-    done = subprocess.run([sys.executable, "-m", "pip", command, *arguments], env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", command, *arguments], env=environment, input=answers(), text=True
+    )
     if done.returncode:
         raise typer.Exit(done.returncode)
 

@@ -55,9 +55,12 @@ def list_plugins(
     """List the installed plugins, without importing them."""
     if kind is not None and kind not in KINDS:
         raise UserError(f"--kind: there is no kind {kind!r}{nearest(kind, KINDS)}")
-    if check:
-        silence_libraries()
     with redirect_stdout(sys.stderr):  # what plugins print on import is not part of the list
+        if check:
+            from swiftplug.plugin.registry.trials import import_libraries
+
+            silence_libraries()
+            import_libraries()
         registry = Registry.discover(files=files or [])
         words = " ".join(search or []).lower().split()
         matching = [found for found in registry.found(kind) if all(word in _searched(found) for word in words)]

@@ -1,5 +1,7 @@
 """The `swiftplug` command: its subcommands, and how their errors are printed."""
 
+import codecs
+import json
 import os
 import signal
 import sys
@@ -7,6 +9,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -15,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from swiftplug import __version__
 from swiftplug.cli.process import is_first, stop_on_signals
 from swiftplug.errors import Interrupted, UserError, closest, interruption, nearest
+from swiftplug.formatting import printable
 
 if TYPE_CHECKING:
     from swiftplug.config.keys import Key
@@ -38,6 +42,7 @@ _COMMANDS = {
 }
 
 _SECONDS_FOR_OTHERS = 5
+_ESCAPED = "swiftplug.escaped"
 
 
 def _lightened(parameters: list[Any]) -> list[Any]:
@@ -245,9 +250,12 @@ def main() -> NoReturn:
     if instruction := os.environ.get("_SWIFTPLUG_COMPLETE"):
         _complete(instruction)
     stop_on_signals()
+    if isinstance(sys.stdout, TextIOWrapper):
+        codecs.register_error(_ESCAPED, _escape)
+        sys.stdout.reconfigure(errors=_ESCAPED)
     try:
         code = app(prog_name="swiftplug", standalone_mode=False) or 0
-    except Exception as error:
+    except Exception as error:  # bad input and bugs alike: each is one line, and an exit code
         if "--debug" in sys.argv and not isinstance(error, typer.TyperException):
             raise
         code = _report(error)
@@ -259,6 +267,12 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Write what the encoding of stdout does not have as JSON does, so that --json stays JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
 def _complete(instruction: str) -> NoReturn:
     """Print what a shell offers at TAB; whatever goes wrong, nothing is said in the middle of the user's line."""
     from swiftplug.cli import completion
@@ -266,7 +280,7 @@ def _complete(instruction: str) -> NoReturn:
     try:
         command = typer.main.get_command(app)
         print(completion.complete(command, instruction, os.environ.get(completion.LINE, "")))
-    except Exception:
+    except Exception:  # a broken plugin file, say; the shell then offers nothing
         sys.exit(1)
     sys.exit(0)
 
@@ -278,7 +292,7 @@ def _report(error: Exception) -> int:
         # Another process has the same error, or has caused this one by its end; the launcher then ends this process.
         time.sleep(_SECONDS_FOR_OTHERS)
     if isinstance(error, typer.TyperException):
-        message = error.format_message()
+        message = error.format_message().replace("Value error, ", "")  # the pydantic that checks it
         _print_error(message[:1].lower() + message[1:])
         return error.exit_code
     if isinstance(error, UserError):
@@ -296,4 +310,4 @@ def _report(error: Exception) -> int:
 
 def _print_error(message: str) -> None:
     rank = "" if is_first() else f" (process {os.environ['LOCAL_RANK']})"
-    print(f"error{rank}: {' '.join(map(str.strip, message.splitlines()))}", file=sys.stderr)
+    print(f"error{rank}: {printable(' '.join(map(str.strip, message.splitlines())))}", file=sys.stderr)

@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from swiftplug.cli.process import loading_libraries, prepare_process
-from swiftplug.cli.run_options import flag
+from swiftplug.cli.run_options import Debug, set_option
 from swiftplug.errors import UserError
 
 
@@ -33,14 +33,9 @@ def predict(
     ] = None,
     sets: Annotated[
         list[str] | None,
-        Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Set any key of the run's config, such as data.columns.question=prompt or "
-            "training.per_device_eval_batch_size=64. Repeat for several.",
-        ),
+        set_option("data.columns.question=prompt or training.per_device_eval_batch_size=64"),
     ] = None,
-    debug: Annotated[bool, flag("--debug", "Show tracebacks and the warnings of libraries.", None)] = False,
+    debug: Debug = False,
 ) -> None:
     """Write the labels that a trained classifier predicts, one row per line, in the order of the dataset.
 

@@ -3,6 +3,7 @@
 `swiftplug --help` imports this module too, so heavy imports are inside the functions.
 """
 
+import gc
 import os
 import platform
 import signal
@@ -110,18 +111,27 @@ def wait_without_spinning() -> None:
 
 @contextmanager
 def loading_libraries() -> Iterator[None]:
-    """Show on a terminal that this process is busy while it imports PyTorch and others, which may take seconds."""
+    """Show on a terminal that this process is busy while it imports PyTorch and others, which may take seconds.
+
+    What is imported stays, so garbage collection leaves it alone: that saves a fifth of the time, and some later.
+    """
     from rich.console import Console
 
     from swiftplug.runs.console import RunProgress
 
     console = Console(stderr=True, quiet=not (is_first() and sys.stderr.isatty()))
+    is_new, collects = "torch" not in sys.modules, gc.isenabled()
     _importing.set()
+    gc.disable()
     try:
         with RunProgress(console) as progress, progress.start("loading libraries"):
             yield
     finally:
         _importing.clear()
+        if is_new:
+            gc.freeze()
+        if collects:
+            gc.enable()
 
 
 def silence_libraries() -> None:

@@ -17,6 +17,14 @@ def flag(name: str, help: str, panel: str | None = RUN) -> Any:
     return Option(name, metavar="", help=help, rich_help_panel=panel)
 
 
+def set_option(examples: str, panel: str | None = None) -> Any:
+    """The option `--set`, with examples for its help."""
+    shown = f"Set any key of the config, such as {examples}. Repeat for several."
+    return Option("--set", metavar="KEY=VALUE", help=shown, rich_help_panel=panel)
+
+
+Debug = Annotated[bool, flag("--debug", "Show tracebacks and the warnings of libraries.", None)]
+
 DryRun = Annotated[
     bool, flag("--dry-run", "Check config, plugins and data, print the plan, and stop before the model is loaded.")
 ]
@@ -76,19 +84,13 @@ def takes_options(
     """
     names = {key.name.replace(".", "_"): key for key in keys.values() if key.panel}
     by_panel = sorted(names.items(), key=lambda item: PANELS.index(item[1].panel))
-    settings = Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help=f"Set any key of the config, such as {set_examples}. Repeat for several.",
-        rich_help_panel=RUN,
-    )
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = [
             *([_parameter("path", str | None, config_file, None)] if config_file else []),
             *(_parameter(name, _typer_type(key), _typer_option(key), None) for name, key in by_panel),
             *(own.replace(kind=Parameter.KEYWORD_ONLY) for own in list(signature(command).parameters.values())[1:]),
-            _parameter("sets", list[str] | None, settings, None),
+            _parameter("sets", list[str] | None, set_option(set_examples, RUN), None),
             _parameter("debug", bool, flag("--debug", "Show tracebacks and the warnings of libraries."), False),
         ]
 

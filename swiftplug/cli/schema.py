@@ -32,6 +32,8 @@ def schema(
 
     Example: swiftplug schema --output swiftplug.schema.json
     """
+    if output == "":
+        raise UserError("--output: expected the name of a file")
     file = Path(output).expanduser() if output else None
     if file and not file.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {str(file.parent)!r}")

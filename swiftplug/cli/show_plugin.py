@@ -13,7 +13,7 @@ import typer
 
 from swiftplug.cli.process import silence_libraries
 from swiftplug.errors import UserError, nearest
-from swiftplug.formatting import format_command
+from swiftplug.formatting import format_command, printable
 from swiftplug.plugin.registry import KINDS, FoundPlugin, Registry
 from swiftplug.plugin.registry.definitions import Description, Expression, Option, describe
 from swiftplug.plugin.task import TASK_KINDS
@@ -103,7 +103,8 @@ class _Page:
         metadata = importlib_metadata.metadata(self.found.distribution)
         links = [link.partition(",")[::2] for link in metadata.get_all("Project-URL") or []]
         by_label = {label.strip().lower().replace("-", "").replace(" ", ""): url.strip() for label, url in links}
-        return next((by_label[label] for label in _LINKS if label in by_label), metadata.get("Home-page"))
+        address = next((by_label[label] for label in _LINKS if label in by_label), metadata.get("Home-page"))
+        return address and printable(address)
 
     @property
     def used_in(self) -> str:

@@ -1,6 +1,5 @@
 """`swiftplug train`."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -8,7 +7,9 @@ from typer import Option
 
 from swiftplug.cli.process import is_first, loading_libraries, prepare_process, run_in_processes
 from swiftplug.cli.run_options import DryRun, Overwrite, RunRequest, flag, takes_run_options
+from swiftplug.config.resume import numbered_folders
 from swiftplug.config.schema import RUN, TrainConfig
+from swiftplug.formatting import format_command
 
 
 @takes_run_options(TrainConfig, "training.num_train_epochs=3 or metrics.nlg.max_new_tokens=64")
@@ -46,9 +47,8 @@ def train(
     from swiftplug.config.load import load_train_config
     from swiftplug.runs.plugins import check_plugin_names
 
-    if report_to:
-        request.sets.append(f"training.report_to={json.dumps(report_to)}")
-    config, quickstart = load_train_config(request.path, request.options, request.sets, resume=resume)
+    given = {**request.options, "training.report_to": report_to}
+    config, quickstart = load_train_config(request.path, given, request.sets, resume=resume)
     # A plugin file, which is run to learn its names, may import torch.
     prepare_process(debug=request.debug, num_proc=config.data.num_proc)
     check_plugin_names(config)
@@ -59,9 +59,12 @@ def train(
             "--allow-changed-plugins": allow_changed_plugins,
             "--dry-run": dry_run,
         }
-        given = [flag for flag, is_given in flags.items() if is_given]
+        own = [
+            *(flag for flag, is_given in flags.items() if is_given),
+            *(f"--report-to={each}" for each in report_to or ()),
+        ]
         options = {**request.options, "output_dir": config.output_dir}
-        raise typer.Exit(run_in_processes(nproc, ["train", *request._replace(options=options).arguments(), *given]))
+        raise typer.Exit(run_in_processes(nproc, ["train", *request._replace(options=options).arguments(), *own]))
     if quickstart and is_first():
         typer.echo("No model, dataset or config given: the built-in quickstart, no download.")
     with loading_libraries():
@@ -69,4 +72,7 @@ def train(
 
     run(config, resume=resume, overwrite=overwrite, allow_changed_plugins=allow_changed_plugins, dry_run=dry_run)
     if quickstart and not dry_run and is_first():
-        typer.echo("Next: swiftplug sample   # answers harder problems and keeps the best answers")
+        words = ["sample"]
+        if str(config.output_dir) not in map(str, numbered_folders("quickstart").values()):  # where `sample` looks
+            words += ["--model", str(config.output_dir), "--dataset", "arithmetic#300", "--orm", "math"]
+        typer.echo(f"Next: {format_command(*words)}   # answers problems, and keeps the best answers to train on")

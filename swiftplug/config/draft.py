@@ -99,8 +99,11 @@ class Draft(Generic[C]):
             if not setting.is_plugin_option:
                 self._set(setting.path, setting.value, setting.source)
         for name, value in self.options.items():
-            key = self.keys[name]
             path = tuple(name.split("."))
+            if name not in self.keys:  # a field of `training`
+                self._put(path, value, KeySource(f"--{path[-1].replace('_', '-')}"))
+                continue
+            key = self.keys[name]
             if key.is_list and not key.is_plugin:
                 before = _as_list(value_at(self.values, path))
                 value = [*before, *(item for item in value if item not in before)]

@@ -1,13 +1,14 @@
 """The configs of an evaluation: of each model one of a training, of which only the evaluation runs, and of sampling."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftplug.config.keys import Key, keys_of
-from swiftplug.config.load import load_sample_config, load_train_config
-from swiftplug.config.resume import CONFIG
+from swiftplug.config.load import load_model_config, load_train_config
+from swiftplug.config.resume import run_folder_of
 from swiftplug.config.schema import (
     DRAW_KEYS,
     ModelOptions,
@@ -17,6 +18,7 @@ from swiftplug.config.schema import (
     TrainConfig,
 )
 from swiftplug.errors import UserError, nearest
+from swiftplug.formatting import shortest_ends
 
 _MEASURED = (
     "task",
@@ -140,16 +142,18 @@ def load_evaluation_configs(
     if (generated or sampling) and not options.keys() & {"orm", "prm"}:
         first = KEYS[next(iter(generated))].flag if generated else f"--set {sampling[0]}"
         raise UserError(f"{first}: is for the answers that reward models score; name one with --orm or --prm")
-    runs = [_run_folder(model) for model in models]
+    runs = [run_folder_of(model) for model in models]
     like = next((run for run in runs if run is not None), None)
-    labels = _labels(models)
+    paths = [Path(model).expanduser() for model in models]
+    labels = shortest_ends([path.resolve() if path.exists() else path for path in paths])
     if twice := [model for model, label in zip(models, labels, strict=True) if labels.count(label) > 1]:
         raise UserError(f"MODEL: {twice[-1]} is given twice")
     configs = []
-    for model, run, label in zip(models, runs, labels, strict=True):
+    for model, run, label, name in zip(models, runs, labels, answer_folders(labels), strict=True):
         weights = None if run is None else str(Path(model).expanduser())
         train = _train_config(model, run, like, given, shared, output_dir)
-        sample = _sample_config(weights or model, label, train, generated, sampling, output_dir) if generated else None
+        folder = str(Path(output_dir, name))
+        sample = _sample_config(weights or model, train, generated, sampling, folder) if generated else None
         shares = None if run is not None or like is None else str(like)
         configs.append(EvaluationConfig(model, label, weights, train, sample, "metrics" in given, shares))
     _check_comparable(configs)
@@ -176,15 +180,6 @@ def _split_sets(sets: Sequence[str]) -> tuple[list[str], list[str]]:
             raise UserError(f"--set {setting}: does not act in an evaluation{nearest(field, _TRAINING)}")
         (sampling if key in _GENERATED else shared).append(f"eval_{setting}" if key == "dataset" else setting)
     return shared, sampling
-
-
-def _run_folder(model: str) -> Path | None:
-    """The folder of the training run that a model is of; None if it is of none."""
-    path = Path(model).expanduser()
-    for folder in [path, *([path.parent] if path.name.startswith("checkpoint-") else [])]:
-        if (folder / CONFIG).is_file() and path.is_dir():
-            return folder
-    return None
 
 
 def _train_config(
@@ -219,17 +214,16 @@ def _train_config(
 
 
 def _sample_config(
-    model: str, label: str, train: TrainConfig, options: Mapping[str, Any], sets: Sequence[str], output_dir: str
+    model: str, train: TrainConfig, options: Mapping[str, Any], sets: Sequence[str], output_dir: str
 ) -> SampleConfig:
     """The config of the sampling run that generates and scores the answers to the same rows."""
     count = options.get("num_return_sequences", KEYS["num_return_sequences"].default)
     defaults = {"num_return_sequences": count, "temperature": 0.0 if count == 1 else 1.0}
     own = {
-        "model": model,
         "dataset": [choice.name for choice in train.dataset],
-        "output_dir": str(Path(output_dir, folder_name(label))),
+        "output_dir": output_dir,
     }
-    config = load_sample_config(None, {**defaults, **options, **own}, sets).config
+    config = load_model_config(model, {**defaults, **options, **own}, sets)
     return config.model_copy(
         update={
             "dataset": train.dataset,
@@ -245,25 +239,15 @@ def _sample_config(
     )
 
 
-def folder_name(label: str) -> str:
-    """The name of the folder that an evaluation has for a model."""
-    return re.sub(r"[^\w.-]+", "_", label).strip("_")
-
-
-def _labels(models: Sequence[str]) -> list[str]:
-    """The shortest ends of the names that tell them apart; a checkpoint with its run."""
-    paths = [Path(model).expanduser() for model in models]
-    parts = [(path.resolve() if path.exists() else path).parts for path in paths]
-    lengths = [2 if each[-1].startswith("checkpoint-") else 1 for each in parts]
-    while True:
-        labels = ["/".join(each[-length:]) for each, length in zip(parts, lengths, strict=True)]
-        longer = [
-            length + (labels.count(label) > 1 and length < len(each))
-            for each, length, label in zip(parts, lengths, labels, strict=True)
-        ]
-        if longer == lengths:
-            return labels
-        lengths = longer
+def answer_folders(labels: Sequence[str]) -> list[str]:
+    """The names of the folders that an evaluation has for models; where some are alike, with a hash of the label."""
+    names = [re.sub(r"[^\w.-]+", "_", label).strip("_") or "model" for label in labels]
+    lower = [name.lower() for name in names]  # not every file system tells them apart by their case
+    hashes = [hashlib.sha256(label.encode(errors="surrogateescape")).hexdigest()[:8] for label in labels]
+    return [
+        f"{name}-{of_label}" if lower.count(name.lower()) > 1 else name
+        for name, of_label in zip(names, hashes, strict=True)
+    ]
 
 
 def _check_comparable(configs: Sequence[EvaluationConfig]) -> None:

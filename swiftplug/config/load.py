@@ -106,9 +106,14 @@ def load_model_config(model: str, options: Mapping[str, Any], sets: Sequence[str
         sets: The `KEY=VALUE` of each `--set`, in order.
 
     Raises:
-        UserError: Something is unknown or of the wrong type; the message says where.
+        UserError: Something is unknown or of the wrong type, or the engine is `none`; the message says where.
     """
-    return Draft(SampleConfig, {"model": model, **options}, sets).merge_onto(None)
+    config = Draft(SampleConfig, {"model": model, **options}, sets).merge_onto(None)
+    if not config.generates:
+        raise UserError(
+            f"{config.where('engine')}: 'none' generates no answers; name one that does, such as transformers"
+        )
+    return config
 
 
 def _check_candidates_file(config: SampleConfig) -> None:

@@ -1,5 +1,6 @@
-"""Resuming a run: where its folder is, and whether its config is the one that it began with."""
+"""Earlier runs: where their folders are, and whether a config is the one that a run to resume began with."""
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from swiftplug.config.yaml_file import read_config, write_inline
 from swiftplug.errors import UserError
 
 CONFIG = "config.yaml"
+MANIFEST = "run.json"
 
 # The keys that change neither the weights of a training nor the answers of a sampling run. What a plugin does follows
 # from its source, which is compared by itself, wherever its file is.
@@ -139,6 +141,23 @@ def _belongs(folder: Path, config: RunConfig) -> bool:
         return not config_difference(read_config(str(folder / CONFIG))[0], config)
     except UserError:
         return False
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `run.json` in a folder holds; nothing if there is none that swiftplug wrote."""
+    try:
+        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return record if "swiftplug" in record["versions"] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def run_folder_of(name: str) -> Path | None:
+    """The folder of the run that a model is of: its own, or of a `checkpoint-N` the one around it; None if of none."""
+    model = Path(name).expanduser()
+    is_inside = re.fullmatch(r"checkpoint-\d+", model.name) and not (model / CONFIG).is_file()
+    folder = model.parent if is_inside else model
+    return folder if model.is_dir() and (folder / CONFIG).is_file() and read_record(folder) else None
 
 
 def config_in_folder(folder: str, config: type[RunConfig]) -> str:

@@ -12,8 +12,7 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +44,7 @@ from swiftplug.plugin import Chat
 from swiftplug.plugin.registry import fields_of
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress, on_disk, print_line
-from swiftplug.runs.errors import explaining_interruption, is_disk_full, naming_plugins
+from swiftplug.runs.errors import explaining_interruption, naming_full_disk, naming_plugins
 from swiftplug.runs.folder import KEPT_BASE, Marker, atomic_folder, base_models, is_adapter_run
 from swiftplug.runs.model import GENERATION_CONFIG, auto_class, end_where_trained, merge_adapter
 from swiftplug.runs.plugins import resolve_plugins
@@ -92,7 +91,8 @@ def export(
                         "out --no-merge"
                     )
                 hub.check()
-        with naming_plugins(exporter.args.plugins.all()), _naming_full_disk(folder), atomic_folder(folder) as staging:
+        full_disk = naming_full_disk(f"--to {folder}", "free some space, nothing is left there")
+        with naming_plugins(exporter.args.plugins.all()), full_disk, atomic_folder(folder) as staging:
             name = exporter.name
             with progress.start(f"loading {name}", live=on_disk([name])):
                 exporter.load()
@@ -175,11 +175,10 @@ class Exporter:
         self.chat: Chat | None = self.args.load_chat(inner) if self.kind == "language" else None
         self.dtype = self.wanted or _stored_dtype(self.model)
         where, rows = recorded_rows(self.recorded, self.args.plugins.registry, _NUM_ROWS)
-        self.texts_from = f"built-in ones, and rows of {where}" if rows else "built-in ones"
+        self.texts_from = f"a built-in one, and rows of {where}" if rows else "a built-in one"
         self.texts = proof_texts(self.tokenizer, self.args.plugins.one("tools").bound, rows)
         self.reference = outputs_of(in_float32(self.model), self.texts)
-        self.written = self.reference
-        self.found: Difference | None = None
+        self.precision = "float32"
 
     def write(self, staging: Path, folder: Path) -> None:
         """Write the model, or the adapter, with tokenizer, chat template and generation config."""
@@ -205,8 +204,8 @@ class Exporter:
                     f"{self.name}: PEFT cannot merge this adapter ({method.value}) into the weights; keep it: "
                     "--no-merge"
                 )
-            self.written = outputs_of(self.model, self.texts)
-            self._check_same()
+            if self.dtype != torch.float32:  # else what is opened again is compared with the run itself
+                self._check_same(self.model, "its model, with the adapter merged,")
         if not isinstance(self.model, PreTrainedModel):
             raise UserError(
                 f"{self.name}: its tuner makes a {type(self.model).__name__} of the model, which is no model of "
@@ -219,19 +218,26 @@ class Exporter:
         if self.dtype != torch.float32:
             self.written = outputs_of(in_float32(self.model), self.texts)
 
-    def _check_same(self) -> None:
-        """Refuse a merged model that computes something else than the model with its adapter beside the weights."""
-        if Difference.between(self.written, self.reference).largest <= TOLERANCE:
-            return
-        # A model may amplify float32's own rounding; then float64 decides, in which both need twice the memory.
-        merged = outputs_of(self.model.double(), self.texts)
-        self.model.float()
-        beside = self.args.load_model(merge=False, dequantize=True)
-        self.found = Difference.between(merged, outputs_of(beside.double(), self.texts))
-        if not self.found.largest <= TOLERANCE:
+    def _check_same(self, model: Any, what: str) -> Difference:
+        """How far a model with weights in float32 is from the run's; one that computes something else is refused."""
+        found = Difference.between(outputs_of(model, self.texts), self.reference)
+        if self.merge and self.is_adapter and not found.largest <= TOLERANCE:
+            # A model may amplify float32's own rounding; then float64 decides, in which both need twice the memory.
+            self.precision = "float64"
+            outputs = outputs_of(model.double(), self.texts)
+            model.float()
+            beside: Any = self.args.load_model(merge=False, dequantize=True)
+            found = Difference.between(outputs, outputs_of(beside.double(), self.texts))
+        self._check(found, what)
+        return found
+
+    def _check(self, found: Difference, what: str) -> None:
+        """Refuse what computes something else than the run's model."""
+        if not found.largest <= TOLERANCE:
+            keep = "; keep its adapter: --no-merge" if self.merge and self.is_adapter else ""
             raise UserError(
-                f"{self.name}: merged, its adapter gives other logits: they differ by {self.found.largest:.2g} of the "
-                f"largest, {self.found.scale:.3g}; keep it: --no-merge"
+                f"{self.name}: {what} is not the run's model: its logits differ by {found.largest:.2g} of the largest, "
+                f"{found.scale:.3g}; nothing was exported{keep}"
             )
 
     def _write_adapter(self, staging: Path, folder: Path) -> None:
@@ -282,19 +288,14 @@ class Exporter:
         gc.collect()
         trusted = self.args.config.model_options.trust_remote_code
         opened = open_plain(staging, self.auto, None if self.merge else self.opening, trust_remote_code=trusted)
-        outputs = outputs_of(opened, self.texts)
-        found = Difference.between(outputs, self.reference)
-        rounding = Difference.between(self.written, self.reference) if self.dtype != torch.float32 else None
-        exact = Difference.between(outputs, self.written)
-        if not exact.largest <= TOLERANCE or found.largest == float("inf"):
-            raise UserError(
-                f"{self.name}: what was written is not the run's model: its logits differ by {exact.largest:.2g} "
-                f"of the largest, {found.scale:.3g}; nothing was exported"
-            )
-        precision = "float32" if self.found is None else "float64"
-        if rounding is None and self.found is not None:
-            found = self.found
-        self.report(describe_proof(self.dtype, found, rounding, precision, self.texts, self.texts_from))
+        rounding = None
+        if self.dtype == torch.float32:
+            found = self._check_same(opened, "what was written")
+        else:
+            outputs = outputs_of(opened, self.texts)
+            self._check(Difference.between(outputs, self.written), "what was written")
+            found, rounding = (Difference.between(each, self.reference) for each in (outputs, self.written))
+        self.report(describe_proof(self.dtype, found, rounding, self.precision, self.texts, self.texts_from))
         if self.chat is None:
             return
         generation = GenerationConfig.from_pretrained(staging) if (staging / GENERATION_CONFIG).is_file() else None
@@ -345,14 +346,3 @@ def _stored_dtype(model: torch.nn.Module) -> torch.dtype:
         return dtype
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return reduce(torch.promote_types, types)
-
-
-@contextmanager
-def _naming_full_disk(folder: Path) -> Iterator[None]:
-    """Turn a full-disk error into a UserError."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError) or not is_disk_full(error):
-            raise
-        raise UserError(f"--to {folder}: the disk is full; free some space, nothing is left there") from error

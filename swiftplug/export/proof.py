@@ -23,25 +23,32 @@ _TEXTS = (
     "图书馆九点开门。逾期还书，每天罚款一角；请问：五天要付多少钱？",
     "def fee(days: int) -> float:\n    return 0.1 * days  # 5 days: 0.5\n\n👩‍🔬 naïve café, Ünïcödé, 1 + 1 = 2.",
 )
-_LENGTH = 64  # tokens of a text, so that logits over a large vocabulary fit into memory
+_LONG, _LENGTH = 128, 64  # tokens of the built-in text, and of a row, so that logits of many words fit into memory
 _NEW_TOKENS = 16
 
 
 def proof_texts(
     tokenizer: PreTrainedTokenizerBase, tools: ToolsFormat, rows: Sequence[Conversation]
 ) -> list[torch.Tensor]:
-    """The texts to compare on, as `(1, T)` token ids: built-in ones, and rows as the chat template writes them."""
-    texts, renderer = [], ChatRenderer(tokenizer, tools)
-    asked = [{"role": "user", "content": "?"}]
-    own = [Conversation([*asked, {"role": "assistant", "content": text}], RowOrigin("", 0)) for text in _TEXTS]
-    for row in [*own, *rows]:
+    """The texts to compare on, as `(N, T)` token ids of `N` texts of one length each.
+
+    They are a long built-in conversation, and rows, as the chat template writes them.
+    """
+    renderer = ChatRenderer(tokenizer, tools)
+    own = [{"role": role, "content": text} for each in _TEXTS for role, text in (("user", "?"), ("assistant", each))]
+    texts = []
+    for row in [Conversation(own, RowOrigin("", 0)), *rows]:
         try:
             texts.append(renderer.render(row).text if row.text is None else row.text)
         except RowError:
-            continue  # training has left it out as well
+            # A chat template for other turns alone; training has left such a row out as well.
+            texts.append("" if texts else "\n".join(_TEXTS))
     encode: Any = tokenizer
-    ids = [encode(text, add_special_tokens=False)["input_ids"][:_LENGTH] for text in texts]
-    return [torch.tensor([each]) for each in ids if each]
+    long, *others = [encode(text, add_special_tokens=False)["input_ids"] for text in texts]
+    by_length: dict[int, list[list[int]]] = {}
+    for ids in [long[:_LONG], *(each[:_LENGTH] for each in others if each)]:
+        by_length.setdefault(len(ids), []).append(ids)
+    return [torch.tensor(group) for group in by_length.values()]
 
 
 class Difference(NamedTuple):
@@ -68,7 +75,7 @@ class Difference(NamedTuple):
 
 @torch.inference_mode()
 def outputs_of(model: Any, texts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What a model gives for texts: the logits of each token, or those of the whole text, `(N, V)`."""
+    """What a model gives for texts: the logits of each token, or those of each text, `(N, V)`."""
     logits = [model(input_ids=ids.to(model.device)).logits.cpu() for ids in texts]
     return torch.cat([each.reshape(-1, each.shape[-1]) for each in logits])
 
@@ -156,8 +163,8 @@ def describe_proof(
         texts: What was compared on.
         where: Where some of the texts are from.
     """
-    tokens = format_count(sum(each.shape[1] for each in texts), "token")
-    on = f"{format_count(len(texts), 'text')} ({where}), {tokens}"
+    tokens = format_count(sum(each.numel() for each in texts), "token")
+    on = f"{format_count(sum(map(len, texts)), 'text')} ({where}), {tokens}"
     largest = f"largest difference {found.largest:.1e} of {found.scale:.3g}"
     if rounding is None:
         return f"logits: those of the run; {largest} (tolerance {TOLERANCE:g}, in {precision}), on {on}"

@@ -172,6 +172,7 @@ class Task:
         rows: Which rows it reads.
         kinds: Which of `TASK_KINDS` act in it. With `loss`, a plugin of that kind computes the loss.
         weights: The weights that loss scales may give: any that is at least 0, or only 0 and 1.
+        trains_prompt: Whether tokens of the prompt, and others whose weight is 0, may act in its loss all the same.
         head: The output head of its model: that of a language model, or one that gives `num_labels` numbers for the
             whole sequence or for each token (as in Transformers' classes for classification).
         num_labels: The numbers that such a head gives; None: as many as the rows have classes.
@@ -195,6 +196,7 @@ class Task:
     rows: ClassVar[Rows]
     kinds: ClassVar[frozenset[str]] = frozenset()
     weights: ClassVar[Literal["any", "binary"]] = "binary"
+    trains_prompt: bool = False
     head: ClassVar[Literal["language", "sequence", "token"]] = "language"
     num_labels: ClassVar[int | None] = None
     needs_reference: bool = False

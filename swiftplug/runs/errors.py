@@ -40,15 +40,16 @@ def naming_plugins(plugins: Iterable[LoadedPlugin]) -> Iterator[None]:
 
 
 @contextmanager
-def naming_full_disk(folder: Path) -> Iterator[None]:
-    """Turn a full-disk error into a UserError that names the run's folder and how to continue."""
+def naming_full_disk(
+    where: Path | str, hint: str = "free some space and continue with --resume (what was saved before is unharmed)"
+) -> Iterator[None]:
+    """Turn a full-disk error into a UserError that names the run's folder, and how to continue."""
     try:
         yield
     except Exception as error:
         if isinstance(error, UserError) or not is_disk_full(error):
             raise
-        hint = "free some space and continue with --resume (what was saved before is unharmed)"
-        raise UserError(f"{folder}: the disk is full; {hint}") from error
+        raise UserError(f"{where}: the disk is full; {hint}") from error
 
 
 @contextmanager

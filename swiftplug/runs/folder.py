@@ -15,17 +15,35 @@ from typing import Any, Literal, NamedTuple
 
 from swiftplug import __version__
 from swiftplug.config.load import to_yaml
-from swiftplug.config.resume import CONFIG
+from swiftplug.config.resume import CONFIG, MANIFEST, read_record
 from swiftplug.config.schema import RunConfig
 from swiftplug.errors import UserError
 from swiftplug.plugin import Labels
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 
-MANIFEST = "run.json"
 MARKER = "swiftplug.json"
 KEPT_BASE = "base_model"  # the folder of a base model that exists nowhere else
 STAGED_BASE = f".{KEPT_BASE}.partial"
 _RECORDED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+
+
+def check_new_folder(folder: Path, option: str) -> None:
+    """Check that a folder that must not exist can be made; nothing is created.
+
+    Args:
+        folder: The folder.
+        option: What named it, for the message.
+
+    Raises:
+        UserError: It exists, or cannot be made.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"{option}: exists; name a folder that does not")
+    there = next(path for path in folder.absolute().parents if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise UserError(f"{option}: {there} is no folder, so none can be made in it")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{option}: {there} cannot be written; name another folder, or change its permissions")
 
 
 def check_output_folder(folder: Path, *, is_own: bool, holds_results: bool, resume: bool, overwrite: bool) -> None:
@@ -50,7 +68,7 @@ def check_output_folder(folder: Path, *, is_own: bool, holds_results: bool, resu
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not there.is_dir():
             raise UserError(f"output_dir: {folder} cannot be a folder: {there} is a file")
-        held = {path.name for path in folder.iterdir() if ".partial" not in path.name} if there == folder else set()
+        held = {path.name for path in folder.iterdir() if _holds_something(path)} if there == folder else set()
     except OSError as error:
         raise UserError(f"output_dir: cannot use {folder}: {error.strerror}") from None
     if not os.access(there, os.W_OK | os.X_OK):
@@ -63,6 +81,13 @@ def check_output_folder(folder: Path, *, is_own: bool, holds_results: bool, resu
             f"output_dir: {folder} holds another run; name another folder, continue that run with --resume, or start "
             "over with --overwrite"
         )
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether this is a file, or a folder with one; what a killed process had begun to write does not count."""
+    if ".partial" in path.name:
+        return False
+    return path.is_symlink() or not path.is_dir() or any(map(_holds_something, path.iterdir()))
 
 
 def check_inputs_are_kept(folder: Path, removed: Iterable[Path], inputs: Iterable[str]) -> None:
@@ -239,15 +264,6 @@ def changed_plugins(before: Iterable[dict[str, Any]], now: Iterable[dict[str, An
 def add_to_record(folder: Path, **entries: Any) -> None:
     """Add entries to `run.json`, or replace them."""
     _write_record(folder, {**read_record(folder), **entries})
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """What `run.json` in a folder holds; nothing if there is none that swiftplug wrote."""
-    try:
-        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return record if "swiftplug" in record["versions"] else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:

@@ -1,14 +1,13 @@
 """What the folder of a training run tells about the run: its config, its rows, and what it measured."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from swiftplug.config.resume import CONFIG
+from swiftplug.config.resume import CONFIG, run_folder_of
 from swiftplug.config.yaml_file import read_config
 from swiftplug.data.read.conversation import Conversation, RowError
 from swiftplug.data.read.formats import to_conversation
@@ -16,15 +15,6 @@ from swiftplug.data.read.sources import open_source
 from swiftplug.errors import UserError
 from swiftplug.plugin import Rows
 from swiftplug.plugin.registry import PluginChoice, Registry, fields_of
-from swiftplug.runs.folder import read_record
-
-
-def run_folder_of(name: str) -> Path | None:
-    """The folder of the run that a model is of: its own, or of a `checkpoint-N` the one around it; None if of none."""
-    folder = Path(name).expanduser()
-    if re.fullmatch(r"checkpoint-\d+", folder.name) and not (folder / CONFIG).is_file():
-        folder = folder.parent
-    return folder if (folder / CONFIG).is_file() and read_record(folder) else None
 
 
 def recorded_config(name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from swiftplug.config.resume import CONFIG
+from swiftplug.config.resume import CONFIG, MANIFEST
 from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_command, format_count
@@ -28,7 +28,6 @@ from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress, on_disk, print_line
 from swiftplug.runs.errors import explaining_interruption, naming_full_disk, naming_plugins
 from swiftplug.runs.folder import (
-    MANIFEST,
     add_to_record,
     begin_record,
     check_inputs_are_kept,

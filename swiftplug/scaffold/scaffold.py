@@ -62,16 +62,7 @@ _EXAMPLES = {
 
 
 class NewPlugin(NamedTuple):
-    """A plugin that was written.
-
-    Attributes:
-        kind: Its kind.
-        group: The entry-point group of the kind.
-        name: The name that a config uses.
-        obj: The class or function.
-        summary: What it is, in a few words.
-        use: Commands that use it.
-    """
+    """A plugin that was written, with what the templates of a distribution say of it."""
 
     kind: str
     group: str
@@ -104,9 +95,7 @@ def new_distribution(name: str, kinds: Sequence[str], folder: Path) -> list[NewP
         installed = f"{name} {importlib_metadata.version(name)}"
         raise UserError(f"{installed} is installed already; choose another name, or uninstall it")
     importable = package.isidentifier() and not keyword.iskeyword(package)
-    spec = find_spec(package) if importable else None
-    is_taken = package == "tests" or (spec and spec.origin)  # its own tests; a folder that is no package has no origin
-    if not importable or is_taken:
+    if not importable or package == "tests" or _origin(package):  # `tests` has its own
         raise UserError(
             f"{name}: its package would be called {package!r}, "
             f"which {'is taken' if importable else 'is no module name'}; choose another name, such as "
@@ -145,6 +134,11 @@ def new_file(name: str, kinds: Sequence[str], file: Path) -> list[NewPlugin]:
     """
     if file.suffix != ".py":
         raise UserError(f"{file}: expected a file whose name ends in .py")
+    if (origin := _origin(file.stem)) and Path(origin).resolve() != file.resolve():
+        raise UserError(
+            f"{file} would hide the installed module {file.stem!r} from Python code beside it; choose another name, "
+            f"such as {BUILT_IN}_{file.stem}"
+        )
     plugins = _plugins(name, kinds, f"--plugin {shlex.quote(str(file))} ")
     decorators = {
         plugin.obj: "register_loss_func" if plugin.kind == "loss" else f"register_{plugin.kind}" for plugin in plugins
@@ -180,6 +174,12 @@ def _plugins(name: str, kinds: Sequence[str], options: str = "") -> list[NewPlug
         use = _EXAMPLES[kind].use.format(f"{options}{KINDS[kind].option} {plugin}")
         plugins.append(NewPlugin(kind, KINDS[kind].group, plugin, _EXAMPLES[kind].obj, summary.rstrip("."), use))
     return plugins
+
+
+def _origin(module: str) -> str | None:
+    """Where the module of this name comes from; None if none can be imported (nor has a folder without Python one)."""
+    spec = find_spec(module) if module.isidentifier() else None
+    return spec.origin if spec else None
 
 
 def _read(path: str) -> str:

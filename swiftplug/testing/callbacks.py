@@ -22,12 +22,7 @@ _STEPS, _SAVED = 4, 2
 
 
 def check(plugin: LoadedPlugin) -> None:
-    """Train a tiny model with it: with evaluations, from a checkpoint, and without evaluations.
-
-    Raises:
-        ContractError: It breaks the contract.
-        UserError: It refuses all of these runs.
-    """
+    """Train a tiny model with it: with evaluations, from a checkpoint, and without evaluations."""
     with TemporaryDirectory() as folder:
         refusals = [_check_resume(plugin, Path(folder, "evaluated")), _check_plain(plugin, Path(folder, "plain"))]
     if all(refusals):
@@ -58,10 +53,10 @@ def _check_resume(plugin: LoadedPlugin, folder: Path) -> UserError | None:
         run = TinyRun(plugin, folder / place, evaluates=True, **settings)
         try:
             run.args.check_plugins()
+            callback = _make(plugin, run)
         except UserError as refused:
             return refused
         checkpoint = None
-        callback = _make(plugin, run)
         if place == "resumed":
             source = folder / "unbroken" / "run" / name
             if not source.is_dir():  # it stopped the run, or kept it from saving

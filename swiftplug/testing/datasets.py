@@ -21,12 +21,7 @@ _ROWS = 200  # are read, at most
 
 
 def check(plugin: LoadedPlugin) -> None:
-    """Make the dataset twice, and read its rows as each task would.
-
-    Raises:
-        ContractError: It breaks the contract.
-        UserError: It cannot be loaded.
-    """
+    """Make the dataset twice, and read its rows as each task would."""
     first, second = _make(plugin), _make(plugin)
     if not len(first):
         raise ContractError("has no rows")

@@ -40,12 +40,7 @@ _Answers = dict[str, Sequence[Completion]]
 
 
 def check(plugin: LoadedPlugin) -> None:
-    """Draw candidates of a few prompts, together and alone, from several instances of it, and from models in training.
-
-    Raises:
-        ContractError: It breaks the contract.
-        UserError: It refuses the run, or fails on every prompt.
-    """
+    """Draw candidates of a few prompts, together and alone, from several instances of it and models in training."""
     with TemporaryDirectory() as folder:
         drawing = _Drawing(plugin, Path(folder))
         together = drawing.draw(_PROMPTS, "three prompts")

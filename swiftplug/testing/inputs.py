@@ -1,7 +1,11 @@
 """A plugin with its options, input that real data has sooner or later, and how a fault on it is described."""
 
+import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from swiftplug.errors import ContractError, UserError
@@ -33,6 +37,36 @@ class RaisedError(ContractError):
     """A plugin raised an exception."""
 
 
+class OverdueError(BaseException):
+    """Interrupts a check that takes too long. It is no Exception, which a plugin may catch to try again."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise an OverdueError in a block that takes longer: in the main thread, unless another timer ends it sooner."""
+    if threading.current_thread() is not threading.main_thread():  # others get no signals
+        yield
+        return
+    began, (left, interval) = time.monotonic(), signal.getitimer(signal.ITIMER_REAL)  # that of pytest-timeout, say
+    if 0 < left <= seconds:
+        yield
+        return
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        place = f", at {frame.f_code.co_filename}:{frame.f_lineno}" if frame else ""
+        raise OverdueError(f"has not ended after {seconds:g} s{place}")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 0.001), interval)
+
+
 @contextmanager
 def on(what: str) -> Iterator[None]:
     """Say on what input a plugin raised an exception, or otherwise broke its contract.
@@ -47,6 +81,8 @@ def on(what: str) -> Iterator[None]:
         raise
     except ContractError as error:
         raise ContractError(f"{error} (for {what})") from error
+    except OverdueError as error:
+        raise OverdueError(f"{error} (for {what})") from error
     except (Exception, SystemExit) as error:
         raise RaisedError(f"raised {describe_error(error)} for {what}") from error
 

@@ -14,11 +14,7 @@ _ROLES = ("assistant", "user", "system", "tool", "")
 
 
 def check(plugin: LoadedPlugin) -> None:
-    """Ask for the weights of texts of every sort, in every context.
-
-    Raises:
-        ContractError: They break the contract.
-    """
+    """Ask for the weights of texts of every sort, in every context."""
     weigh = plugin.bound.get_loss_scale
     parameters = inspect.signature(weigh).parameters
     takes_role = "role" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())

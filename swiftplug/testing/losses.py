@@ -68,11 +68,7 @@ class _Loss:
 
 
 def check(plugin: LoadedPlugin) -> None:
-    """Compute the loss of random logits in many ways that must give the same.
-
-    Raises:
-        ContractError: It breaks the contract.
-    """
+    """Compute the loss of random logits in many ways that must give the same."""
     loss = _Loss(plugin.bound)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(_ROWS, _LENGTH, _VOCABULARY, generator=generator)

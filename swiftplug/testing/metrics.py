@@ -23,12 +23,7 @@ _Rows = tuple[torch.Tensor, torch.Tensor]  # logits and labels
 
 
 def check(plugin: LoadedPlugin) -> None:
-    """Compute it on several sets of rows, each in several batches and orders.
-
-    Raises:
-        ContractError: What it returns breaks the contract.
-        UserError: It refuses rows of every sort.
-    """
+    """Compute it on several sets of rows, each in several batches and orders."""
     metric: BoundMetric = plugin.bound
     if metric.generate:
         _check_texts(metric)

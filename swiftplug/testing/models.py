@@ -17,12 +17,7 @@ _TOLERANCE = 1e-4
 
 
 def check(plugin: LoadedPlugin) -> None:
-    """Build a model twice, run it, save it and load it again.
-
-    Raises:
-        ContractError: It breaks the contract.
-        UserError: It cannot be loaded, or its tokenizer has no offsets.
-    """
+    """Build a model twice, run it, save it and load it again."""
     with TemporaryDirectory() as folder:
         model, tokenizer = _build(plugin, Path(folder))
         with on("the offsets of its tokenizer"):

@@ -19,12 +19,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def check(plugin: LoadedPlugin) -> None:
-    """Train a tiny model with it, save its state, and go on from there.
-
-    Raises:
-        ContractError: It breaks the contract.
-        UserError: It refuses both a plain model and one with LoRA.
-    """
+    """Train a tiny model with it, save its state, and go on from there."""
     with TemporaryDirectory() as folder:
         try:
             _Training(plugin, Path(folder), "swiftplug:full").check()

@@ -102,7 +102,7 @@ class PluginCheck(pytest.Item):
 
         try:
             plugin = self.found.load()
-        except MissingExtraError as error:
+        except MissingExtraError as error:  # as importorskip does: the plugin is not at fault
             pytest.skip(f"{self.found} {error}")
         except (Exception, SystemExit) as error:
             raise ContractBroken(f"{self.found} is broken: {describe_error(error)}") from error
@@ -144,7 +144,7 @@ def _read_settings(config: pytest.Config, checks: dict[str, PluginCheck]) -> Non
     for check, option, value in parse("swiftplug_options", r"(\w+:[^=]+)\.(\w+)=(.*)", "KIND:NAME.OPTION=VALUE"):
         check.options[option] = read_value(value, f"swiftplug_options: {option}")
     for check, _, reason in parse("swiftplug_expected_failures", r"(\w+:[^:]+)(:\s*)(.+)", "KIND:NAME: REASON"):
-        check.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+        check.add_marker(pytest.mark.xfail(reason=reason, strict=True))  # strict: one that passes leaves the list
 
 
 def _find(source: str, root: Path) -> "list[FoundPlugin]":

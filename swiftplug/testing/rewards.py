@@ -17,12 +17,7 @@ _REFERENCES = ("4", "Step 1: 2 + 2 = 4\n\\boxed{4}", "四👍", None)
 
 
 def check(plugin: LoadedPlugin, columns: Mapping[str, Any]) -> None:
-    """Score answers of every sort, together, alone and in another order.
-
-    Raises:
-        ContractError: The rewards break the contract.
-        UserError: It needs a column.
-    """
+    """Score answers of every sort, together, alone and in another order."""
     scorer: BoundScorer = plugin.bound
     for name in scorer.needed_columns:
         if name not in REFERENCE_NAMES and name not in columns:
@@ -89,7 +84,7 @@ def _check_elsewhere(
     others = {"from a new instance": load(plugin.found, plugin.options).bound}
     try:
         pickled = pickle.dumps(plugin.bound)
-    except Exception:  # another process then makes it anew: that of an entry point always can
+    except Exception:  # any __reduce__ may raise anything; another process then makes the scorer anew
         pass
     else:
         with on("pickle.loads"):

@@ -20,12 +20,7 @@ _PARTS = ((0, 1, 2, 3), (4,), (5,))  # rows of micro-batches
 
 
 def check(plugin: LoadedPlugin) -> None:
-    """Compute the loss of rows in ways that must give the same, and train and evaluate on them.
-
-    Raises:
-        ContractError: It breaks the contract.
-        UserError: It refuses the tiny run.
-    """
+    """Compute the loss of rows in ways that must give the same, and train and evaluate on them."""
     task: Task = plugin.bound
     with TemporaryDirectory() as folder:
         run = TinyRun(plugin, Path(folder), evaluates=True, max_steps=2)
@@ -96,7 +91,7 @@ class _Loss:
                 f"has another gradient for six rows than for {_cut()}; sums are sums over rows, each of which depends "
                 "on its own row, or on model.mean of others"
             )
-        if self.task.head == "language" and "loss_scale" in self.task.kinds:
+        if self.task.head == "language" and "loss_scale" in self.task.kinds and not self.task.trains_prompt:
             self._check_untrained(batch)
 
     def __call__(self, batch: Batch, what: str) -> _Result:
@@ -163,7 +158,7 @@ class _Loss:
                 other.sums[name],
                 f"the part {name!r}",
                 f"or {number(other.sums[name])}, depending on a token that does not train (its label is -100, where a "
-                "loss scale gives 0)",
+                "loss scale gives 0; a task that means it sets trains_prompt)",
             )
 
     def _check_equal(self, one: float, other: float, what: str, how: str) -> None:

@@ -55,11 +55,7 @@ _RESULTS: dict[str, list[dict[str, Any]]] = {
 
 
 def check(plugin: LoadedPlugin) -> None:
-    """Write tools, calls and results of every shape.
-
-    Raises:
-        ContractError: What is written breaks the contract.
-    """
+    """Write tools, calls and results of every shape."""
     write = plugin.bound
     for name, tools in {**{name: [tool] for name, tool in _TOOLS.items()}, "seven tools": [*_TOOLS.values()]}.items():
         given = deepcopy(tools)

@@ -20,12 +20,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def check(plugin: LoadedPlugin) -> None:
-    """Wrap a tiny model, train it, save it, open it again, and train on.
-
-    Raises:
-        ContractError: It breaks the contract.
-        UserError: It refuses the tiny model or its options.
-    """
+    """Wrap a tiny model, train it, save it, open it again, and train on."""
     with TemporaryDirectory() as folder:
         _Tuning(plugin, Path(folder)).check()
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from swiftplug.config.resume import CONFIG, config_difference
+from swiftplug.config.resume import CONFIG, config_difference, read_record
 from swiftplug.config.yaml_file import read_config
 from swiftplug.data.read.report import DataReport
 from swiftplug.errors import UserError
@@ -20,7 +20,7 @@ from swiftplug.formatting import format_command, format_count
 from swiftplug.plugin import Rows
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.folder import KEPT_BASE, MARKER, STAGED_BASE, Marker, absolute_name, add_to_record, read_record
+from swiftplug.runs.folder import KEPT_BASE, MARKER, STAGED_BASE, Marker, absolute_name, add_to_record
 from swiftplug.runs.plugins import free_options
 from swiftplug.training.page.curves import LOG
 

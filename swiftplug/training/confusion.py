@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.ft2font import FT2Font
 
 _LONGEST_NAME = 24
-_MOST_COUNTS = 40  # classes; of more, cells are too small for a number
+MOST_COUNTS = 40  # classes; of more, cells are too small for a number
 
 
 class ConfusionMatrix:
@@ -62,7 +62,7 @@ class ConfusionMatrix:
         axes.set_ylabel("label", fontsize=9)
         right, total = int(counts.trace()), int(counts.sum())
         axes.set_title(f"last evaluation: {right:,} of {total:,} right", fontsize=10)
-        for (row, column), count in np.ndenumerate(counts) if size <= _MOST_COUNTS else ():
+        for (row, column), count in np.ndenumerate(counts) if size <= MOST_COUNTS else ():
             if count:
                 color = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=7)

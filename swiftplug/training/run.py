@@ -22,10 +22,13 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback
 
+from swiftplug.config.resume import read_record
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.batching import Collator
+from swiftplug.errors import UserError
 from swiftplug.formatting import format_command, format_duration, format_number, format_percent
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice
+from swiftplug.plugin.registry.errors import one_line
 from swiftplug.runs.console import RunProgress, on_disk, print_line, print_plan
 from swiftplug.runs.errors import explaining_interruption, naming_full_disk, naming_plugins
 from swiftplug.runs.folder import (
@@ -37,7 +40,6 @@ from swiftplug.runs.folder import (
     check_inputs_are_kept,
     check_output_folder,
     locked_folder,
-    read_record,
     run_folder,
 )
 from swiftplug.training.checkpoint import (
@@ -182,14 +184,18 @@ def train(
             step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
             stack.enter_context(trackers.active(trainer.callback_handler.callbacks, step))
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with naming_plugins(plugins):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             with progress.start("saving the model"):
                 trainer.save_final()
+        except Exception as error:
+            report.error = str(error) if isinstance(error, UserError) else one_line(error)
+            raise
         finally:
             if is_first:
                 report.write(ended=True)
-                if report.problem:
-                    print_line(console, report.problem, "yellow")
+                for problem in report.problems.values():
+                    print_line(console, problem, "yellow")
         history = trainer.state.log_history
         metrics = {name: value for entry in history for name, value in entry.items()}
         if is_first:
@@ -199,7 +205,7 @@ def train(
                 confusion.draw(run_dir / CONFUSION)
                 print_line(console, f"confusion matrix of the last evaluation: {run_dir / CONFUSION}")
             _print_end(console, run_dir, metrics, time.monotonic() - started)
-            if not report.problem:
+            if REPORT not in report.problems:
                 print_line(console, f"page of the run: {run_dir / REPORT}")
         return TrainResult(run_dir, metrics)
 

@@ -31,7 +31,7 @@ from swiftplug.training.reference import planned_reference
 def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
     """Resolve the plugins, check the arguments, and load the tokenizer; a preview needs no more.
 
-    `kept_base` is a copy of the config's model, to use if that is gone.
+    `kept_base` is the folder of the model to use if that of the config is gone.
 
     Raises:
         UserError: Something is wrong with the input.
@@ -44,7 +44,7 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
     args = Arguments(config, plugins, arguments)
     if kept_base and config.model and not plugins.model and not Path(config.model.name).expanduser().exists():
         args.kept_base = str(kept_base)
-        args.notes.append(f"model: there is no folder {config.model.name} any more; its copy {kept_base} is used")
+        args.notes.append(f"model: there is no folder {config.model.name} any more; {kept_base} is used")
     if args.task.head == "language":
         args.check_writes()
     if args.task.rows is Rows.PROMPTS:
@@ -152,6 +152,13 @@ def read_data(args: Arguments, progress: RunProgress, labels: Labels | None = No
     with naming_plugins(plugins.all()):
         args.notes += args.task.check_data(data.train)
     args.notes += args.explain_model()
+    if data.eval is not None and data.report.eval is not None and "prompt_ids" in data.eval.column_names:
+        rows = data.report.eval.kept
+        if unasked := rows - sum(len(ids) > 0 for ids in data.eval["prompt_ids"]):
+            found = f"{format_count(unasked, 'evaluation row')} {'has' if unasked == 1 else 'have'} no prompt to answer"
+            if unasked == rows:
+                raise UserError(f"metrics: {found}; expected a message before the answer")
+            args.notes.append(f"metrics: {found}; generated answers are compared on the others")
     loss = next(iter(plugins.of("loss")), None)
     if loss and "loss_scale" in data.train.column_names and "loss_scale" not in optional_arguments(loss.bound):
         scales = "+".join(scale.found.name for scale in plugins.of("loss_scale"))

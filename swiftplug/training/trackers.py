@@ -7,7 +7,7 @@ A tracker's run is called like the folder of the run, in the project `training.p
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
 
 from swiftplug.config.load import to_yaml
-from swiftplug.config.resume import CONFIG
+from swiftplug.config.resume import CONFIG, read_record
 from swiftplug.errors import UserError, nearest
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.folder import add_to_record, read_record
+from swiftplug.runs.folder import add_to_record
 from swiftplug.training.checkpoint import TENSORBOARD
 
 _PACKAGES = {  # whose names differ: the module, and what is installed
@@ -82,17 +82,17 @@ class Trackers(TrainerCallback):
         """
         self.known: dict[str, str] = read_record(self.run_dir).get("trackers", {})
         begin = {"wandb": self._begin_wandb, "mlflow": self._begin_mlflow, "trackio": self._begin_trackio}
-        ids = {name: begin[name](self.known.get(name)) for name in self.arguments.report_to if name in begin}
-        if ids:
-            add_to_record(self.run_dir, trackers={**self.known, **ids})
-        for callback in callbacks:
-            if isinstance(callback, TensorBoardCallback):
-                from torch.utils.tensorboard import SummaryWriter
-
-                folder = callback.logging_dir or str(self.run_dir / TENSORBOARD)
-                # What a killed run has logged after its checkpoint is logged again.
-                self.writer = callback.tb_writer = SummaryWriter(folder, purge_step=first_step + 1)
         try:
+            ids = {name: begin[name](self.known.get(name)) for name in self.arguments.report_to if name in begin}
+            if ids:
+                add_to_record(self.run_dir, trackers={**self.known, **ids})
+            for callback in callbacks:
+                if isinstance(callback, TensorBoardCallback):
+                    from torch.utils.tensorboard import SummaryWriter
+
+                    folder = callback.logging_dir or str(self.run_dir / TENSORBOARD)
+                    # What a killed run has logged after its checkpoint is logged again.
+                    self.writer = callback.tb_writer = SummaryWriter(folder, purge_step=first_step + 1)
             yield
         finally:
             self._end(failed=sys.exc_info()[0] is not None)
@@ -152,4 +152,5 @@ class Trackers(TrainerCallback):
         if "trackio" in self.arguments.report_to and failed:
             import trackio
 
-            trackio.finish()
+            with suppress(RuntimeError):  # its callback has not begun a run
+                trackio.finish()

@@ -286,7 +286,9 @@ class PlugTrainer(Trainer):
             )
         metrics |= logged
         if self.metrics.of_texts:
+            # Of a row that was split only one example has the prompt; a row that begins with an answer has none.
             rows: Any = self.eval_dataset
+            rows = rows.select([place for place, ids in enumerate(rows["prompt_ids"]) if len(ids)])
             predictions = generate_answers(
                 self.accelerator,
                 self.model,

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from swiftplug.chat.chat import Talk
 from swiftplug.chat.speaker import Speaker
 from swiftplug.chat.terminal import Terminal, printable
 from swiftplug.cli.main import app
@@ -35,7 +36,7 @@ class Echo(Engine):
 """
 
 
-def chat(lines: str, *arguments: object) -> Any:
+def chat(lines: str | bytes, *arguments: object) -> Any:
     """Run the command with lines as its input; a UserError goes through."""
     result = CliRunner().invoke(app, ["chat", *map(str, arguments)], input=lines, standalone_mode=False)
     if result.exception is not None:
@@ -144,6 +145,33 @@ def test_mistakes(echo: list[str], tmp_path: Path, tiny_model_dir: Path) -> None
         chat("a\n", f"{tiny_model_dir}x")
 
 
+def test_input_that_is_not_utf_8_is_refused_after_what_came_before_it(echo: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^the input, line 3: not UTF-8 text: byte 0xe9 at 4$"):
+        chat(b"/clear\n\xe4\xbd\xa0\ncaf\xe9\n", "model", *echo)
+    assert chat("é\r\n".encode(), "model", *echo).stdout == "user=é\n"
+
+
+def test_at_a_terminal_text_that_is_not_unicode_does_not_end_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["caf\udce9", "/exit"])
+    notes: list[str] = []
+    terminal = Terminal()
+    terminal.interactive = True
+    monkeypatch.setattr("builtins.input", lambda mark: next(lines))
+    monkeypatch.setattr(terminal, "note", lambda line, style="": notes.append(line))
+    Talk([], terminal).run()
+    assert notes[1:] == ["error: what was typed is not Unicode text"]
+
+
+@pytest.mark.parametrize("name", ["none", "swiftplug:none"])
+def test_an_engine_that_generates_nothing_is_refused(name: str) -> None:
+    for command in ("chat one", "evaluate one --dataset q.jsonl --orm math"):
+        with pytest.raises(UserError) as raised:
+            chat("", *command.split()[1:], "--engine", name) if command.startswith("chat") else CliRunner().invoke(
+                app, [*command.split(), "--engine", name], standalone_mode=False, catch_exceptions=False
+            )
+        assert str(raised.value) == "--engine: 'none' generates no answers; name one that does, such as transformers"
+
+
 def test_system_message_and_tools_of_a_runs_rows(echo: list[str], tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "add", "description": "", "parameters": {"type": "object"}}}
     row = {
@@ -212,3 +240,34 @@ def test_columns_and_control_characters(monkeypatch: pytest.MonkeyPatch) -> None
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.console.file.getvalue()).splitlines()[-2:]
     assert shown[0].split() == ["one", "two"]
     assert shown[1].split() == ["你好", "👩‍🔬", "a␛[31mb"]
+
+
+def test_models_side_by_side_keep_the_same_turns_whatever_stops_an_answer(
+    monkeypatch: pytest.MonkeyPatch, echo: list[str], tmp_path: Path
+) -> None:
+    """The first model answers; the second is stopped before it has begun, or fails."""
+    calls: list[str] = []
+
+    def stream(self: Engine, prompt: Prompt) -> Iterator[Completion]:
+        calls.append(str(prompt.messages[-1]["content"]))
+        number = len(calls)
+        if number == 2:
+            signal.raise_signal(signal.SIGINT)
+        if number == 6:
+            raise UserError("it fails")
+        yield Completion(f"answer {number}", "stop")
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    speakers = [
+        Speaker(load_model_config(name, {"engine": "echo", "plugins.files": [echo[-1]]}, []), None) for name in "ab"
+    ]
+    terminal = Terminal()
+    lines = iter(["one", "/regenerate", "/regenerate", f"/save {tmp_path / 'talk.jsonl'}", "/exit"])
+    monkeypatch.setattr(terminal, "read", lambda: next(lines))
+    terminal.interactive = True
+    terminal.console.width = 60  # one below the other
+    monkeypatch.setattr("swiftplug.chat.terminal._without_echo", nullcontext)
+    Talk(speakers, terminal).run()
+    assert calls == ["one"] * 6
+    rows = [json.loads(line)["messages"] for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
+    assert [[each["content"] for each in messages] for messages in rows] == [["one", "answer 3"], ["one", "answer 4"]]

@@ -1,5 +1,6 @@
 """The command line answers at once, says what there is, and imports nothing heavy on the way."""
 
+import math
 import os
 import re
 import subprocess
@@ -88,23 +89,29 @@ def test_config_room_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list-plugins"]], ids=" ".join)
-def test_answers_soon(arguments: list[str]) -> None:
+def test_answers_soon(arguments: list[str], tmp_path: Path) -> None:
     """Little longer than the help of an empty command takes, which is 0.12 s; this is what keeps it under 0.3 s.
 
-    The least of several times is what a quiet moment gives, and a slow machine is as slow at both. (To run the empty
-    command takes as long as its help since typer 0.29, and less before, which loads neither pydantic nor rich for it.)
+    The least of several times is what a quiet moment gives, and a slow machine is as slow at both; a busy one gets
+    more tries. (To run the empty command takes as long as its help since typer 0.29, and less before, which loads
+    neither pydantic nor rich for it.)
     """
+    # At a terminal, and compiled as pip leaves every package; of a checkout, PYTHONDONTWRITEBYTECODE would prevent it.
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
 
     def processor_seconds(*command: str) -> float:
-        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0
         return usage.ru_utime
 
-    empty = ("-c", EMPTY, "--help")
-    pairs = [(processor_seconds("-m", "swiftplug", *arguments), processor_seconds(*empty)) for _ in range(8)]
-    ours, least = (min(column) for column in zip(*pairs, strict=True))
+    ours = least = math.inf
+    for tried in range(60):
+        ours = min(ours, processor_seconds("-m", "swiftplug", *arguments))
+        least = min(least, processor_seconds("-c", EMPTY, "--help"))
+        if tried >= 8 and ours < 1.6 * least:
+            break
     assert ours < 1.6 * least, (ours, least)
 
 

@@ -29,7 +29,7 @@ def write_wheel(folder: Path, version: str) -> None:
 
 
 def test_a_package_comes_and_goes(tmp_path: Path) -> None:
-    pytest.importorskip("pip")
+    pytest.importorskip("pip", reason="an environment of uv has no pip")
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     [site] = (tmp_path / "env").glob("lib/python*/site-packages")
     root = Path(__file__).parents[2]
@@ -54,6 +54,10 @@ def test_a_package_comes_and_goes(tmp_path: Path) -> None:
     assert "Plugins that came" not in done.stdout
     done = run("uninstall", "acme-plugins", answer="n\n")
     assert "Proceed" in done.stdout
+    assert (site / "acme_plugins.py").is_file()
+    done = run("uninstall", "acme-plugins")
+    assert done.returncode == 2
+    assert done.stderr == "error: uninstall asks before it removes anything, and there is no input; add -y\n"
     assert (site / "acme_plugins.py").is_file()
     done = run("uninstall", "-y", "acme-plugins")
     assert done.returncode == 0, done.stderr

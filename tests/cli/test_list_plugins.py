@@ -48,6 +48,21 @@ def sites(install: Any) -> list[Path]:
     ]
 
 
+def test_what_the_encoding_of_the_output_lacks_is_escaped(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(
+        'from swiftplug.plugin import register_loss_func\n@register_loss_func("x")\ndef f(outputs, labels):\n'
+        '    """Is é 😀."""\n',
+        encoding="utf-8",
+    )
+    given = ["--plugin", "p.py", "--kind", "loss", "--search", "is"]
+    done = run(*given, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert r"Is \u00e9 \ud83d\ude00" in done.stdout
+    assert [row["summary"] for row in json.loads(run(*given, "--json", PYTHONIOENCODING="ascii").stdout)] == [
+        "Is é 😀."
+    ]
+
+
 def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
     return {f"{row['kind']} {row['qualified_name']}": row for row in json.loads(done.stdout)}
 
@@ -105,6 +120,19 @@ def test_check_distinguishes_broken_from_needy(run: Any, sites: list[Path]) -> N
     done = run("--check", "--kind", "prm", sites=sites, COLUMNS="200")
     assert done.returncode == 0, done.stdout
     assert "needs an extra: needs no-such-thing: pip install 'needy[fast]'" in done.stdout
+
+
+def test_the_time_limit_interrupts_no_import() -> None:
+    """Libraries that are imported by half work no more for the plugins that follow."""
+    code = (
+        "import swiftplug.cli.list_plugins as command\n"
+        "command._SECONDS = 0.05\n"
+        "for kind in ('task', 'optimizer', 'metric'):\n"
+        "    command.list_plugins(kind=kind, check=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert not re.search("import|broken", done.stdout, re.IGNORECASE), done.stdout
 
 
 def test_a_file_is_listed_with_the_rest(run: Any, tmp_path: Path) -> None:

@@ -106,4 +106,6 @@ def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
         schema(output=str(tmp_path / "train.yaml"))
     with pytest.raises(UserError, match=r"there is no folder '.*/missing'$"):
         schema(output=str(tmp_path / "missing" / "x.json"))
+    with pytest.raises(UserError, match=r"^--output: expected the name of a file$"):
+        schema(output="")
     assert (tmp_path / "train.yaml").read_text() == "model: m\n"

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import typer
 import yaml
 
+from swiftplug.cli.list_plugins import list_plugins
 from swiftplug.cli.show_plugin import _Page, show_plugin
 from swiftplug.config.load import load_sample_config, load_train_config
 from swiftplug.errors import UserError
@@ -134,6 +136,36 @@ def test_a_broken_plugin_is_shown_as_far_as_it_can(install: Any, capsys: pytest.
     assert ended.value.exit_code == 1
     assert "Does bad." in page and "acme 1.0" in page
     assert "  broken      ModuleNotFoundError: No module named 'nothing_at_all'" in page
+
+
+def test_control_characters_are_escaped_wherever_a_plugin_is_shown(
+    show: Any, install: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a distribution says of itself must not act on the terminal."""
+    source = (
+        'class Loss:\n    r"""Says \x1b[31mred\x1b[0m.\n\n    More \x9b5m."""\n\n'
+        "    def __init__(self, mode: str = 'x'):\n"
+        '        """Set it.\n\n        Args:\n            mode: In \\x1b[1mbold\\x07.\n        """\n\n'
+        "    def __call__(self, outputs, labels):\n        raise ValueError('\\x1b[2J')\n"
+    )
+    points = {"losses": {"loud": "loud:Loss", "gone": "loud:\x1b[2J"}}
+    site = install("loud", points, {"loud.py": source}, version="1\x1b[32m")
+    metadata = next(site.glob("*.dist-info")) / "METADATA"
+    metadata.write_text(f"{metadata.read_text()}Home-page: https://a.example/\x1b]0;title\x07\n")
+    page = show("loud", width=200)
+    for said in (
+        "Says \\x1b[31mred\\x1b[0m.",
+        "More \\x9b5m.",
+        "In \\x1b[1mbold\\x07.",
+        "loud 1\\x1b[32m",
+        "x1b]0;title",
+    ):
+        assert said in page
+    with pytest.raises(typer.Exit):
+        list_plugins(search=["loud"], check=True, verbose=True)
+    listed = capsys.readouterr().out
+    assert "ValueError: \\x1b[2J" in listed
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page + listed)
 
 
 def test_an_extra_that_is_missing_is_named(show: Any, install: Any) -> None:

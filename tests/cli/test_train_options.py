@@ -15,17 +15,17 @@ from swiftplug.cli.run_options import RunRequest, takes_run_options
 from swiftplug.config.load import load_sample_config, load_train_config, to_yaml
 from swiftplug.config.schema import RunConfig, SampleConfig, TrainConfig
 
-# A training room that writes down how it was called, or fails on request, so that no test waits for torch.
-ROOM = """
+# A training that writes down how it was called, or fails on request, so that no test waits for torch.
+TRAINING = """
 import errno, json, os, sys, types
 def train(config, **options):
     if failure:
         exec(failure)
     print(json.dumps({{"config": config.model_dump(), "options": options, "torch": "torch" in sys.modules}}))
 failure = {failure!r}
-room = types.ModuleType("swiftplug.training.run")
-room.train = train
-sys.modules["swiftplug.training.run"] = room
+module = types.ModuleType("swiftplug.training.run")
+module.train = train
+sys.modules["swiftplug.training.run"] = module
 from swiftplug.cli.main import main
 main()
 """
@@ -36,7 +36,7 @@ def train(
     *arguments: str, cwd: Path, failure: str = "", environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", ROOM.format(failure=failure), "train", *arguments],
+        [sys.executable, "-c", TRAINING.format(failure=failure), "train", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -135,7 +135,7 @@ class TestOptions:
 
         assert CliRunner().invoke(app, [*given, "--debug"]).exit_code == 0
 
-    def test_flags_reach_the_training_room(self, tmp_path: Path) -> None:
+    def test_flags_reach_the_training(self, tmp_path: Path) -> None:
         plain = yaml.safe_load(train(*INPUT, cwd=tmp_path).stdout)
         assert plain["options"] == {
             "resume": False,
@@ -149,11 +149,15 @@ class TestOptions:
         assert set(yaml.safe_load(train(*INPUT, *flags, cwd=tmp_path).stdout)["options"].values()) == {True}
 
     def test_quickstart_says_that_it_is_one(self, tmp_path: Path) -> None:
-        first, second, last = train("--loss", "custom_loss", cwd=tmp_path).stdout.splitlines()
+        left = "os.makedirs('runs/quickstart'); open('runs/quickstart/log.jsonl', 'w').close()"
+        first, second, last = train("--loss", "custom_loss", cwd=tmp_path, failure=left).stdout.splitlines()
         assert "quickstart" in first
-        assert last.startswith("Next: swiftplug sample ")
+        assert last.startswith("Next: swiftplug sample   #")
         config = yaml.safe_load(second)["config"]
         assert config["loss"]["name"] == "custom_loss" and config["output_dir"] == "runs/quickstart"
+        for given in (["--output-dir", "r u"], ["--set", "output_dir='r u'"]):  # where `sample` alone does not look
+            last = train(*given, cwd=tmp_path).stdout.splitlines()[-1]
+            assert last.startswith("Next: swiftplug sample --model 'r u' --dataset 'arithmetic#300' --orm math   #")
 
 
 class TestErrors:
@@ -182,6 +186,11 @@ class TestErrors:
     def test_nearest_command(self, tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-m", "swiftplug", "trian"], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (2, "error: no such command 'trian'; did you mean 'train'?\n")
+
+    def test_a_value_that_is_not_in_a_list(self) -> None:
+        done = subprocess.run([sys.executable, "-m", "swiftplug", "schema", "tran"], capture_output=True, text=True)
+        line = "error: invalid value for 'train|sample': 'tran' is not one of 'train', 'sample'.\n"
+        assert (done.returncode, done.stderr) == (2, line)
 
     @pytest.mark.parametrize(
         ("failure", "code", "line"),

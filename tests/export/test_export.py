@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from swiftplug.cli.main import app
 from swiftplug.errors import UserError
+from swiftplug.export.proof import outputs_of
 from swiftplug.plugin import Labels
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.runs.folder import Head, Marker
@@ -32,28 +33,7 @@ from swiftplug.runs.model import with_head
 REGISTRY = Registry.discover()
 IDS = torch.tensor([[1, *range(30, 90), 2]])
 SCORE = Head("sequence", Labels(("reward",), "regression"))
-BITFIT = """
-from safetensors.torch import load_file, save_file
-from swiftplug.plugin import Tuner, register_tuner
-
-@register_tuner("norms")
-class Norms(Tuner):
-    @staticmethod
-    def prepare_model(args, model):
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("norm" in name)
-        return model
-
-    @staticmethod
-    def save_pretrained(model, save_directory, **kwargs):
-        norms = {name: it for name, it in model.state_dict().items() if "norm" in name}
-        save_file(norms, f"{save_directory}/norms.safetensors")
-
-    @staticmethod
-    def from_pretrained(model, model_id, **kwargs):
-        model.load_state_dict(load_file(f"{model_id}/norms.safetensors"), strict=False)
-        return Norms.prepare_model(None, model)
-"""
+NORMS = Path(__file__).parents[1] / "norms.py"
 
 
 def export(*arguments: object) -> str:
@@ -186,13 +166,11 @@ def test_reward_models_and_a_tuner_of_a_file(make_run: Any, tmp_path: Path) -> N
     run, expected = make_run("full", name="steps", head=steps)
     export(run, "--to", tmp_path / "steps-out")
     torch.testing.assert_close(plain(tmp_path / "steps-out", AutoModelForTokenClassification), expected)
-    file = tmp_path / "norms.py"
-    file.write_text(BITFIT, encoding="utf-8")
-    run, expected = make_run("norms", name="norms", files=[str(file)])
-    export(run, "--to", tmp_path / "norms-out", "--plugin", file)
+    run, expected = make_run("norms", name="norms", files=[str(NORMS)])
+    export(run, "--to", tmp_path / "norms-out", "--plugin", NORMS)
     torch.testing.assert_close(plain(tmp_path / "norms-out"), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"--no-merge: what tuner norms saves in .* is no PEFT adapter"):
-        export(run, "--to", tmp_path / "out", "--plugin", file, "--no-merge")
+        export(run, "--to", tmp_path / "out", "--plugin", NORMS, "--no-merge")
 
 
 def test_what_cannot_be_merged_is_kept_as_an_adapter(make_run: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -272,6 +250,33 @@ def test_a_writing_that_goes_wrong_leaves_nothing(
         assert not (tmp_path / "deep").exists()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_that_merges_into_other_weights_is_refused(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    from peft.tuners.lora import Linear
+
+    run, _ = make_run("lora")
+    delta = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda *arguments: delta(*arguments) * 1.01)
+    with pytest.raises(UserError, match=r"is not the run's model: its logits differ by .*; keep its adapter: --no-me"):
+        export(run, "--to", tmp_path / "out", "--dtype", dtype)
+    export(run, "--to", tmp_path / "out", "--dtype", dtype, "--no-merge")
+
+
+def test_float64_decides_where_a_model_amplifies_the_rounding_of_float32(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def amplified(model: Any, texts: Any) -> torch.Tensor:
+        outputs = outputs_of(model, texts)
+        return outputs + torch.randn_like(outputs) * 1e-3 if outputs.dtype == torch.float32 else outputs
+
+    monkeypatch.setattr("swiftplug.export.export.outputs_of", amplified)
+    run, expected = make_run("lora")
+    assert "(tolerance 1e-05, in float64)" in export(run, "--to", tmp_path / "out")
+    torch.testing.assert_close(plain(tmp_path / "out"), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_bad_input_is_refused_before_the_model_is_loaded(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,8 +284,14 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
     monkeypatch.delenv("LLAMA_CPP", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
     for arguments, message in (
         (["--to", tmp_path / "there"], "exists; name a folder that does not"),
+        (["--to", tmp_path / "link"], "exists; name a folder that does not"),
+        (["--to", tmp_path / "file" / "x" / "y"], r"--to .*/file/x/y: .*/file is no folder, so none can be made in it"),
+        (["--to", tmp_path / "link" / "x"], r"--to .*/link/x: .*/link is no folder, so none can be made in it"),
+        (["--to", tiny_model_dir / "x" / "y"], r"--to .*/x/y: is inside of .*, which is exported; name a folder outs"),
         (["--to", tmp_path / "x", "--gguf"], "needs llama.cpp's convert_hf_to_gguf.py, which is not on the PATH"),
         (["--to", tmp_path / "x", "--gguf", "--llama-cpp", tmp_path], "has no convert_hf_to_gguf.py"),
         (["--to", tmp_path / "x", "--outtype", "f16"], "are for --gguf"),

@@ -103,7 +103,7 @@ def test_the_public_api_and_discovery_import_nothing_heavy(statement: str, tmp_p
 @pytest.mark.parametrize(
     ("metadata", "entry_points", "problem"),
     [
-        ("Name: broken\n", "[swiftplug.losses]\nx = a:b\n", "the metadata of broken is broken: KeyError"),
+        ("Name: broken\n", "[swiftplug.losses]\nx = a:b\n", "the metadata of broken is broken: it has no version"),
         ("Name: broken\nVersion: 1.0\n", "[swiftplug.losses]\nx\n", "the metadata of broken is broken: "),
         (
             "Name: broken\nVersion: 1.0\n",

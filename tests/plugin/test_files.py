@@ -262,6 +262,14 @@ def test_two_files_of_one_base_name_do_not_disturb_each_other(write: Any, tmp_pa
     assert [resolve(registry, "loss", name)(0, 0) for name in ("one", "two")] == ["one", "two"]
 
 
+def test_a_file_below_the_home_folder_is_found(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell leaves the ~ of `--plugin=~/mine.py` to the program."""
+    file = write("loss_mapping = {'mine': lambda outputs, labels: 1}")
+    monkeypatch.setenv("HOME", str(file.parent))
+    [found] = [it for it in Registry.discover(files=[f"~/{file.name}", file]).found("loss") if it.from_file]
+    assert found.source == str(file)
+
+
 def test_two_files_with_one_name_are_ambiguous(write: Any) -> None:
     text = "from swiftplug.plugin import *\n@register_loss_func('x')\ndef f(outputs, labels): return 0\n"
     text += "register_loss_func('focal', f)\n"

@@ -212,15 +212,34 @@ def test_the_list_says_what_is_broken_and_what_was_not_tried(
 ) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from swiftplug.plugin import orms\n"
+        "from swiftplug.plugin import orms, register_loss_func\n"
         "orms['texts'] = lambda completions: ['good'] * len(completions)\n"
         "orms['raises'] = lambda completions: 1 / 0\n"
         "orms['right'] = lambda completions: [1.0] * len(completions)\n"
+        "def remote(completions):\n"
+        "    import socket\n"
+        "    try:\n"
+        "        socket.create_connection(('127.0.0.1', 9))\n"
+        "    except OSError as error:\n"
+        "        raise RuntimeError('no judge') from error\n"
+        "orms['remote'] = remote\n"
+        "register_loss_func('raises', lambda outputs, labels: 1 / 0)\n"
+        "register_loss_func('judged', lambda outputs, labels: remote([]))\n"
     )
-    options = ["--check", "--json", "--kind", "orm", "--plugin", str(file)]
-    assert app(["list-plugins", *options], standalone_mode=False) == 1
-    listed = {it["name"]: it for it in json.loads(capsys.readouterr().out) if it["distribution"] == "file"}
-    texts, raises, right = ((it["status"], it["cause"]) for it in (listed[it] for it in ("texts", "raises", "right")))
-    assert texts == ("broken", "returned the reward 'good', expected a finite number")
-    assert raises[0] == "fits" and raises[1].startswith("not tried, as it raised ZeroDivisionError: division by zero (")
-    assert right == ("fits", "")
+    options = ["--check", "--json", "--plugin", str(file)]
+
+    def listed(kind: str) -> dict[str, tuple[str, str]]:
+        assert app(["list-plugins", *options, "--kind", kind], standalone_mode=False) == 1
+        plugins = json.loads(capsys.readouterr().out)
+        return {it["name"]: (it["status"], it["cause"]) for it in plugins if it["distribution"] == "file"}
+
+    orms, losses = listed("orm"), listed("loss")
+    assert orms["texts"] == ("broken", "returned the reward 'good', expected a finite number")
+    # It may well need a column that it does not name.
+    assert orms["raises"][0] == "fits"
+    assert orms["raises"][1].startswith("raised ZeroDivisionError: division by zero (")
+    assert orms["raises"][1].endswith(") when it was called on tiny input")
+    assert orms["right"] == ("fits", "")
+    assert orms["remote"] == losses["judged"] == ("fits", "not tried: it needs a network")
+    assert losses["raises"][0] == "broken"
+    assert losses["raises"][1].startswith("raised ZeroDivisionError: division by zero (")

@@ -111,6 +111,18 @@ def test_an_empty_folder_is_used(tmp_path: Path) -> None:
         ("tests", ["loss"], False, "called 'tests', which is taken; choose another name, such as swiftplug-tests"),
         ("a" * 300, ["loss"], False, "cannot write "),
         ("class", ["loss"], False, "called 'class', which is no module name; choose another name, such as swiftplug-"),
+        (
+            "torch",
+            ["loss"],
+            True,
+            "torch.py would hide the installed module 'torch' from Python code beside it; choose",
+        ),
+        (
+            "json.py",
+            ["loss"],
+            True,
+            "json.py would hide the installed module 'json' from Python code beside it; choose",
+        ),
         ("own.py", ["loss"], False, "own.py: add --file to write one file, or name a distribution, such as own"),
     ],
 )

@@ -18,6 +18,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "orm cosine": [{"max_chars": 200}],
     "orm length": [{"max_chars": 200}],
     "task dpo": [{}, {"rpo_alpha": 1.0, "length_normalization": True}],
+    "task orpo": [{}, {"nll_on_prompt": True}],
     "task rm": [{"center_rewards_coefficient": 0.1}],
     "task seq_cls": [{}, {"problem": "multi"}, {"problem": "regression"}],
     "tuner freeze": [{"train": ["layers.1"]}],

@@ -31,7 +31,13 @@ def make(tmp_path: Path) -> Make:
         data = {"eval_dataset": {"rows": rows, "sha256": f"{rows:064}"}}
         begin_record(folder, config, [], resumed=False, run="train", data=data, processes=1)
         entries: list[dict[str, Any]] = [
-            {"loss": loss, "train_runtime": 2.0 * step, "num_input_tokens_seen": 100 * step, "step": step}
+            {
+                "loss": loss,
+                "grad_norm": 1.0,
+                "train_runtime": 2.0 * step,
+                "num_input_tokens_seen": 100 * step,
+                "step": step,
+            }
             for step, loss in enumerate(losses, 1)
         ]
         entries += [
@@ -84,6 +90,7 @@ def test_figures_differences_and_curves(browser: Any, make: Make, show: Any, tmp
     browser.open((tmp_path / "c.html").as_uri())
     charts = browser.ask("JSON.parse(document.getElementById('curves').textContent).charts")
     drawn = {chart["title"]: [[each["x"], each["y"]] for each in chart["curves"]] for chart in charts}
+    assert [*drawn][:2] == ["loss", "evaluation loss"] and [*drawn][-2:] == ["grad norm", "tokens per second"]
     assert drawn["loss"] == [[[1, 2, 3], [3.0, 2.0, 1.5]], [[1, 2], [3.0, 1.0]]]
     assert drawn["evaluation loss"] == [[[1, 2, 3], [2.5, 1.25, 2.0]], [[1, 2], [2.0, 1.5]]]
     assert drawn["tokens per second"][1] == [[1, 2], pytest.approx([50, 100 / 1.9], rel=1e-4)]  # evaluations took 0.1 s
@@ -131,7 +138,9 @@ def test_an_output_of_something_else_is_kept(make: Make, show: Any, tmp_path: Pa
     one, two, three = make("one", [1.0]), make("two", [1.0]), make("three", [1.0])
     show(one, two)
     page = (tmp_path / "c.html").read_text()
-    show(one, two)  # is its own
+    show(two, one)  # is its own, in the order as given
+    assert (tmp_path / "c.html").read_text().count("<title>two · one") == 1
+    show(one, two)
     with pytest.raises(UserError, match=r"c\.html: exists and compares other runs; name another file"):
         show(one, three)
     assert (tmp_path / "c.html").read_text() == page
@@ -156,7 +165,7 @@ def test_folders_that_are_no_two_trainings(make: Make, show: Any, tmp_path: Path
         ([one], "found one run, .*one, expected two or more"),
         ([one, one / ".." / "one"], "is given twice"),
         ([one, tmp_path / "onee"], r"onee: no such folder; did you mean '.*one'\?"),
-        ([one, one / "log.jsonl"], "is a file"),
+        ([one, one / "log.jsonl"], r"log\.jsonl: is a file; did you mean '.*checkpoint-2'\?"),
         ([one, tmp_path], "expected the folder of a training run, found no run.json"),
         ([one, one / "checkpoint-2"], r"did you mean '.*one'\?"),
         ([one, samples], "found one of swiftplug sample; .* use swiftplug evaluate"),

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from swiftplug.cli.main import app
 from swiftplug.errors import UserError
-from swiftplug.evaluation import run as evaluation
+from swiftplug.evaluation import model as evaluated
+from swiftplug.sampling.ledger import Ledger
 from swiftplug.sampling.loop import SampleLoop
 from swiftplug.training.progress import BOOKKEEPING
 
@@ -72,6 +73,31 @@ def test_the_figures_are_those_that_training_logs(
     assert results["models"][0]["rows"]["used"] == (2 if task == "seq_cls" else 7)
     assert {"swiftplug:full", "swiftplug:lora"} & {plugin["name"] for plugin in results["models"][0]["plugins"]}
     assert json.loads(Path("runs/evaluate/evaluation.json").read_text()) == results
+
+
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_a_base_model_that_was_moved_is_found_or_named(
+    run: Any, evaluate: Evaluate, tiny_model_dir: Path, chat_file: Path, tmp_path: Path, tuner: str
+) -> None:
+    base = shutil.copytree(tiny_model_dir, tmp_path / "a" / "base")
+    run("a/r", ["training.max_steps=1", "training.learning_rate=0.01"], model=str(base), tuner=tuner)
+
+    def figures(name: str) -> Any:
+        return evaluate(name, "--dataset", f"{chat_file}#4")["models"][0]["metrics"]
+
+    expected = figures("a/r")
+    (tmp_path / "a").rename(tmp_path / "b")  # together: it is found
+    assert figures("b/r") == expected
+    (tmp_path / "b" / "base").rename(tmp_path / "elsewhere")
+    if tuner == "full":  # it needs none
+        assert figures("b/r") == expected
+        return
+    with pytest.raises(UserError) as raised:
+        figures("b/r")
+    assert str(raised.value) == (
+        f"b/r: its base model is not at {tmp_path}/a/base or {tmp_path}/b/base; if it was moved, write its new folder "
+        "into b/r/swiftplug.json as base_model.name"
+    )
 
 
 @pytest.fixture
@@ -156,6 +182,31 @@ def test_an_interrupted_evaluation_keeps_its_answers(dice: Evaluate, monkeypatch
     assert resumed["models"][0]["answers"]["candidates"] == 16
 
 
+def test_an_evaluation_that_was_killed_while_it_read_the_rows_may_begin_again(dice: Evaluate) -> None:
+    for folder in ("e/one", "e/two"):
+        Path(folder).mkdir(parents=True)
+    Ledger(Path("e/one/.ledger.sqlite.partial"), is_new=True).close()
+    Path("e/one/.ledger.sqlite.partial-journal").touch()
+    [model] = dice("one", "--output-dir", "e", "--resume")["models"]
+    assert model["answers"]["candidates"] == 16
+    Path("other/deep").mkdir(parents=True)
+    Path("other/deep/notes.txt").touch()
+    with pytest.raises(UserError, match="output_dir: other holds other files"):
+        dice("one", "--output-dir", "other", "--resume")
+
+
+def test_models_whose_labels_differ_only_in_punctuation_have_folders_of_their_own(dice: Evaluate) -> None:
+    for name in ("a b", "a+b", "A_B", "+"):
+        shutil.copytree("one", name)
+    results = dice("a b", "a+b", "A_B", "+", "--output-dir", "e")
+    assert [model["label"] for model in results["models"]] == ["a b", "a+b", "A_B", "+"]
+    folders = sorted(path.parent.name for path in Path("e").glob("*/candidates.jsonl"))
+    assert len(folders) == 4 and "model" in folders
+    assert all(len((Path("e") / name / "candidates.jsonl").read_text().splitlines()) == 16 for name in folders)
+    dice("two", "--output-dir", "e", "--overwrite")
+    assert sorted(path.name for path in Path("e").iterdir()) == ["evaluation.json", "two"]
+
+
 def test_overwriting_removes_only_answers_of_the_evaluation(dice: Evaluate) -> None:
     dice("two", "--output-dir", "e")
     shutil.copytree("e/two", "all/samples")  # as a sampling run beside others
@@ -190,7 +241,7 @@ MISTAKES = [
 def test_mistakes_are_found_before_a_model_is_loaded(
     dice: Evaluate, evaluate: Evaluate, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "load_model_to_train", lambda *_: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(evaluated, "load_model_to_train", lambda *_: pytest.fail("the model is loaded"))
     shutil.copytree(finished_run, "r")
     for name, task in {"unfinished": "sft", "pairs": "dpo"}.items():
         shutil.copytree("r", name)

@@ -130,6 +130,30 @@ def test_metrics_of_every_form_act_together(
         assert prediction == answer
 
 
+def test_answers_are_generated_once_of_a_row_that_is_split_and_to_no_empty_prompt(
+    run: Any,
+    chats: list[dict[str, Any]],
+    write_jsonl: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SPY", str(tmp_path / "spy.json"))
+    unprompted = {"text": "A text of its own."}
+    sets = ["training.max_steps=1", "data.max_length=16", "data.too_long=split"]
+    sets += ["training.per_device_eval_batch_size=1"]  # an empty prompt would be alone in its batch
+    given: dict[str, Any] = {"plugins": METRICS, "metrics": ["spy"]}
+    file = write_jsonl([chats[0], unprompted, *chats[2:5]], "eval.jsonl")
+    result = run("r", sets, eval_dataset=[str(file)], **given)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "5 rows split" in printed and "1 evaluation row has no prompt to answer" in printed
+    predictions, references = json.loads((tmp_path / "spy.json").read_text())
+    assert references == [row["messages"][-1]["content"] for row in (chats[0], *chats[2:5])]
+    assert len(predictions) == result.metrics["eval_answers"] == 4
+    with pytest.raises(UserError, match="metrics: 1 evaluation row has no prompt to answer; expected a message before"):
+        run("none", sets, eval_dataset=[str(write_jsonl([unprompted], "none.jsonl"))], **given)
+
+
 def test_the_best_checkpoint_is_what_is_left(run: Any, chat_file: Path) -> None:
     # With the highest loss called the best, the best is not the last.
     sets = [

@@ -7,9 +7,12 @@ from typing import Any
 
 import pandas
 import pytest
+from sklearn.metrics import confusion_matrix
+from typer.testing import CliRunner
 
+from swiftplug.cli.main import app
 from swiftplug.config.load import load_train_config
-from swiftplug.errors import Interrupted
+from swiftplug.errors import Interrupted, UserError
 from swiftplug.training.page.answers import add_answers, forget_answers, read_answers
 from swiftplug.training.page.config import flat_config
 from swiftplug.training.page.curves import History, curve, smoothed, span_of, thin
@@ -28,6 +31,11 @@ class Stopping(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == int(os.environ.get("STOP_AT", 0)):
             raise KeyboardInterrupt
+
+@register_callback("failing")
+class Failing(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        raise ValueError("<b>no</b> such luck")
 
 @register_metric("echo")
 class Echo:
@@ -159,6 +167,8 @@ def test_curves_are_read_out_zoomed_and_scaled(browser: Any, run: Any, chat_file
     assert browser.ask("document.querySelector('.line').getAttribute('d')") != before
     browser.ask("[...document.querySelectorAll('.pill')].find((pill) => pill.textContent === 'Tokens').click()")
     assert float(browser.ask(f"{first}.getAttribute('aria-valuemax')")) > 500
+    durations = ["0.5s", "10s", "1m", "2m", "1h", "2h01m"]
+    assert browser.ask("[0.5, 9.96, 59.7, 119.7, 3599.7, 7260].map(duration)") == durations
     for width in (1440, 390):
         browser.resize(width, 900)
         browser.open((result.run_dir / "report.html").as_uri())
@@ -175,6 +185,43 @@ def test_a_page_that_cannot_be_written_ends_no_run(
     assert (result.run_dir / "model.safetensors").is_file()
     assert f"{result.run_dir / 'report.html'} could not be written: " in (printed := capsys.readouterr().out)
     assert "page of the run" not in printed
+
+
+def test_the_page_of_a_run_that_failed_says_why(run: Any, browser: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        run("r", plugins=PLUGINS, callbacks=["failing"])
+    browser.open((tmp_path / "r" / "report.html").as_uri())
+    assert browser.texts(".status, main > .notice") == ["stopped at step 1 of 2", str(raised.value)]
+    assert "ValueError: <b>no</b> such luck" in str(raised.value)
+
+
+def test_answers_that_cannot_be_written_end_no_run_and_are_named(
+    run: Any, stopped: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a 跑" / "answers.jsonl").unlink()
+    (tmp_path / "a 跑" / "answers.jsonl").mkdir()
+    result = run(**stopped, plugins=PLUGINS, resume=True)
+    printed = capsys.readouterr().out
+    assert f"{result.run_dir / 'answers.jsonl'} could not be written: Is a directory" in printed
+    assert "report.html could not" not in printed
+    assert f"page of the run: {result.run_dir / 'report.html'}" in printed
+
+
+def test_the_confusion_matrix_of_a_classifier(run: Any, browser: Any, write_jsonl: Any, tmp_path: Path) -> None:
+    labels = [EVIL, "b", "c", "b", "c", "c"]
+    data = write_jsonl([{"text": f"{number} it is", "label": label} for number, label in enumerate(labels)])
+    sets = ["training.num_train_epochs=2", "metrics=[acc]"]
+    result = run("r", sets, task="seq_cls", dataset=[str(data)], eval_dataset=[str(data)])
+    written = CliRunner().invoke(app, ["predict", str(tmp_path / "r"), str(data)], catch_exceptions=False).stdout
+    predicted = [json.loads(line)["prediction"] for line in written.splitlines()]
+    browser.resize(390, 900)
+    browser.open((result.run_dir / "report.html").as_uri())
+    names = sorted({*labels})
+    assert browser.texts("#confusion thead th")[1:] == names
+    assert browser.texts("#confusion tbody th") == names
+    counts = [int(text or 0) for text in browser.texts("#confusion td")]
+    assert counts == confusion_matrix(labels, predicted, labels=names).flatten().tolist()
+    assert browser.ask("document.documentElement.scrollWidth") <= 390
 
 
 def test_a_curve_of_many_points_keeps_its_spikes_and_stays_light() -> None:
@@ -208,7 +255,7 @@ def test_time_and_speed_count_all_parts_of_a_run_and_no_evaluation(tmp_path: Pat
     assert [*history.entries] == log
     assert history.seconds == 19 + 23
     assert history.rates() == [(1, 10.0), (2, pytest.approx(100 / 5)), (6, 50.0)]
-    assert history.clock().seconds == [10, 19, 39, 41]
+    assert history.clock()["seconds"] == [10, 19, 39, 41]
     assert history.speed == pytest.approx((100 + 100 + 100) / (10 + 5 + 3))
     assert curve(history, "loss", "", 0)["y"] == [3.0, 2.0, 1.0, None]
 

@@ -17,28 +17,7 @@ from swiftplug.runs.plugins import resolve_plugins
 
 IDS = torch.arange(3, 40)[None]
 STILL = ["training.max_steps=1", "training.learning_rate=0"]
-HEAD = """
-import torch
-from swiftplug.plugin import Tuner, register_tuner
-
-@register_tuner("norms")
-class Norms(Tuner):
-    @staticmethod
-    def prepare_model(args, model):
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("norm" in name)
-        return model
-
-    @staticmethod
-    def save_pretrained(model, save_directory, **kwargs):
-        trained = {name: weight for name, weight in model.state_dict().items() if "norm" in name}
-        torch.save(trained, f"{save_directory}/norms.pt")
-
-    @staticmethod
-    def from_pretrained(model, model_id, **kwargs):
-        model.load_state_dict(torch.load(f"{model_id}/norms.pt", weights_only=True), strict=False)
-        return Norms.prepare_model(None, model)
-"""
+NORMS = (Path(__file__).parents[1] / "norms.py").read_text(encoding="utf-8")
 
 
 @torch.no_grad()
@@ -122,9 +101,9 @@ def test_a_model_that_a_plugin_builds_is_kept(run: Any) -> None:
 
 def test_a_tuner_of_a_file_before_and_after(run: Any, first: Path, tmp_path: Path) -> None:
     options = {"plugins": {"files": [str(tmp_path / "plugins_under_test.py")]}}
-    second = run("second", STILL, model=str(first), tuner="norms", plugins=HEAD).run_dir
+    second = run("second", STILL, model=str(first), tuner="norms", plugins=NORMS).run_dir
     torch.testing.assert_close(ours(second, **options), plain(first), rtol=1e-4, atol=1e-5)
-    third = run("third", STILL, model=str(second), tuner="lora", plugins=HEAD).run_dir
+    third = run("third", STILL, model=str(second), tuner="lora", plugins=NORMS).run_dir
     torch.testing.assert_close(plain(third), plain(first), rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"swiftplug.json: .*norms"):
         run("fourth", STILL, model=str(second), tuner="lora", **{"plugins.files": []})
@@ -175,7 +154,7 @@ def test_a_new_stage_is_resumed_when_the_first_is_gone(run: Any, first: Path, ca
     shutil.rmtree(first)
     capfd.readouterr()
     run("second", sets, model=str(first), tuner="lora", resume=True)
-    assert f"there is no folder {first} any more; its copy {second}/base_model is used" in " ".join(
+    assert f"there is no folder {first} any more; {second}/base_model is used" in " ".join(
         capfd.readouterr().out.split()
     )
     torch.testing.assert_close(plain(second), expected, rtol=0, atol=0)

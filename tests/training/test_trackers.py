@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from swiftplug.cli.main import app
 from swiftplug.errors import UserError
 
 STOP = """
@@ -95,6 +97,29 @@ def test_a_resumed_run_is_one_run_of_the_tracker(
         [found] = trackio.Api().runs("tests")
         assert found.name == known == "my-run"
         assert found.config["swiftplug"]["tuner"] == "swiftplug:full"
+
+
+def test_a_run_is_ended_when_the_next_tracker_cannot_begin(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        run("my-run", ["training.report_to=[mlflow,tensorboard]", "training.project=tests"])
+    assert mlflow.active_run() is None
+    [experiment] = [each for each in mlflow.search_experiments() if each.name == "tests"]
+    [found] = mlflow.MlflowClient().search_runs([experiment.experiment_id])
+    assert found.info.status == "FAILED"
+
+
+def test_the_option_is_named_as_it_was_typed(tiny_model_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+    given = ["--model", str(tiny_model_dir), "--dataset", str(chat_file), "--output-dir", str(tmp_path / "r")]
+    words = ["train", *given, "--set", "training.report_to=[mlflow]", "--report-to", "wandbb"]
+    with pytest.raises(UserError) as raised:
+        raise CliRunner().invoke(app, words, standalone_mode=False).exception or AssertionError
+    assert str(raised.value) == "--report-to: unknown tracker 'wandbb'; did you mean 'wandb'?"
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ class ORPO(PreferenceTask):
 
     def __init__(self, beta: NonNegativeFloat = 0.1, nll_on_prompt: bool = False) -> None:
         self.beta = beta
-        self.nll_on_prompt = nll_on_prompt
+        self.trains_prompt = nll_on_prompt
 
     def reward(self, answers: SequenceLogps) -> torch.Tensor:
         """The log-probability per token, times beta."""
@@ -177,12 +177,12 @@ class ORPO(PreferenceTask):
 
     def counts(self, batch: Batch) -> dict[str, Any]:
         """Pairs, and the tokens of chosen answers, or of the conversations that end in them."""
-        return super().counts(_with_prompt(batch) if self.nll_on_prompt else batch)
+        return super().counts(_with_prompt(batch) if self.trains_prompt else batch)
 
     def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """The loss of `PreferenceTask`, in which the likelihood may be that of the whole text."""
         computed = super().loss(model, batch)
-        if self.nll_on_prompt:
+        if self.trains_prompt:
             [texts] = model.sequence_logps(_with_prompt(batch), [0])
             computed.sums["chosen tokens"] = -texts.logps.sum()
         return computed

@@ -175,7 +175,7 @@ class Peft(Adapter):
     """Any other adapter of PEFT, by its type and the fields of its config: `{name: peft, type: vera, r: 256}`."""
 
     @staticmethod
-    def prepare_model(  # type: ignore[override]  # an option without a default
+    def prepare_model(  # type: ignore[override]  # `type` has no default, as none is right
         args: Any, model: torch.nn.Module, *, type: str, **fields: Any
     ) -> torch.nn.Module:
         """Wrap a base model; see `Tuner.prepare_model`.

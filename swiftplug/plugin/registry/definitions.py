@@ -14,6 +14,7 @@ from functools import cache
 from inspect import Parameter
 from typing import Any, NamedTuple, TypeGuard
 
+from swiftplug.formatting import printable
 from swiftplug.plugin.registry.contracts import CONTRACTS, Call
 from swiftplug.plugin.registry.declared import DeclaredOptions, declared_options, options_among
 from swiftplug.plugin.registry.errors import MissingExtraError, describe_error
@@ -205,7 +206,7 @@ def parse_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     text: list[str] = []
     args: list[str] = []
     section = ""
-    for line in inspect.cleandoc(docstring).splitlines():
+    for line in printable(inspect.cleandoc(docstring)).splitlines():
         if header := _SECTION.match(line):
             section = header[1]
         elif line[:1].strip():

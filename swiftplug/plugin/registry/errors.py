@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 
 from swiftplug.errors import ContractError
+from swiftplug.formatting import printable
 
 _OUR_FOLDER = Path(__file__).parent
 
@@ -33,7 +34,7 @@ def describe_error(error: BaseException) -> str:
     # If a module or an attribute is missing, the last frame is in the import machinery or here, not in the plugin.
     if not frames or frames[-1].filename == importlib.__file__ or Path(frames[-1].filename).parent == _OUR_FOLDER:
         return one_line(error)
-    return f"{one_line(error)} ({frames[-1].filename}:{frames[-1].lineno})"
+    return f"{one_line(error)} ({printable(frames[-1].filename)}:{frames[-1].lineno})"
 
 
 def describe_error_in(path: Path, shown: str, error: BaseException) -> str:
@@ -46,5 +47,5 @@ def describe_error_in(path: Path, shown: str, error: BaseException) -> str:
 
 def one_line(error: BaseException) -> str:
     """An error's type and message."""
-    message = " ".join(str(error).split())
+    message = printable(" ".join(str(error).split()))
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -38,7 +38,8 @@ def load_file(path: str | Path) -> tuple[FoundPlugin, ...]:
     Raises:
         UserError: If there is no such file, it fails, it has no plugins, or two of one kind have the same name.
     """
-    shown, path = str(path), Path(path).resolve()
+    path = Path(path).expanduser()  # a shell leaves the ~ of --plugin=~/FILE.py to the program
+    shown, path = str(path), path.resolve()
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"--plugin {shown}: there is no such Python file{broken_link(shown)}")
     return _load(path, shown, path.read_bytes())

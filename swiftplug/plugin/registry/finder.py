@@ -12,6 +12,7 @@ from typing import Any
 import importlib_metadata
 
 from swiftplug.errors import nearest
+from swiftplug.formatting import printable
 from swiftplug.plugin.registry.errors import MissingExtraError
 from swiftplug.plugin.registry.kinds import KINDS
 from swiftplug.plugin.registry.summaries import summary_of
@@ -106,16 +107,19 @@ def find_installed(problems: list[str] | None = None) -> list[FoundPlugin]:
         # Searching the text is much faster than parsing it, and most distributions declare no plugins.
         declares = "[swiftplug" in _read(distribution, "entry_points.txt")
         # An interrupted uninstall leaves a folder without metadata.
-        if declares and (_read(distribution, "METADATA") or _read(distribution, "PKG-INFO")):
-            names.add(normalize_distribution(distribution.name))
+        if declares and (name := _header(distribution, "Name")):
+            names.add(normalize_distribution(name))
     kinds = {kind.group: kind.name for kind in KINDS.values()}
     found = []
     for distribution in map(importlib_metadata.distribution, sorted(names)):
-        name = distribution.name
+        name, version = (_header(distribution, key) for key in ("Name", "Version"))
         try:
-            version, entry_points = distribution.version, distribution.entry_points
+            entry_points = distribution.entry_points
         except Exception as error:  # whatever a parser raises for text that another tool wrote
             problems.append(f"the metadata of {name} is broken: {type(error).__name__}: {error}")
+            continue
+        if not version:
+            problems.append(f"the metadata of {name} is broken: it has no version")
             continue
         for entry_point in entry_points:
             if entry_point.group.startswith("swiftplug") and entry_point.group not in kinds:
@@ -124,9 +128,10 @@ def find_installed(problems: list[str] | None = None) -> list[FoundPlugin]:
                     f"does not exist{nearest(entry_point.group, kinds)}"
                 )
             if entry_point.group in kinds:
-                value, _, extras = entry_point.value.partition("[")
+                value, _, extras = printable(entry_point.value).partition("[")
                 value, needed = re.sub(r"\s", "", value), tuple(re.findall(r"[\w.-]+", extras))
-                found.append(FoundPlugin(kinds[entry_point.group], entry_point.name, name, version, value, needed))
+                plugin = printable(entry_point.name)
+                found.append(FoundPlugin(kinds[entry_point.group], plugin, name, version, value, needed))
     return sorted(found, key=lambda plugin: (plugin.name, normalize_distribution(plugin.distribution), plugin.value))
 
 
@@ -136,6 +141,13 @@ def _read(distribution: Any, file: str) -> str:
         return distribution.read_text(file) or ""
     except UnicodeDecodeError:
         return ""
+
+
+def _header(distribution: Any, key: str) -> str:
+    """A header of the metadata; empty if there is none. To ask `distribution` would import a parser of email."""
+    metadata = _read(distribution, "METADATA") or _read(distribution, "PKG-INFO")
+    found = re.search(rf"^{key}:[ \t]*(\S.*?)\s*$", metadata, re.MULTILINE | re.IGNORECASE)
+    return printable(found[1]) if found else ""
 
 
 def missing_requirements(distribution: str, extras: Sequence[str]) -> list[str]:

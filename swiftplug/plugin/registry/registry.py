@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from swiftplug.errors import ContractError, UserError, closest, nearest
+from swiftplug.errors import ContractError, UserError, causes, closest, nearest
 from swiftplug.plugin.registry.contracts import check_contract
 from swiftplug.plugin.registry.declared import declared_options
 from swiftplug.plugin.registry.errors import MissingExtraError, OptionError, describe_error
@@ -51,7 +51,7 @@ class Check(NamedTuple):
 
     Attributes:
         status: Whether it can be used.
-        cause: Why it cannot, in one line; if it can, what could not be tried, or empty.
+        cause: Why it cannot, in one line; if it can, what could not be tried or what it raised, or empty.
     """
 
     status: Literal["fits", "broken", "needs an extra"]
@@ -91,7 +91,7 @@ class Registry:
         Raises:
             UserError: If a file fails.
         """
-        unique = {Path(file).resolve(): file for file in files}
+        unique = {Path(file).expanduser().resolve(): file for file in files}
         problems: list[str] = []
         installed = find_installed(problems)
         from_files = [plugin for file in unique.values() for plugin in load_file(file)]
@@ -184,7 +184,7 @@ class Registry:
 
     def try_out(self, found: FoundPlugin) -> Check:
         """Call a plugin that fits its contract on tiny input, where that is safe."""
-        from swiftplug.plugin.registry.trials import try_out  # only here: a run does not need it
+        from swiftplug.plugin.registry.trials import ON_ANY_INPUT, NoNetworkError, try_out  # a run does not need it
 
         try:
             try_out(found.kind, found.name, found.load())
@@ -193,7 +193,10 @@ class Registry:
         except UserError as error:
             return Check("fits", f"not tried: {error}")
         except (Exception, SystemExit) as error:
-            return Check("fits", f"not tried, as it raised {describe_error(error)}")
+            if any(isinstance(cause, NoNetworkError) for cause in causes(error)):
+                return Check("fits", "not tried: it needs a network")
+            status: Literal["fits", "broken"] = "broken" if found.kind in ON_ANY_INPUT else "fits"
+            return Check(status, f"raised {describe_error(error)} when it was called on tiny input")
         return Check("fits")
 
     def _load(

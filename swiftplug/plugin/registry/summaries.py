@@ -6,6 +6,8 @@ from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+from swiftplug.formatting import printable
+
 _MAX_HOPS = 3
 _DOCSTRING = r'[rR]?("""|\'\'\'|"|\')\s*+(?!\1)(?P<line>.+?)\s*(?:\1|\n)'
 # Lines that continue in the next one: they do not end in a colon, and the next one is indented or closes a bracket.
@@ -25,7 +27,8 @@ def summary_of(value: str) -> str | None:
         The line; None if there is no source to read or no docstring in it.
     """
     module, _, attribute = value.rpartition(":")
-    return _summary(module, attribute.partition(".")[0], _MAX_HOPS)
+    line = _summary(module, attribute.partition(".")[0], _MAX_HOPS)
+    return line and printable(line)
 
 
 def _summary(module: str, name: str, hops: int) -> str | None:

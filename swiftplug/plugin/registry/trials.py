@@ -36,8 +36,24 @@ _CONTEXT = "Thought: 2 + 2 is 4.\nAction: add\nAction Input: {}\n\\boxed{4}"
 _TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
 
 
+ON_ANY_INPUT = ("loss", "loss_scale", "metric", "tools")
+"""The kinds of which a trial has all that a run passes: what one of them raises is its own fault."""
+
+
+class NoNetworkError(ConnectionError):
+    """A plugin that is tried has asked for the network."""
+
+
 class _NoConfig(BaseModel):
     """The config of no run."""
+
+
+def import_libraries() -> None:
+    """Import what trials use: a time limit would interrupt an import, and what is imported by half works no more."""
+    import transformers
+
+    for name in ("EvalPrediction", "LlamaForCausalLM", "LlamaForSequenceClassification", "TrainingArguments"):
+        getattr(transformers, name)
 
 
 def try_out(kind: str, name: str, plugin: Any) -> None:
@@ -61,7 +77,7 @@ def try_out(kind: str, name: str, plugin: Any) -> None:
 @contextmanager
 def _offline() -> Iterator[None]:
     def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise ConnectionError("there is no network in a check")
+        raise NoNetworkError("there is no network in a check")
 
     with patch.object(socket.socket, "connect", refuse), patch.object(socket, "getaddrinfo", refuse):
         yield

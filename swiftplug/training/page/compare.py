@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from swiftplug.config.resume import CONFIG
+from swiftplug.config.resume import CONFIG, read_record
 from swiftplug.config.schema import TrainConfig
 from swiftplug.config.yaml_file import read_config
 from swiftplug.errors import UserError, nearest
-from swiftplug.formatting import format_duration, format_number
+from swiftplug.formatting import format_duration, format_number, shortest_ends
 from swiftplug.runs.console import print_line
-from swiftplug.runs.folder import MARKER, locked_folder, read_record
+from swiftplug.runs.folder import MARKER, locked_folder
 from swiftplug.runs.page.page import escaped_json, write_page
 from swiftplug.training.page.config import flat_config
 from swiftplug.training.page.curves import (
@@ -28,10 +28,9 @@ from swiftplug.training.page.curves import (
     Evaluation,
     History,
     best_of,
-    chart,
     curve,
+    in_order,
     is_better_lower,
-    thinned_clock,
 )
 
 _MARK = "swiftplug-compare"
@@ -89,14 +88,14 @@ def compare(paths: Sequence[str], output: Path, console: Console) -> None:
 
     Args:
         paths: The folders of two runs or more; they may be running.
-        output: The page; a page that compares the same runs is replaced.
+        output: The page; a page that compares the same runs, in any order, is replaced.
         console: Where to print.
 
     Raises:
         UserError: A folder holds no training, one is given twice, or `output` is another file.
     """
     runs = _read_runs(paths)
-    mark = hashlib.sha256("\n".join(str(run.folder.resolve()) for run in runs).encode()).hexdigest()
+    mark = hashlib.sha256("\n".join(sorted(str(run.folder.resolve()) for run in runs)).encode()).hexdigest()
     _check_output(output, mark)
     figures, notes = _figures(runs), _notes(runs)
     tables = {"Config": _config(runs), "Plugins": _plugins(runs), "Data and environment": _environment(runs)}
@@ -117,7 +116,7 @@ def compare(paths: Sequence[str], output: Path, console: Console) -> None:
             curves=escaped_json(
                 {
                     "charts": [*_charts(runs)],
-                    "clocks": [thinned_clock(run.history.clock()) for run in runs],
+                    "clocks": [run.history.clock() for run in runs],
                     "events": [
                         {"run": number, "step": step, "label": f"{run.label}: resumed at step {step:,}"}
                         for number, run in enumerate(runs)
@@ -141,12 +140,12 @@ def _read_runs(paths: Sequence[str]) -> list[ComparedRun]:
     for place, folder in enumerate(resolved):
         if folder in resolved[:place]:
             raise UserError(f"RUN: {paths[place]} is given twice")
-    return [_read_run(folder, label) for folder, label in zip(folders, _labels(resolved), strict=True)]
+    return [_read_run(folder, label) for folder, label in zip(folders, shortest_ends(resolved), strict=True)]
 
 
 def _check_run(path: str, folder: Path) -> None:
     if not folder.is_dir():
-        beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+        beside = [each for each in folder.parent.iterdir() if each.is_dir()] if folder.parent.is_dir() else []
         found = "is a file" if folder.exists() else "no such folder"
         raise UserError(f"RUN: {path}: {found}{nearest(path, [str(folder.parent / each.name) for each in beside])}")
     command = read_record(folder).get("run")
@@ -182,16 +181,6 @@ def _is_locked(folder: Path) -> bool:
             return False
     except UserError:
         return True
-
-
-def _labels(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of paths that tell them apart."""
-    labels = []
-    for folder in folders:
-        ends = (Path(*folder.parts[-length:]) for length in range(1, len(folder.parts) + 1))
-        only = (end for end in ends if sum(other.parts[-len(end.parts) :] == end.parts for other in folders) == 1)
-        labels.append(str(next(only)))
-    return labels
 
 
 def _check_output(output: Path, mark: str) -> None:
@@ -306,14 +295,11 @@ def _row(name: str, cells: Iterable[str]) -> Row:
 
 def _charts(runs: Sequence[ComparedRun]) -> Iterable[dict[str, Any]]:
     """A chart for each value, with a curve for each run that has it."""
-    names = dict.fromkeys(name for run in runs for name in run.history.names())
-    for name in sorted(names, key=lambda name: (name == "grad_norm", name in ("learning_rate", "tokens_per_second"))):
+    for name in in_order(name for run in runs for name in run.history.names()):
         is_eval = name.startswith("eval_")
         curves = (curve(run.history, name, run.label, number, run=number) for number, run in enumerate(runs))
-        title = name.removeprefix("eval_").replace("_", " ")
-        yield chart(
-            f"evaluation {title}" if is_eval else title, [each for each in curves if each["x"]], wide=name == "loss"
-        )
+        title = ("evaluation " if is_eval else "") + name.removeprefix("eval_").replace("_", " ")
+        yield {"title": title, "wide": name == "loss", "curves": [each for each in curves if each["x"]]}
 
 
 def _print(

@@ -10,13 +10,7 @@ _SECTIONS = ("data", "model_options", "plugins", "training")
 
 
 class ConfigLine(NamedTuple):
-    """A line of a config as YAML.
-
-    Attributes:
-        depth: How far it is indented.
-        text: The line.
-        is_given: Whether it says other than the default.
-    """
+    """A line of a config as YAML, and whether it says other than the default."""
 
     depth: int
     text: str

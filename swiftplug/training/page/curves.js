@@ -20,16 +20,30 @@ function svg(tag, attributes, ...children) {
 
 /* Numbers */
 
-function onClock(clock, what, step) {
-  const { steps } = clock, values = clock[what];
-  const after = steps.findIndex((each) => each >= step);
-  if (after < 0) return values.length > 1 ? between(clock, what, steps.length - 1, step) : values.at(-1) ?? 0;
-  return after === 0 ? (steps[0] ? (values[0] * step) / steps[0] : values[0]) : between(clock, what, after, step);
+// Tokens or seconds at a step, in between those that were logged.
+function onClock({ steps, ...clock }, what, step) {
+  const values = clock[what], after = firstFrom(steps, step);
+  if (after === steps.length) return values.at(-1) ?? 0;
+  const [fromStep, from] = after ? [steps[after - 1], values[after - 1]] : [0, 0];
+  return from + ((step - fromStep) / (steps[after] - fromStep || 1)) * (values[after] - from);
 }
 
-function between({ steps, ...clock }, what, after, step) {
-  const share = (step - steps[after - 1]) / (steps[after] - steps[after - 1]);
-  return clock[what][after - 1] + Math.min(share, 1) * (clock[what][after] - clock[what][after - 1]);
+// The place of the first value that is not below another, in an ascending list.
+function firstFrom(values, wanted) {
+  let low = 0, high = values.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (values[middle] < wanted) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+// The place of the value that is nearest to another, in an ascending list.
+function nearest(values, wanted) {
+  const after = firstFrom(values, wanted);
+  const isBefore = after === values.length || wanted - values[after - 1] < values[after] - wanted;
+  return after && isBefore ? after - 1 : after;
 }
 
 function short(value) {
@@ -44,10 +58,11 @@ function compact(value) {
 }
 
 function duration(seconds) {
-  if (seconds < 60) return `${+seconds.toFixed(seconds < 10 ? 1 : 0)}s`;
-  const minutes = Math.floor(seconds / 60), rest = Math.round(seconds % 60);
-  if (minutes < 60) return rest ? `${minutes}m${String(rest).padStart(2, "0")}s` : `${minutes}m`;
-  return minutes % 60 ? `${Math.floor(minutes / 60)}h${String(minutes % 60).padStart(2, "0")}m` : `${minutes / 60}h`;
+  if (seconds < 9.95) return `${+seconds.toFixed(1)}s`;
+  const whole = Math.round(seconds), minutes = Math.floor(whole / 60), two = (count) => String(count).padStart(2, "0");
+  if (minutes < 1) return `${whole}s`;
+  if (minutes < 60) return whole % 60 ? `${minutes}m${two(whole % 60)}s` : `${minutes}m`;
+  return minutes % 60 ? `${Math.floor(minutes / 60)}h${two(minutes % 60)}m` : `${minutes / 60}h`;
 }
 
 // Round numbers that cut an interval into about `count` pieces.
@@ -187,7 +202,7 @@ class Chart {
     for (const curve of curves) {
       const place = view.at === null ? curve.at.length - 1 : nearest(curve.at, view.at);
       const value = curve.y[place], smooth = curve.smooth?.[place];
-      const text = smooth === undefined || smooth === null || view.raw ? short(value) : short(smooth);
+      const text = short(view.raw ? value : smooth ?? value);
       this.entries[curve.place].value.textContent = text;
       texts.push(`${curve.label} ${text}`);
       const at = this.scale(curve.smooth ? smooth : value);
@@ -253,7 +268,7 @@ class Chart {
       const now = view.at === null ? last : nearest(places, view.at);
       const moves = { ArrowLeft: now - 1, ArrowDown: now - 1, ArrowRight: now + 1, ArrowUp: now + 1, PageUp: now + 10, PageDown: now - 10, Home: 0, End: last };
       const [from, to] = extent();
-      if (event.key in moves) readAll(places[Math.min(last, Math.max(0, moves[event.key]))]);
+      if (event.key in moves) readAll(places[Math.min(last, Math.max(0, moves[event.key]))] ?? null);
       else if (event.key === "Escape") zoom(null, null);
       else if (event.key === "+" || event.key === "-") {
         const share = event.key === "+" ? 0.25 : 1, middle = view.at ?? (from + to) / 2;
@@ -262,17 +277,6 @@ class Chart {
       event.preventDefault();
     });
   }
-}
-
-// The place of the value that is nearest to another, in an ascending list.
-function nearest(values, wanted) {
-  let low = 0, high = values.length - 1;
-  while (high - low > 1) {
-    const middle = (low + high) >> 1;
-    if (values[middle] < wanted) low = middle;
-    else high = middle;
-  }
-  return wanted - values[low] < values[high] - wanted ? low : high;
 }
 
 /* All charts */

@@ -31,27 +31,13 @@ DETAILS = {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected
 
 _NO_CURVE = {*BOOKKEEPING, "step", "train_loss"} - {"grad_norm"}
 _LAST = ("learning_rate", "grad_norm", TOKENS_PER_SECOND)  # the charts behind those of what was measured
-_BETTER_LOWER = ("loss", "perplexity", "rmse", "mse", "mae")
+_BETTER_LOWER = ("loss", "perplexity", "mse", "mae")  # "rmse" ends so too
 
 _MAX_POINTS = 1500
 """Number of points of a curve at most."""
 
 _SMOOTHED_FROM = 40
 """Number of points from which a curve is smoothed."""
-
-
-class Clock(NamedTuple):
-    """What a run had used at some of its steps; both grow with the steps.
-
-    Attributes:
-        steps: The steps.
-        tokens: The input tokens that were trained on.
-        seconds: The time that training and evaluation had taken, over all parts of a run that was resumed.
-    """
-
-    steps: list[int]
-    tokens: list[int]
-    seconds: list[float]
 
 
 class Evaluation(NamedTuple):
@@ -103,9 +89,7 @@ class History:
         names = [name for name in logged if name not in _NO_CURVE]
         if self.rates() and TOKENS_PER_SECOND not in names:
             names.append(TOKENS_PER_SECOND)
-        places = {name: place for place, name in enumerate(("loss", "eval_loss"))}
-        last = {name: len(_LAST) + place for place, name in enumerate(_LAST)}
-        return sorted(names, key=lambda name: places.get(name, last.get(name, len(places))))
+        return in_order(names)
 
     def evaluations(self) -> list[Evaluation]:
         """The evaluations, one for each step at which there was any."""
@@ -122,15 +106,19 @@ class History:
                 by_step[step] = Evaluation(step, epoch, {**before, **values})
         return [*by_step.values()]
 
-    def clock(self) -> Clock:
-        """Tokens and time at the steps that were logged with both."""
-        clock = Clock([], [], [])
+    def clock(self) -> dict[str, list[float]]:
+        """Tokens and time at some steps, as the script of a page reads them, which interpolates."""
+        moments: list[_Moment] = []
         for moment in self._moments():
-            if not clock.steps or moment.step > clock.steps[-1]:
-                clock.steps.append(moment.step)
-                clock.tokens.append(moment.tokens)
-                clock.seconds.append(moment.seconds)
-        return clock
+            if not moments or moment.step > moments[-1].step:
+                moments.append(moment)
+        stride = math.ceil(len(moments) / _MAX_POINTS) or 1
+        kept = [each for place, each in enumerate(moments) if place % stride == 0 or each is moments[-1]]
+        return {
+            "steps": [each.step for each in kept],
+            "tokens": [each.tokens for each in kept],
+            "seconds": [round(each.seconds, 3) for each in kept],
+        }
 
     @property
     def seconds(self) -> float | None:
@@ -140,28 +128,28 @@ class History:
     @property
     def speed(self) -> float | None:
         """Tokens per second of training, over all parts of the run; None if it is not known."""
-        tokens, seconds, before = 0, 0.0, _Moment(0, 0, 0.0, 0.0, 0)
-        for moment in self._moments():
-            if moment.part == before.part:
-                tokens += moment.tokens - before.tokens
-                seconds += moment.seconds - before.seconds - moment.evaluated
-            before = moment
+        trained = [*self._trained()]
+        tokens, seconds = sum(each for _, each, _ in trained), sum(each for _, _, each in trained)
         return tokens / seconds if tokens and seconds > 0 else None
 
     def rates(self) -> list[tuple[int, float]]:
-        """Tokens per second of training since the log before; the time of evaluations does not count.
+        """The steps and the tokens per second of training since the log before each."""
+        logged = self.points(TOKENS_PER_SECOND)
+        return logged or [
+            (step, tokens / seconds) for step, tokens, seconds in self._trained() if tokens and seconds > 0
+        ]
 
-        The first log after a resume has none: what was done before it, and when, is not known.
+    def _trained(self) -> Iterator[tuple[int, int, float]]:
+        """Of each log its step, and the tokens and the time of training since the log before, without evaluations.
+
+        The first log after a resume is left out: what was done before it, and when, is not known.
         """
-        if logged := self.points(TOKENS_PER_SECOND):
-            return logged
-        rates, before = [], _Moment(0, 0, 0.0, 0.0, 0)
+        before = _Moment(0, 0, 0.0, 0.0, 0)
         for moment in self._moments():
-            seconds = moment.seconds - before.seconds - moment.evaluated
-            if moment.part == before.part and moment.step > before.step and seconds > 0:
-                rates.append((moment.step, (moment.tokens - before.tokens) / seconds))
+            if moment.part == before.part:
+                seconds = moment.seconds - before.seconds - moment.evaluated
+                yield moment.step, moment.tokens - before.tokens, seconds
             before = moment
-        return rates
 
     def _moments(self) -> Iterator["_Moment"]:
         """Each log that has its time."""
@@ -212,9 +200,11 @@ def best_of(evaluations: Iterable[Evaluation], name: str, training: Mapping[str,
     return best(having, key=lambda each: each.values[name], default=None)
 
 
-def chart(title: str, curves: Iterable[dict[str, Any]], *, wide: bool = False) -> dict[str, Any]:
-    """A chart as the script of a page draws it."""
-    return {"title": title, "wide": wide, "curves": [*curves]}
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of curves, each once, in the order in which pages show them: losses, what was measured, then `_LAST`."""
+    first = ("loss", "eval_loss")
+    order = {name: place for place, name in enumerate((*first, "", *_LAST))}
+    return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(first)))
 
 
 def curve(history: History, name: str, label: str, color: int, *, run: int = 0) -> dict[str, Any]:
@@ -279,18 +269,6 @@ def smoothed(values: Sequence[float]) -> list[float]:
             total, weight = total * decay + value, weight * decay + 1
         result.append(total / weight if weight else math.nan)
     return result
-
-
-def thinned_clock(clock: Clock) -> dict[str, list[float]]:
-    """A clock as the script of a page reads it, which interpolates."""
-    count = len(clock.steps)
-    stride = math.ceil(count / _MAX_POINTS) or 1
-    places = sorted({*range(0, count, stride), *range(count)[-1:]})
-    return {
-        "steps": [clock.steps[place] for place in places],
-        "tokens": [clock.tokens[place] for place in places],
-        "seconds": [round(clock.seconds[place], 3) for place in places],
-    }
 
 
 def _rounded(value: float) -> float | None:

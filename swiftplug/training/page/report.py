@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from swiftplug.config.resume import read_record
 from swiftplug.config.schema import TrainConfig
 from swiftplug.data.prepare import PreparedData
 from swiftplug.data.read.conversation import RowError
@@ -20,14 +21,15 @@ from swiftplug.data.read.report import UnreadKeys
 from swiftplug.formatting import format_duration, format_number, format_percent
 from swiftplug.plugin.registry.errors import one_line
 from swiftplug.runs.arguments import Arguments
-from swiftplug.runs.folder import changed_plugins, read_record
+from swiftplug.runs.folder import changed_plugins
 from swiftplug.runs.page.page import escaped_json, write_page
 from swiftplug.runs.page.token_weights import weight_classes
 from swiftplug.runs.preview_rows import PreviewRow, preview_rows
-from swiftplug.training.checkpoint import ANSWERS, REPORT
+from swiftplug.training.checkpoint import ANSWERS, CONFUSION, REPORT
+from swiftplug.training.confusion import MOST_COUNTS
 from swiftplug.training.page.answers import add_answers, forget_answers, read_answers
 from swiftplug.training.page.config import config_lines
-from swiftplug.training.page.curves import Evaluation, History, best_of, chart, curve, thinned_clock
+from swiftplug.training.page.curves import Evaluation, History, best_of, curve
 from swiftplug.training.setup import plan_facts
 from swiftplug.training.trainer import PlugTrainer
 
@@ -53,7 +55,8 @@ class RunReport(TrainerCallback):
         trainer: The trainer, which holds what the last evaluation gave.
 
     Attributes:
-        problem: Why the page could not be written last time; empty if it could.
+        error: What ended the run; empty if nothing has, or it was interrupted.
+        problems: By the name of a file, why it could not be written: the page last time, the answers at any time.
     """
 
     def __init__(self, run_dir: Path, args: Arguments, data: PreparedData, trainer: PlugTrainer) -> None:
@@ -61,14 +64,15 @@ class RunReport(TrainerCallback):
         self.args = args
         self.data = data
         self.trainer = trainer
-        self.problem = ""
+        self.error = ""
+        self.problems: dict[str, str] = {}
         self._due = time.monotonic() + _LEAST_SECONDS
         self._rows: list[PreviewRow] | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Forget answers that a killed run wrote after its checkpoint: they are given again."""
         if state.is_world_process_zero:
-            self._try(lambda: forget_answers(self.run_dir / ANSWERS, state.global_step))
+            self._try(ANSWERS, lambda: forget_answers(self.run_dir / ANSWERS, state.global_step))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Add the answers of an evaluation; write the page if it is due."""
@@ -76,7 +80,7 @@ class RunReport(TrainerCallback):
             return
         if self.trainer.answers:
             answers, self.trainer.answers = self.trainer.answers, []
-            self._try(lambda: add_answers(self.run_dir / ANSWERS, state.global_step, answers))
+            self._try(ANSWERS, lambda: add_answers(self.run_dir / ANSWERS, state.global_step, answers))
         if (started := time.monotonic()) >= self._due:
             self.write()
             ended = time.monotonic()
@@ -84,17 +88,17 @@ class RunReport(TrainerCallback):
 
     def write(self, *, ended: bool = False) -> None:
         """Write the page as the run is now, or is left when it has ended."""
-        self._try(lambda: self._write(ended))
+        self.problems.pop(REPORT, None)
+        self._try(REPORT, lambda: self._write(ended))
 
-    def _try(self, write: Callable[[], None]) -> None:
-        """Call a function that writes; no page is worth the run that it shows."""
+    def _try(self, name: str, write: Callable[[], None]) -> None:
+        """Call a function that writes a file; no page is worth the run that it shows."""
         try:
             write()
-            self.problem = ""
         except OSError as error:
-            self.problem = f"{self.run_dir / REPORT} could not be written: {error.strerror or error}"
+            self.problems[name] = f"{self.run_dir / name} could not be written: {error.strerror or error}"
         except Exception as error:
-            self.problem = f"{self.run_dir / REPORT} could not be made: {one_line(error)}"
+            self.problems[name] = f"{self.run_dir / name} could not be made: {one_line(error)}"
 
     def _write(self, ended: bool) -> None:
         if self._rows is None:
@@ -105,7 +109,7 @@ class RunReport(TrainerCallback):
         resumes = [command for command in commands if "step" in command]
         history = History(state.log_history, [command["step"] for command in resumes])
         classes, style = weight_classes(self._rows)
-        evaluations = history.evaluations()
+        evaluations, confusion = history.evaluations(), self.trainer.metrics.confusion
         write_page(
             self.run_dir / REPORT,
             "training/page/report.html.jinja",
@@ -115,6 +119,7 @@ class RunReport(TrainerCallback):
             kind="training",
             title=self.run_dir.resolve().name,
             status=self._status(state, ended),
+            error=self.error,
             now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             facts=[*self._facts()],
             main_figures=[
@@ -124,7 +129,7 @@ class RunReport(TrainerCallback):
             curves=escaped_json(
                 {
                     "charts": charts_of(history),
-                    "clocks": [thinned_clock(history.clock())],
+                    "clocks": [history.clock()],
                     "events": [
                         {"run": 0, "step": each["step"], "label": f"resumed at step {each['step']:,}"}
                         for each in resumes
@@ -134,6 +139,9 @@ class RunReport(TrainerCallback):
             measured=list(dict.fromkeys(name for each in evaluations for name in each.values)),
             evaluations=[*_shown_evaluations(evaluations, config)],
             all_evaluations=len(evaluations),
+            confusion=confusion if confusion and confusion.counts is not None else None,
+            most_classes=MOST_COUNTS,
+            picture=CONFUSION,
             answers=read_answers(self.run_dir / ANSWERS),
             rows=self._rows,
             classes=classes,
@@ -196,7 +204,7 @@ def charts_of(history: History) -> list[dict[str, Any]]:
             label = f"{answer}, eval" if is_eval else answer
         charts.setdefault(base, []).append(curve(history, name, label, color))
     return [
-        chart(title.replace("_", " "), curves, wide=title == "loss")
+        {"title": title.replace("_", " "), "wide": title == "loss", "curves": curves}
         for title, curves in charts.items()
         if title == "loss" or sum(len(each["x"]) for each in curves) > 1
     ]
