@@ -10,6 +10,9 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import torch
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from swiftplug.plugin import Prompt, Sampling, UserError
 from swiftplug_vllm.engine import VLLMEngine
@@ -41,8 +44,10 @@ class Arguments:
         self.model_options = SimpleNamespace(**{**SETTINGS, **options})
         self.dtype, self.seed = "bfloat16", 42
         self.is_checkpoint = is_checkpoint
+        self.training_args: Any = None
+        self.model = "org/name"
 
-    def load_chat(self) -> Any:
+    def load_chat(self, model: Any = None) -> Any:
         return FakeChat()
 
     def export_model(self, folder: str | Path) -> str:
@@ -213,3 +218,164 @@ def test_a_run_finds_the_engine_by_its_name_and_gives_it_a_model_that_a_plugin_b
     for candidate in candidates:
         answer = candidate["messages"][-1]["content"]
         assert int(answer.split()[0]) > 100_000 and "How many apples?" in answer
+
+
+class Colocated(FakeLLM):
+    """Draws, with the weights it was last given, the likeliest tokens one after the other; vLLM asleep cannot."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.model = LlamaForCausalLM(SMALL)
+        self.awake = {"weights", "kv_cache"}
+        self.calls: list[str] = []
+
+    def sleep(self, level: int) -> None:
+        assert level == 2 and self.awake == {"weights", "kv_cache"}
+        self.awake.clear()
+        for parameter in self.model.parameters():
+            parameter.data.fill_(torch.nan)
+
+    def wake_up(self, tags: list[str]) -> None:
+        assert not self.awake & set(tags)
+        self.awake |= set(tags)
+
+    def reset_prefix_cache(self) -> None:
+        self.calls.append("reset")
+
+    def load_weights(self, weights: Any) -> set[str]:
+        known = dict(self.model.named_parameters())
+        return {known[name].data.copy_(value) is not None and name for name, value in weights}
+
+    def apply_model(self, function: Any) -> list[Any]:
+        assert "weights" in self.awake
+        self.calls.append("load")
+        loaded = function(self)
+        assert loaded == dict(self.model.named_parameters()).keys()
+        return [loaded]
+
+    def generate(self, prompts: list[Any], sampling_params: list[Any], *, use_tqdm: bool) -> list[Any]:
+        assert self.awake == {"weights", "kv_cache"}
+        self.calls.append("draw")
+        self.params = sampling_params
+        drawn = []
+        for prompt, params in zip(prompts, sampling_params, strict=True):
+            ids, logprobs = list(prompt["prompt_token_ids"]), []
+            for _ in range(params.max_tokens):
+                with torch.no_grad():
+                    scores = self.model(torch.tensor([ids])).logits[0, -1].log_softmax(dim=-1)
+                ids.append(int(scores.argmax()))
+                logprobs.append({ids[-1]: SimpleNamespace(logprob=float(scores.max()))})
+            asked = getattr(params, "logprobs", None) is not None
+            output = {"finish_reason": "length", "stop_reason": None, "logprobs": logprobs if asked else None}
+            token_ids = ids[len(prompt["prompt_token_ids"]) :]
+            drawn.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=token_ids, **output)]))
+        return drawn
+
+
+SMALL = LlamaConfig(
+    vocab_size=128,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
+)
+TRAINED: dict[str, Any] = {
+    "full": lambda base: base,
+    "lora": lambda base: get_peft_model(base, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")),
+    "lora and norm": lambda base: get_peft_model(
+        base, LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"], task_type="CAUSAL_LM")
+    ),
+}
+
+
+def in_training(**options: Any) -> Arguments:
+    arguments = Arguments(**options)
+    arguments.training_args = SimpleNamespace(bf16=False, fp16=False, fsdp=None, deepspeed=None)
+    return arguments
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of a run that may be one of several, with a vLLM that takes weights."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # undone after the test
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Colocated, SamplingParams=SimpleNamespace))
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize("tuner", TRAINED)
+def test_it_draws_from_a_model_in_training_and_sleeps_in_between(tuner: str) -> None:
+    torch.manual_seed(1)
+    model: Any = TRAINED[tuner](LlamaForCausalLM(SMALL)).train()
+    engine, prompt = VLLMEngine(), asked("1 + 1?")
+    engine.follow(in_training(), model)
+    llm: Any = FakeLLM.loaded[0]
+    assert os.environ["WORLD_SIZE"] == "1" and not llm.awake
+    required = {"distributed_executor_backend": "external_launcher", "enable_sleep_mode": True}
+    required |= {"logprobs_mode": "processed_logprobs", "gpu_memory_utilization": 0.3, "dtype": "float32"}
+    assert required.items() <= llm.settings.items()
+    seen = []
+    for _ in range(2):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += torch.randn_like(parameter) * 0.5
+        bits = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        ids = torch.tensor([[*FakeChat().encode(prompt)[0]]])
+        for _ in range(2):  # a second drawing before it rests
+            [answered] = engine.draw([prompt], Sampling(2, 5, 0.7, 1.0, 0, 42))
+        engine.rest()
+        assert not llm.awake and [params.logprobs for params in llm.params] == [0, 0]
+        assert all(torch.equal(bits[name], tensor) for name, tensor in model.state_dict().items())
+        how = {"do_sample": False, "max_new_tokens": 5, "pad_token_id": 0, "eos_token_id": None}
+        expected = model.eval().generate(input_ids=ids, attention_mask=torch.ones_like(ids), **how)
+        assert [completion.ids for completion in answered.completions] == [expected[0, ids.shape[1] :].tolist()] * 2
+        with torch.no_grad():
+            logps = model(input_ids=expected).logits[0, ids.shape[1] - 1 : -1].log_softmax(dim=-1).amax(dim=-1)
+        assert torch.tensor(answered.completions[0].logps).allclose(logps, atol=1e-4)
+        seen.append(answered)
+    assert seen[0] != seen[1]
+    assert llm.calls == ["load", "reset", "draw"] * 4
+
+
+@pytest.mark.usefixtures("launched")
+def test_it_continues_known_tokens_and_gives_no_logps_that_top_p_changed() -> None:
+    engine, prompt = VLLMEngine(), asked("1 + 1?")
+    engine.follow(in_training(), LlamaForCausalLM(SMALL))
+    [whole] = engine.draw([prompt], Sampling(1, 6, 0.7, 0.9, 0, 42))
+    ids = [*FakeChat().encode(prompt)[0], *whole.completions[0].ids[:2]]
+    [rest] = engine.draw([prompt._replace(ids=ids, max_new_tokens=3)], Sampling(1, 6, 0.0, 1.0, 0, 42))
+    assert rest.completions[0].ids == whole.completions[0].ids[2:5]
+    assert not whole.completions[0].logps and not rest.completions[0].logps
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (IA3Config(task_type="CAUSAL_LM"), "not those of this tuner"),
+        (LoraConfig(task_type="CAUSAL_LM", use_dora=True), "not those of this tuner"),
+        (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "not those of this tuner"),
+        (LoraConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"]), "which the tuner trains apart"),
+        (LoraConfig(task_type="CAUSAL_LM", target_modules=["embed_tokens"]), "which the tuner trains apart"),
+    ],
+    ids=["ia3", "dora", "prompt", "head", "embedding"],
+)
+def test_a_model_whose_weights_it_could_not_take_is_refused(config: Any, words: str) -> None:
+    with pytest.raises(UserError, match=f"^engine 'vllm' .*{words}.*engine 'transformers'"):
+        VLLMEngine().follow(in_training(), get_peft_model(LlamaForCausalLM(SMALL), config))
+    assert not FakeLLM.loaded
+
+
+def test_an_online_run_that_it_cannot_act_in_is_refused() -> None:
+    VLLMEngine().check_run(in_training())
+    VLLMEngine(tensor_parallel_size=2).check_run(Arguments(quantization="4bit"))
+    with pytest.raises(UserError, match=r"^engine\.tensor_parallel_size: 1 in an online task"):
+        VLLMEngine(tensor_parallel_size=2).check_run(in_training())
+    with pytest.raises(UserError, match=r"^model_options\.quantization: engine 'vllm' cannot follow"):
+        VLLMEngine().check_run(in_training(quantization="4bit"))
+    sharded = in_training()
+    sharded.training_args.fsdp = True
+    with pytest.raises(UserError, match="FSDP or DeepSpeed shards; use DDP"):
+        VLLMEngine().check_run(sharded)
