@@ -3,9 +3,11 @@
 All of them train the same rows in the same way: LoRA of rank 8 on all linear layers, float32, batches of 4, one epoch,
 the answers only, no checkpoint. swiftplug and TRL (in its Python API) run with and without gradient checkpointing; as
 they come, TRL has it and swiftplug has not. For sft, ms-swift and LLaMA-Factory join in where their commands are
-installed. For dpo, the worse answer of a pair is the right answer to the next problem.
+installed. For dpo, the worse answer of a pair is the right answer to the next problem. For grpo, a step draws 8 answers
+of up to 128 tokens to each of 8 problems, trains on 8 answers at a time, and an answer is rewarded for being right.
 
     python benchmarks/train_gsm8k.py MODEL [--task dpo] [--rows 64] [--rounds 1]
+    python benchmarks/train_gsm8k.py MODEL --task grpo --rows 16
 """
 
 import argparse
@@ -72,6 +74,10 @@ def swiftplug(job: Job, *flags: str) -> list[str]:
         "training.learning_rate": 1e-4,
         "training.save_strategy": "no",
     }
+    if job.task == "grpo":
+        sets |= {"training.per_device_train_batch_size": 8, "training.gradient_accumulation_steps": 8}
+        sets |= {"num_return_sequences": 8, "max_new_tokens": 128, "training.logging_steps": 1}
+        flags = ("--orm=gsm8k", *flags)
     command = [sys.executable, "-m", "swiftplug", "train", f"--model={job.model}", f"--dataset={job.data}"]
     command += [
         f"--task={job.task}",
@@ -89,7 +95,7 @@ def checkpointing_swiftplug(job: Job) -> list[str]:
 
 
 def trl(*flags: str) -> Callable[[Job], list[str]]:
-    """TRL's SFTTrainer or DPOTrainer, by the script beside this one."""
+    """TRL's SFTTrainer, DPOTrainer or GRPOTrainer, by the script beside this one."""
     return lambda job: [
         *(sys.executable, str(TRL_SCRIPT), job.task, job.model, str(job.data), f"{job.folder}/run"),
         *flags,
@@ -208,7 +214,7 @@ def main() -> None:
     """Measure in turn, round by round, and print the medians, and the ratios of the steps to swiftplug's."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder or hub id")
-    parser.add_argument("--task", choices=["sft", "dpo"], default="sft")
+    parser.add_argument("--task", choices=["sft", "dpo", "grpo"], default="sft")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()

@@ -22,6 +22,7 @@ from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.folder import KEPT_BASE, MARKER, STAGED_BASE, Marker, absolute_name, add_to_record
 from swiftplug.runs.plugins import free_options
+from swiftplug.sampling.outputs import CANDIDATES
 from swiftplug.training.page.curves import LOG
 
 TRAINER_STATE = "trainer_state.json"
@@ -169,7 +170,7 @@ def remove_folder(path: Path) -> None:
 
 def saved_files(run_dir: Path) -> list[Path]:
     """What a run has left that another one must not mix with: its model, checkpoints and curves, the marker first."""
-    outputs = [LOG, CURVES, CONFUSION, REPORT, ANSWERS, TENSORBOARD]
+    outputs = [LOG, CURVES, CONFUSION, REPORT, ANSWERS, TENSORBOARD, CANDIDATES]
     names = [MARKER, *read_record(run_dir).get("files", ()), *outputs, KEPT_BASE]
     files = [run_dir / name for name in dict.fromkeys(names) if Path(name).name == name]
     return [path for path in [*files, *checkpoints(run_dir)] if path.exists()]

@@ -24,7 +24,7 @@ from transformers import PrinterCallback
 
 from swiftplug.config.resume import read_record
 from swiftplug.config.schema import TrainConfig
-from swiftplug.data.batching import Collator
+from swiftplug.data.batching import Collator, collate_prompts
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_command, format_duration, format_number, format_percent
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice
@@ -156,11 +156,14 @@ def train(
             model,
             progress,
             reference,
+            (data.prompts, data.eval_prompts),
             train_dataset=data.train,
             eval_dataset=data.eval,
-            data_collator=Collator(args.load_tokenizer().pad_token_id),
+            data_collator=collate_prompts if data.prompts else Collator(args.load_tokenizer().pad_token_id),
             callbacks=[*callbacks, RunLog(run_dir), ProgressLine(progress)],
         )
+        if trainer.rollouts is not None:
+            stack.callback(trainer.rollouts.engine.close)
         trainer.remove_callback(PrinterCallback)  # it prints every log a second time
         report = RunReport(run_dir, args, data, trainer)
         trainer.add_callback(report)
@@ -173,6 +176,8 @@ def train(
             facts = {"data": data.report.fingerprints(), "processes": args.world_size}
             step = int(checkpoint.name.partition("-")[2]) if checkpoint else None
             begin_record(run_dir, config, plugins, resumed=resume, step=step, run=RUN, **facts)
+            if trainer.rollouts is not None:
+                trainer.rollouts.record.resume(step or 0)
         _print_start(console, plugins, model, checkpoint)
         if args.task.needs_reference:
             print_line(console, f"reference: {describe_reference(args, reference)}")

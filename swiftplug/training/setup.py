@@ -14,7 +14,7 @@ from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.data.tokens import check_offsets
 from swiftplug.errors import UserError, nearest
 from swiftplug.formatting import format_count
-from swiftplug.plugin import Labels, Rows
+from swiftplug.plugin import Labels, OnlineTask, Rows
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress, on_disk, plugin_fact
 from swiftplug.runs.errors import naming_plugins
@@ -25,6 +25,7 @@ from swiftplug.training.arguments import training_arguments
 from swiftplug.training.evaluation import measured_names
 from swiftplug.training.loss import optional_arguments
 from swiftplug.training.online.prompts import check_settings, draw_sampler, read_prompts
+from swiftplug.training.online.rollouts import evaluated_names
 from swiftplug.training.reference import planned_reference
 
 
@@ -102,7 +103,9 @@ def _know_eval_names(args: Arguments) -> None:
     logged = () if "loss" in args.task.kinds else args.task.log_names()
     if logged and (both := sorted(names.intersection(logged))):
         raise UserError(f"{args.plugins.one('task').found} logs {both[0]!r}, which a metric returns too; rename one")
-    if not failed:
+    if isinstance(args.task, OnlineTask):
+        args.eval_names = evaluated_names(resolve_scorers(args.config, args.plugins), args.config.num_return_sequences)
+    elif not failed:
         args.eval_names = None if logged is None else names.union(logged)
     elif (wanted or args.plugins.of("callback")) and (args.labels or args.task.rows is not Rows.LABELLED):
         args.notes.append(f"metrics: {'; '.join(failed)}, so what they return is known at the first evaluation only")

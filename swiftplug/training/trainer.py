@@ -11,7 +11,7 @@ Four private methods of the base class are overridden, because it has no public 
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,20 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from swiftplug.data.batching import EpochSampler
+from swiftplug.data.batching import DrawSampler, EpochSampler
 from swiftplug.errors import ContractError, UserError, nearest
+from swiftplug.plugin import OnlineTask
 from swiftplug.plugin.registry.returns import check_optimizer
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.model import GENERATION_CONFIG
+from swiftplug.sampling.rows import Row
 from swiftplug.training.checkpoint import FINAL_STAGING, STAGING, CheckpointKeeper, SaveAfterEpoch, marker_of, move_into
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer, Means, PluginLossComputer
 from swiftplug.training.model import load_model_to_train
+from swiftplug.training.online.prompts import draw_sampler
 from swiftplug.training.online.rollouts import Rollouts
-from swiftplug.training.online.values import save_value_head, without_value_head
 from swiftplug.training.page.answers import SHOWN_ANSWERS
 from swiftplug.training.task_loss import TaskLossComputer
 
@@ -46,6 +48,7 @@ class PlugTrainer(Trainer):
         model: The model as the tuner prepared it.
         progress: Shows what it is doing.
         reference: The task's reference model, if it needs one and it is not the model with the tuner disabled.
+        prompts: The rows that an online task draws answers to, in training and in evaluation.
         **kwargs: `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, as `Trainer` takes them.
     """
 
@@ -55,6 +58,7 @@ class PlugTrainer(Trainer):
         model: torch.nn.Module,
         progress: RunProgress,
         reference: torch.nn.Module | None = None,
+        prompts: tuple[Sequence[Row], Sequence[Row]] = ((), ()),
         **kwargs: Any,
     ) -> None:
         self.run_args = args
@@ -77,19 +81,16 @@ class PlugTrainer(Trainer):
         )
         # What `get_batch_samples` counts is what the loss is divided by: Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
-        self.sampler = EpochSampler(
-            kwargs["train_dataset"]["length"],
-            self.get_total_train_batch_size(self.args),
-            self.args.seed,
-            group_by_length=args.config.data.group_by_length,
-        )
+        self.rollouts: Rollouts | None = None
+        if isinstance(args.task, OnlineTask):
+            self.rollouts = Rollouts(args, model, self.accelerator, progress, *prompts)
+        self.sampler = self._make_sampler(kwargs["train_dataset"]["length"])
         self._order_callbacks()
         # Six for each parameter outside the embeddings (arXiv 2001.08361); 0 where a module cannot count them.
         num_parameters: Any = getattr(model, "num_parameters", None)
         self._flops_per_token = 6 * int(num_parameters(exclude_embeddings=True)) if num_parameters else 0
         self.loss_computer = self._make_loss_computer(model)
         self._logged = Means()  # of what the task logs, since the last log
-        self.rollouts: Rollouts | None = None
 
     def _make_loss_computer(self, model: torch.nn.Module) -> LossComputer:
         """The loss plugin's in tasks that have one, else the task's own."""
@@ -116,7 +117,15 @@ class PlugTrainer(Trainer):
 
     # Data
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+    def _make_sampler(self, lengths: Sequence[int]) -> EpochSampler | DrawSampler:
+        """The order of the rows, or of the prompts that each step draws answers to."""
+        rows = self.get_total_train_batch_size(self.args)
+        if self.rollouts is None:
+            grouped = self.run_args.config.data.group_by_length
+            return EpochSampler(lengths, rows, self.args.seed, group_by_length=grouped)
+        return draw_sampler(self.run_args, len(lengths))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler | DrawSampler:
         return self.sampler
 
     def get_batch_samples(
@@ -335,18 +344,14 @@ class PlugTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         tuner = self.plugins.one("tuner").bound
-        with without_value_head(model):
-            tuner.save_pretrained(model, str(folder), state_dict=state_dict, safe_serialization=True)
+        tuner.save_pretrained(model, str(folder), state_dict=state_dict, safe_serialization=True)
         card = folder / "README.md"
         if card.is_file() and "[More Information Needed]" in card.read_text(encoding="utf-8"):
             card.unlink()  # PEFT's form, which nobody has filled in
         if not (folder / GENERATION_CONFIG).exists() and hasattr(model, "generation_config"):  # an adapter has no own
             model.generation_config.to_json_file(folder / GENERATION_CONFIG)
         self.tokenizer.save_pretrained(folder)
-        place = self.run_dir
-        if folder.name.startswith("checkpoint-"):
-            place = self.run_dir / folder.name
-            save_value_head(model, folder)
+        place = self.run_dir / folder.name if folder.name.startswith("checkpoint-") else self.run_dir
         marker_of(self.run_args, self.run_dir, place).write(folder)
 
     def save_final(self) -> None:
@@ -384,7 +389,7 @@ class _OrderOfEpoch(TrainerCallback):
     The base class looks for a sampler in accelerate's wrappers, of which a resumed run has one more than it expects.
     """
 
-    def __init__(self, sampler: EpochSampler) -> None:
+    def __init__(self, sampler: EpochSampler | DrawSampler) -> None:
         self.sampler = sampler
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:

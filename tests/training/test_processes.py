@@ -36,15 +36,30 @@ def train(folder: Path, model: Path, data: str, plugin: Path, *options: str) -> 
     ("rows", "options", "logged"),
     [
         # `train_loss` has the second step too, which is not logged.
-        (12, ["--metric=acc", "--loss-scale=uneven", "--set=training.logging_steps=5"], ["eval_token_acc"]),
+        (
+            12,
+            ["--metric=acc", "--loss-scale=uneven", "--set=training.logging_steps=5"],
+            ["eval_token_acc", "eval_loss"],
+        ),
         # Of the last step's one pair the second process gets none.
         (
             9,
             ["--task=dpo", "--set=reference=precompute", "--set=training.logging_steps=1"],
-            ["logps/chosen", "eval_logps/rejected"],
+            ["logps/chosen", "eval_logps/rejected", "eval_loss"],
+        ),
+        # Each process draws two answers to two prompts.
+        (
+            6,
+            [
+                *("--task=grpo", "--orm=length", "--num-return-sequences=2", "--max-new-tokens=8"),
+                *("--set=task.scale_rewards=batch", "--set=task.loss=dapo", "--set=task.mask_cut_off=false"),
+                *("--set=orm.length.max_chars=40", "--set=orm.length.margin_chars=40"),
+                "--set=training.logging_steps=1",
+            ],
+            ["reward", "rewards/length", "entropy", "teaching", "eval_reward", "eval_length"],
         ),
     ],
-    ids=["sft", "dpo"],
+    ids=["sft", "dpo", "grpo"],
 )
 def test_two_processes_equal_one(
     tiny_model_dir: Path, pair_file: Path, tmp_path: Path, rows: int, options: list[str], logged: list[str]
@@ -62,7 +77,7 @@ def test_two_processes_equal_one(
         }
         for name in ("one", "two")
     ]
-    for key in ("eval_loss", "loss", "train_loss", *logged):
+    for key in ("loss", "train_loss", *logged):
         assert logs[1][key] == pytest.approx(logs[0][key], rel=1e-6, abs=1e-5), key
     assert (tmp_path / "two" / "checkpoint-2" / "rng_state_1.pth").exists()
     assert (tmp_path / "two" / "model.safetensors").exists()

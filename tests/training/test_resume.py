@@ -39,6 +39,20 @@ SCENARIOS = {
         "--set=training.gradient_accumulation_steps=2",
         "--set=training.learning_rate=1e-3",
     ],
+    "grpo, lora, divergence, accumulation": [
+        "--task=grpo",
+        "--set=task.beta=0.1",
+        "--tuner=lora",
+        "--orm=length",
+        "--set=orm.length.max_chars=40",
+        "--set=orm.length.margin_chars=40",
+        "--num-return-sequences=3",
+        "--max-new-tokens=8",
+        "--set=training.gradient_accumulation_steps=2",
+        "--set=training.eval_strategy=steps",
+        "--set=training.eval_steps=3",
+        "--set=training.learning_rate=1e-3",
+    ],
 }
 
 
@@ -108,6 +122,8 @@ def test_killed_and_resumed_equals_unbroken(
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+    for drawn in (tmp_path / "unbroken").glob("candidates.jsonl"):
+        assert (broken / drawn.name).read_bytes() == drawn.read_bytes()
     assert not [*broken.glob(".saving-*"), *broken.glob(".deleting-*")]
     steps = sorted(path.name for path in (tmp_path / "unbroken").glob("checkpoint-*"))
     assert sorted(path.name for path in broken.glob("checkpoint-*")) == steps
