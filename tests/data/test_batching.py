@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import BatchSampler
+from datasets import Dataset
+from torch.utils.data import BatchSampler, DataLoader
 
-from swiftplug.data.batching import Collator, EpochSampler
+from swiftplug.data.batching import Collator, DrawSampler, EpochSampler, collate_prompts
 
 
 def lengths_like_real(count: int, seed: int) -> list[int]:
@@ -164,3 +165,40 @@ def test_packed_rows_lie_end_to_end() -> None:
     assert batch["labels"].tolist() == [[-100, 2, -100, -100, 5]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 0, 1]]
     assert batch["loss_scale"].tolist() == [[0, 0.5, 0, 0, 2]]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("prompts", "iterations"), [(13, 1), (13, 2), (3, 1)])
+def test_prompts_of_a_step_are_the_same_on_any_number_of_processes(
+    processes: int, prompts: int, iterations: int
+) -> None:
+    group, step, batch = 4, 48, 6  # so twelve prompts a step; a group is cut by the edge of a batch
+    rows = Dataset.from_dict({"row": range(prompts), "length": [10 + row for row in range(prompts)]})
+    sampler = DrawSampler(
+        prompts, group=group, step=step, iterations=iterations, processes=processes, batch=batch, seed=3
+    )
+    sampler.set_epoch(2)
+    accumulated = step // (processes * batch)
+
+    def steps(process: int) -> list[list[int]]:
+        """The prompts of each step of a process, one for each candidate, as its data loader gives them."""
+        shard = BatchSamplerShard(BatchSampler(sampler, batch, drop_last=False), processes, process)
+        loader = DataLoader(rows.with_format("numpy"), batch_sampler=shard, collate_fn=collate_prompts)
+        batches = [*loader]
+        assert all(each["row"].dtype == torch.int64 and len(each["row"]) == batch for each in batches)
+        assert all(torch.equal(each["length"], each["row"] + 10) for each in batches)
+        assert len(batches) * batch * processes == len(sampler)
+        found = [each["row"].tolist() for each in batches]
+        return [[*itertools.chain(*found[at : at + accumulated])] for at in range(0, len(found), accumulated)]
+
+    together = [[*itertools.chain(*parts)] for parts in zip(*map(steps, range(processes)), strict=True)]
+    # By the definition: a permutation by seed and epoch, filled up from its start.
+    order = np.random.default_rng([3, 2]).permutation(prompts).tolist()
+    count = -(-prompts * group // step)
+    order = (order * 100)[: count * step // group]
+    expected = [
+        [prompt for prompt in order[at : at + step // group] for _ in range(group)]
+        for at in range(0, len(order), step // group)
+        for _ in range(iterations)
+    ]
+    assert together == expected
