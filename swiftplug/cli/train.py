@@ -40,6 +40,8 @@ def train(
 
     Names of plugins: swiftplug list-plugins. Option of a plugin: --set KEY.OPTION=VALUE, such as tuner.r=8.
 
+    Tasks that draw answers while they train, such as grpo, need --orm or --prm, and draw as sample does.
+
     With no model, dataset or config it runs the built-in quickstart, which takes about a minute on a laptop.
 
     Example: swiftplug train --model HuggingFaceTB/SmolLM2-135M-Instruct --dataset train.jsonl --tuner lora

@@ -1,5 +1,6 @@
 """What comes before the model of a run that draws: its prompts, as `sample` reads them, and what is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 from swiftplug.config.load import load_sample_config, load_train_config
 from swiftplug.data.prepare import PreparedData
 from swiftplug.errors import UserError
+from swiftplug.preview.preview import preview
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.plugins import resolve_plugins
 from swiftplug.sampling.intake import read_inputs
@@ -126,7 +128,7 @@ def test_scorers_that_cannot_score_the_rows_are_refused(options: dict[str, Any],
         (
             {"num_return_sequences": 12},
             ["training.gradient_accumulation_steps=5"],
-            r"a step takes 8 x 5 = 40 answers .* num_return_sequences \(12\); .* gradient_accumulation_steps=6$",
+            r"a step takes 8 x 5 = 40 answers .* num_return_sequences \(12\); .*gradient_accumulation_steps=6$",
         ),
         ({}, ["data.packing=true"], "data.packing: task grpo keeps each row apart"),
         ({}, ["data.too_long=split"], "--set data.too_long=split: task grpo takes each prompt whole; expected drop"),
@@ -143,6 +145,18 @@ def test_settings_are_refused_before_the_data_is_read(
     config = load_train_config(None, {**options, "dataset": ["nothing.jsonl"], **changed}, sets).config
     with pytest.raises(UserError, match=f"^{message}"):
         set_up(config)
+
+
+def test_a_preview_shows_prompts_as_the_engine_gets_them(options: dict[str, Any], tiny_model_dir: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model_dir)
+    config = load_train_config(None, options, ["data.max_length=100"]).config
+    shown = json.loads(preview(config, rows=8, format="json", color=False))
+    for index in (0, 3):
+        prompt = tokenizer.apply_chat_template(ROWS[index]["messages"][:1], add_generation_prompt=True)["input_ids"]
+        assert (shown[index]["input_ids"], shown[index]["dropped"]) == (prompt, None)
+        assert {*shown[index]["weights"]} == {0}
+    assert [row["dropped"] for row in shown][2:5:2] == ["the question is empty", "no question: a row of plain text"]
+    assert shown[7]["dropped"].startswith("longer than max_length: ")
 
 
 def test_the_plan_counts_prompts_and_candidates(options: dict[str, Any]) -> None:
