@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from swiftplug.builtin.engines.decoding import Decoder, GenerationRequest
+from swiftplug.builtin.engines.fast_parts import PackedLinear
 from swiftplug.builtin.hardware import pick_dtype
 from swiftplug.config.load import load_train_config
 from swiftplug.config.schema import SampleConfig
@@ -429,6 +430,28 @@ def test_it_draws_from_the_weights_as_they_are_now_and_leaves_the_model_as_it_wa
         for module, mode in modules.values():
             module.training = mode
     assert seen[0] != seen[1]
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="only oneDNN has packed layers")
+@pytest.mark.parametrize("tuner", ["full", "lora"])
+def test_linear_layers_are_packed_for_the_time_of_a_drawing(
+    lay: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch, tuner: str
+) -> None:
+    folder = lay(LlamaConfig(**SMALL))
+    model = TRAINED[tuner](load(folder)[0])
+    inner = model if tuner == "full" else model.get_base_model()
+    layers = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(2) for name in "qkvo"]
+    seen: list[type] = []
+
+    class Seen(Decoder):
+        def decode(self, *given: Any) -> Any:
+            seen.extend(type(inner.get_submodule(name)) for name in layers)
+            return super().decode(*given)
+
+    monkeypatch.setattr("swiftplug.builtin.engines.transformers.Decoder", Seen)
+    drawn(following(model, folder), PROMPTS)
+    assert set(seen) == {PackedLinear} and len(seen) == 8
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
 
 
 def test_what_is_drawn_ends_with_the_token_that_ended_it(tiny_model_dir: Path) -> None:
