@@ -202,8 +202,9 @@ class PolicyTask(OnlineTask):
     def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:
         """The clipped objective, with the divergence where it is a part of the loss."""
         tokens = model.token_logps(batch)
-        losses, clipped = self.policy_losses(tokens, batch)
-        logged = {"entropy": tokens.entropies[tokens.trains], "clipped": clipped[tokens.trains]}
+        losses, by_token = self.policy_losses(tokens, batch)
+        logged = {name: values[tokens.trains] for name, values in by_token.items()}
+        logged["entropy"] = tokens.entropies[tokens.trains]
         if self.needs_reference:
             behind = batch["reference_logps"] - tokens.logps
             divergence = behind.exp() - behind - 1
@@ -216,15 +217,15 @@ class PolicyTask(OnlineTask):
         count = tokens.trains.sum(dim=1).clamp(min=1) if self.mean == "candidates" else self._max_new_tokens
         return TaskLoss({"rows": (losses.sum(dim=1) / count).sum()}, logged)
 
-    def policy_losses(self, tokens: TokenLogps, batch: Batch) -> "tuple[torch.Tensor, torch.Tensor]":
-        """The loss of each token without the divergence, and whether its ratio was clipped.
+    def policy_losses(self, tokens: TokenLogps, batch: Batch) -> "tuple[torch.Tensor, Mapping[str, torch.Tensor]]":
+        """The loss of each token without the divergence, and what is logged of it: whether its ratio was `clipped`.
 
         Args:
             tokens: The tokens of the batch, as the model has them now.
             batch: The batch; without `old_logps`, the model is as it was when it drew.
 
         Returns:
-            `(N, T)` float32 losses, which mean nothing where no token trains, and `(N, T)` float32 0 or 1.
+            `(N, T)` float32 losses, and values by name without a gradient; both mean nothing where no token trains.
         """
         import torch
 
@@ -247,4 +248,4 @@ class PolicyTask(OnlineTask):
             clipped = within * advantages < ratios * advantages
         if "sampler_logps" in batch:
             losses = losses * (old - batch["sampler_logps"]).exp().clamp(max=self.importance_cap)
-        return losses.expand_as(tokens.logps), clipped.detach().float().expand_as(tokens.logps)
+        return losses.expand_as(tokens.logps), {"clipped": clipped.detach().float().expand_as(tokens.logps)}

@@ -12,6 +12,7 @@ from swiftplug.plugin import Rows
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.folder import KEPT_BASE, STAGED_BASE
 from swiftplug.runs.model import autocast_dtype, end_where_trained, model_class
+from swiftplug.training.online.values import add_value_head
 
 
 def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Module:
@@ -42,6 +43,8 @@ def load_model_to_train(args: Arguments, checkpoint: Path | None) -> torch.nn.Mo
     set_precision(model, compute_dtype)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"{tuner.found} leaves no parameter to train")
+    if getattr(args.task, "needs_values", False):
+        add_value_head(args, model, checkpoint)
     return model
 
 

@@ -16,6 +16,7 @@ from swiftplug.plugin.registry.returns import check_task_loss
 from swiftplug.plugin.task import Batch, SequenceLogps, Task, TaskModel, TokenLogps, row_count
 from swiftplug.training.head import LabelledForward, sequence_logps, token_logps
 from swiftplug.training.loss import BatchLoss, Counts, LossComputer, model_inputs
+from swiftplug.training.online.values import ValueHead, value_head_of
 
 
 class TaskLossComputer(LossComputer, TaskModel):
@@ -49,6 +50,7 @@ class TaskLossComputer(LossComputer, TaskModel):
         self.last_outputs: Any = None
         if self.task.head == "language":
             self.forward = LabelledForward(model, args)
+            self.value_head = value_head_of(model)
             self.reference = reference
             self.reference_forward = LabelledForward(reference, args) if reference is not None else self.forward
 
@@ -88,20 +90,23 @@ class TaskLossComputer(LossComputer, TaskModel):
 
     def token_logps(self, batch: Batch) -> TokenLogps:
         """The log-probability of each trained token of the batch; see `TaskModel.token_logps`."""
-        self.last_outputs, tokens, _ = token_logps(
-            self.forward,
-            self.model,
-            model_inputs(batch),
-            batch["labels"],
-            self.accelerator.autocast,
-            self.temperature,
-        )
-        return tokens
+        return self._token_logps(self.forward, self.model, batch, self.value_head)
 
     def drawn_logps(self, batch: Batch, *, of_reference: bool = False) -> TokenLogps:
-        """The same without a gradient and without dropout, of the model or of its reference."""
+        """The same without a gradient and without dropout, of the model or of its reference, which has no values."""
         with self._evaluated(of_reference) as (forward, model):
-            return token_logps(forward, model, model_inputs(batch), batch["labels"], temperature=self.temperature)[1]
+            return self._token_logps(forward, model, batch, None if of_reference else self.value_head)
+
+    def _token_logps(
+        self, forward: LabelledForward, model: torch.nn.Module, batch: Batch, value_head: ValueHead | None
+    ) -> TokenLogps:
+        self.last_outputs, tokens, states = token_logps(
+            forward, model, model_inputs(batch), batch["labels"], self.accelerator.autocast, self.temperature
+        )
+        if value_head is None:
+            return tokens
+        values = torch.zeros_like(tokens.logps).masked_scatter(tokens.trains, value_head(states))
+        return tokens._replace(values=values)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean over the rows of all processes; see `TaskModel.mean`."""

@@ -36,6 +36,7 @@ from swiftplug.training.loss import LossComputer, Means, PluginLossComputer
 from swiftplug.training.model import load_model_to_train
 from swiftplug.training.online.prompts import draw_sampler
 from swiftplug.training.online.rollouts import Rollouts
+from swiftplug.training.online.values import save_value_head, without_value_head
 from swiftplug.training.page.answers import SHOWN_ANSWERS
 from swiftplug.training.task_loss import TaskLossComputer
 
@@ -344,14 +345,18 @@ class PlugTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         tuner = self.plugins.one("tuner").bound
-        tuner.save_pretrained(model, str(folder), state_dict=state_dict, safe_serialization=True)
+        with without_value_head(model):
+            tuner.save_pretrained(model, str(folder), state_dict=state_dict, safe_serialization=True)
         card = folder / "README.md"
         if card.is_file() and "[More Information Needed]" in card.read_text(encoding="utf-8"):
             card.unlink()  # PEFT's form, which nobody has filled in
         if not (folder / GENERATION_CONFIG).exists() and hasattr(model, "generation_config"):  # an adapter has no own
             model.generation_config.to_json_file(folder / GENERATION_CONFIG)
         self.tokenizer.save_pretrained(folder)
-        place = self.run_dir / folder.name if folder.name.startswith("checkpoint-") else self.run_dir
+        place = self.run_dir
+        if folder.name.startswith("checkpoint-"):
+            place = self.run_dir / folder.name
+            save_value_head(model, folder)
         marker_of(self.run_args, self.run_dir, place).write(folder)
 
     def save_final(self) -> None:

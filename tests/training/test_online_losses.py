@@ -13,7 +13,7 @@ Where TRL differs from a paper or from what is done here:
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +35,7 @@ from swiftplug.training.task_loss import TaskLossComputer
 PROMPTS, GROUP, END = 3, 4, 2
 CUT_OFF = (1, 6)  # candidates without the end of their turn
 LONGEST = 16
+OTHERS = [*range(9), 10, 11]
 UNBIASED = {"use_bias_correction_kl": False}
 TERMS = 0.5  # the size of the terms of RLOO's loss: rewards above a mean
 REWARDS = [1.0, 0.0, 0.5, 0.25, 0.0, 1.0, 1.0, 0.0, 0.3, 0.3, -0.5, 0.3]
@@ -258,7 +259,14 @@ def test_what_another_engine_draws_is_weighed_as_trl_does(
     trl_oracle.assert_same(found, expected)
 
 
-@pytest.mark.parametrize(("task", "theirs"), [("grpo", {"loss_type": "grpo"}), ("rloo", {"beta": 0.0})])
+@pytest.mark.parametrize(
+    ("task", "theirs", "rewarded"),
+    [
+        ("grpo", {"loss_type": "grpo"}, OTHERS),  # all but the longest
+        ("rloo", {"beta": 0.0}, OTHERS),
+        ("grpo", {"loss_type": "grpo"}, [4, 5]),  # fewer than micro-batches
+    ],
+)
 def test_a_candidate_without_a_reward_is_left_out(
     trl_oracle: Any,
     tiny_model_dir: Path,
@@ -267,15 +275,16 @@ def test_a_candidate_without_a_reward_is_left_out(
     tmp_path: Path,
     task: str,
     theirs: dict[str, Any],
+    rewarded: Sequence[int],
 ) -> None:
-    """The longest one, which would be the first of a batch."""
     longest = max(range(len(REWARDS)), key=lambda it: len(drawn.prompts[it]) + len(drawn.answers[it]))
-    rewards = [float("nan") if index == longest else reward for index, reward in enumerate(REWARDS)]
+    assert longest not in OTHERS
+    rewards = [reward if index in rewarded else float("nan") for index, reward in enumerate(REWARDS)]
     drawn = drawn._replace(rewards=rewards)
     found = own_step(task, tiny_model_dir, drawn, weights, trl_oracle, num_iterations=2, beta=0.0)
     options = {"num_generations": GROUP, "num_iterations": 2, **theirs}
     expected = trl_oracle.trl_policy_step(task.upper(), tiny_model_dir, drawn, tmp_path, weights, **options)
-    assert len(found.texts) == len(REWARDS) - 1
-    counted = len(REWARDS) / (len(REWARDS) - 1)
+    assert len(found.texts) == max(len(rewarded), 3)  # a batch that has none keeps step with the others
+    counted = len(REWARDS) / len(rewarded)
     gradients = {name: it * counted for name, it in expected.gradients.items()}
     trl_oracle.assert_same(found, trl_oracle.Step(found.texts, expected.loss * counted, gradients), TERMS)

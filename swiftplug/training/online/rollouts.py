@@ -29,6 +29,7 @@ from swiftplug.sampling.scoring import Scorer, resolve_scorers
 from swiftplug.sampling.selection import reduced
 from swiftplug.sampling.statistics import pass_at
 from swiftplug.training.online.record import CandidateRecord, DrawnCandidate, drawn_candidates
+from swiftplug.training.online.values import without_value_head
 from swiftplug.training.task_loss import TaskLossComputer
 
 Batch = dict[str, Any]
@@ -65,6 +66,7 @@ class Rollouts:
         self.config: Any = args.config
         self.task: OnlineTask = args.task
         self.args = args
+        self.model = model
         self.accelerator = accelerator
         self.progress = progress
         self.prompts, self.eval_prompts = prompts, eval_prompts
@@ -76,7 +78,8 @@ class Rollouts:
         self.record = CandidateRecord(args.training_args.output_dir, accelerator)
         self.batches: list[Batch] = []  # of the last drawing
         self.logged: dict[str, torch.Tensor] = {}
-        self.engine.follow(args, model)
+        with without_value_head(model):
+            self.engine.follow(args, model)
 
     def step(self, slots: Sequence[Batch], step: int, loss: TaskLossComputer) -> list[Batch]:
         """The batches of an optimizer step.
@@ -167,7 +170,7 @@ class Rollouts:
             waiting[name] = group
         encoded = {prompt.id: list(prompt.ids or ()) for prompt in prompts}
         plugin = self.args.plugins.one("engine")
-        with naming_plugins([plugin]):
+        with naming_plugins([plugin]), without_value_head(self.model):
             for answered in self.engine.draw(prompts, self.sampling):
                 group = waiting.pop(answered.id)
                 group.failure = answered.failure
@@ -267,18 +270,23 @@ class Rollouts:
 
     def _log_probabilities(self, whole: Batch, chunk: int, loss: TaskLossComputer) -> Batch:
         """`old_logps`, `reference_logps` and `values`, as far as they are needed, `chunk` candidates at a time."""
+        needs_own = self.task.needs_logps or self.task.needs_values or self.task.num_iterations > 1
         wanted = {
-            "old_logps": self.task.needs_logps or self.task.num_iterations > 1 or "sampler_logps" in whole,
+            "old_logps": needs_own or "sampler_logps" in whole,
+            "values": self.task.needs_values,
             "reference_logps": self.task.needs_reference,
         }
-        found = {name: torch.zeros(whole["labels"].shape, device=self.accelerator.device) for name in wanted}
+        blank = torch.zeros(whole["labels"].shape, device=self.accelerator.device)
+        found = {name: blank.clone() for name, is_wanted in wanted.items() if is_wanted}
         order = whole["length"].argsort(descending=True)
         with self.progress.start("computing log-probabilities"):
-            for name in [name for name, is_wanted in wanted.items() if is_wanted]:
+            for name in [name for name in found if name != "values"]:
                 for part in order.split(chunk):
-                    logps = loss.drawn_logps(_cut(whole, part), of_reference=name == "reference_logps").logps
-                    found[name][part, : logps.shape[1]] = logps
-        return {name: values for name, values in found.items() if wanted[name]}
+                    tokens = loss.drawn_logps(_cut(whole, part), of_reference=name == "reference_logps")
+                    found[name][part, : tokens.logps.shape[1]] = tokens.logps
+                    if name == "old_logps" and tokens.values is not None:
+                        found["values"][part, : tokens.logps.shape[1]] = tokens.values
+        return found
 
     def _estimate(self, whole: Batch, candidates: Sequence[DrawnCandidate]) -> Batch:
         """What the task makes of the rewards; groups of which the engine drew nothing are not among them."""
@@ -300,7 +308,7 @@ class Rollouts:
             own = own[trained] if len(own) > 1 else own
             mean = own.mean().item()
             each.advantage = None if math.isnan(mean) else mean
-        return estimated
+        return {name: value.nan_to_num() for name, value in estimated.items()}  # what is left out may fill up a step
 
     def _figures(self, groups: Sequence[Row]) -> dict[str, torch.Tensor]:
         """What is logged of the candidates, one value for each."""
