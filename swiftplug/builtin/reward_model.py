@@ -102,6 +102,15 @@ class ProcessRewardModel(_RewardModel, PRM):
         scored = self._checkpoint.score(infer_requests)
         return [rewards if self._by_step or isinstance(rewards, Unscored) else rewards[0] for rewards in scored]
 
+    def step_ends(self, text: str) -> list[int]:
+        """See `PRM.step_ends`; the separators are behind the ends."""
+        ends, end = [], -len(self._step_separator)
+        for step in text.split(self._step_separator):
+            end += len(self._step_separator) + len(step)
+            if step.strip():
+                ends.append(end)
+        return ends
+
 
 def _scores_steps(model: str, revision: str | None) -> bool:
     """Whether a checkpoint scores steps, not whole answers. Only its `config.json` or `adapter_config.json` is read."""

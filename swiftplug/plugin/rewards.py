@@ -134,3 +134,14 @@ class PRM:
             For each request one reward, or a list with one reward per step, or an `Unscored`.
         """
         raise NotImplementedError
+
+    def step_ends(self, text: str) -> list[int]:
+        """Where the steps of an answer end that `__call__` rewards; tasks that reward single tokens need it.
+
+        Args:
+            text: The answer.
+
+        Returns:
+            For each reward of a step the number of characters up to the end of the step, in ascending order.
+        """
+        raise NotImplementedError

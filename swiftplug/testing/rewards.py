@@ -7,7 +7,7 @@ from typing import Any
 
 from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin.registry import REFERENCE_NAMES, BoundScorer, LoadedPlugin
-from swiftplug.plugin.registry.returns import check_reward, check_rewards
+from swiftplug.plugin.registry.returns import check_reward, check_rewards, check_step_ends
 from swiftplug.plugin.rewards import InferRequest, Unscored
 from swiftplug.testing.inputs import TEXTS, load, on
 
@@ -43,6 +43,11 @@ def check(plugin: LoadedPlugin, columns: Mapping[str, Any]) -> None:
     _check_elsewhere(plugin, names, requests, truths, rewards)
     if scorer.kind == "orm":
         _check_answers(scorer)
+    if scorer.places_steps:
+        for (name, text), reward in zip(TEXTS.items(), rewards, strict=True):
+            if isinstance(reward, list):
+                with on(f"{name} (step_ends)"):
+                    check_step_ends(scorer.step_ends(text), len(reward), text)
 
 
 def _request(text: str, columns: Mapping[str, Any], index: int) -> InferRequest:

@@ -114,16 +114,19 @@ def test_a_token_classifier_scores_steps(lay: Callable[..., Path], separator: st
     def plain(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    rewards = scorer("prm", folder, batch_size=3, step_separator=separator)(REQUESTS, ground_truths=[])
+    model = scorer("prm", folder, batch_size=3, step_separator=separator)
+    rewards = model(REQUESTS, ground_truths=[])
     worst = scorer("orm", folder, step_separator=separator)(REQUESTS, [None] * len(REQUESTS))
     for request, of_steps, of_answer in zip(REQUESTS, rewards, worst, strict=True):
         ids = list(tokenizer.apply_chat_template(request.messages[:1], add_generation_prompt=True)["input_ids"])
-        expected = []
-        for step in request.messages[-1]["content"].split(separator):
+        expected, ends, answer = [], [], request.messages[-1]["content"]
+        for step in answer.split(separator):
             if step:
+                ends.append(answer.index(step, ends[-1] if ends else 0) + len(step))
                 ids += plain(step) + plain(separator)
                 expected.append(logits_of(folder, Qwen2ForTokenClassification, ids)[-1].softmax(dim=-1)[1].item())
         assert of_steps == pytest.approx(expected, abs=1e-5)
+        assert model.step_ends(answer) == ends
         assert of_answer == pytest.approx(min(expected), abs=1e-5)
 
 

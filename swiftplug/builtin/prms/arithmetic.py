@@ -1,6 +1,8 @@
 """The PRM that checks the calculations of an answer, step by step."""
 
+import itertools
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from swiftplug.builtin.numbers import plain_numbers
@@ -34,15 +36,29 @@ class Arithmetic(PRM):
         """See `PRM.__call__`. References are ignored."""
         return [step_rewards(request.messages[-1]["content"]) or NO_STEP for request in infer_requests]
 
+    def step_ends(self, text: str) -> list[int]:
+        """See `PRM.step_ends`; white space is behind the ends."""
+        lines = text.splitlines(keepends=True)
+        return [len("".join(lines[:count]).rstrip()) for _, count in _steps(text)]
+
 
 def step_rewards(answer: str) -> list[float]:
     """The reward of each step that has an equation."""
+    return [reward for reward, _ in _steps(answer)]
+
+
+def _steps(answer: str) -> Iterator[tuple[float, int]]:
+    """The reward of each step that has an equation, and how many lines of the answer there are up to its end."""
     answer = normalize(answer)
     steps = _STEP.split(answer)
     if len(steps) == 1:
-        steps = answer.splitlines()
-    verdicts = [list(check_equations(step)) for step in steps]
-    return [float(all(holds)) for holds in verdicts if holds]
+        ends: Iterable[tuple[str, int]] = zip(answer.splitlines(), itertools.count(1))
+    else:
+        headers = [header.start() for header in _STEP.finditer(answer)]
+        ends = zip(steps, (len(answer[:end].splitlines()) for end in [*headers, len(answer)]), strict=True)
+    for step, count in ends:
+        if holds := list(check_equations(step)):
+            yield float(all(holds)), count
 
 
 _SIGNS = str.maketrans("×✕⋅∙÷≅≃{}[]", "****/≈≈()()") | dict.fromkeys(map(ord, "$€£¥￥₹"), " ")

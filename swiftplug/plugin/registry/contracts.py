@@ -100,6 +100,8 @@ def check_contract(kind: str, plugin: Any) -> None:
                 check_metric_pair(plugin)
         case "model" if isinstance(plugin, str):
             contract = {}
+        case "prm" if getattr(cls, "step_ends", PRM.step_ends) is not PRM.step_ends:
+            contract = {"step_ends": Call(("text",)), **contract}
     for name, call in contract.items():
         if name == "__call__" and plugin is not cls:
             _check_call(plugin, call, takes_options=is_function(plugin))

@@ -5,6 +5,7 @@ All raise a ContractError, whose message continues "this plugin ...", and return
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from numbers import Real
 from typing import Any
 
@@ -129,6 +130,21 @@ def check_reward(kind: str, reward: Any) -> float | list[float] | Unscored:
     if steps is value:
         return rewards or Unscored("found no step to reward")
     return rewards[0]
+
+
+def check_step_ends(ends: Any, rewards: int, text: str) -> list[int]:
+    """What a process reward model says of where steps end in a text, to which it gave so many rewards."""
+    if not isinstance(ends, list | tuple) or not all(isinstance(end, int) for end in ends):
+        raise ContractError(f"returned {ends!r:.60} from step_ends, expected a list of integers")
+    if len(ends) != rewards:
+        found = format_count(len(ends), "end")
+        raise ContractError(f"returned {found} from step_ends for {format_count(rewards, 'step')} that it rewards")
+    if any(one >= other for one, other in pairwise([0, *ends, len(text) + 1])):
+        raise ContractError(
+            f"returned {ends!r:.60} from step_ends for a text of {format_count(len(text), 'character')}, expected "
+            "ascending numbers from 1 up to that"
+        )
+    return list(ends)
 
 
 def _is_number(value: Any) -> bool:

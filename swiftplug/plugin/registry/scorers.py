@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from swiftplug.plugin.registry.contracts import FIRST_PARAMETERS, form_of, is_function
-from swiftplug.plugin.rewards import ORM, InferRequest
+from swiftplug.plugin.rewards import ORM, PRM, InferRequest
 
 REFERENCE_NAMES = ("reference", "solution", "answer", "ground_truth", "ground_truths")
 """Parameters that get the reference of a row without a column of that name."""
@@ -101,6 +101,11 @@ class BoundScorer:
         """The least reward of a right answer; None if it does not judge."""
         right_from: float | None = getattr(self.scorer, "right_from", ORM.right_from)
         return right_from if self.kind == "orm" else None
+
+    @property
+    def places_steps(self) -> bool:
+        """Whether it says where the steps end that it rewards."""
+        return getattr(type(self.scorer), "step_ends", PRM.step_ends) is not PRM.step_ends
 
     def answer_of(self, text: str) -> str | None:
         """The final answer in a text; see `ORM.answer_of`."""

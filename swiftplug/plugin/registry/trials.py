@@ -25,6 +25,7 @@ from swiftplug.plugin.registry.returns import (
     check_optimizer,
     check_reward,
     check_rewards,
+    check_step_ends,
     check_task_loss,
     check_weights,
 )
@@ -214,8 +215,10 @@ def _try_scorer(scorer: BoundScorer) -> None:
     if columns := [name for name in scorer.needed_columns if name not in REFERENCE_NAMES]:
         raise UserError(f"needs the column {columns[0]!r}")
     messages = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": r"It is \boxed{4}."}]
-    for reward in check_rewards(scorer([InferRequest(messages), InferRequest(messages)], ["4", "4"]), 2):
-        check_reward(scorer.kind, reward)
+    for each in check_rewards(scorer([InferRequest(messages), InferRequest(messages)], ["4", "4"]), 2):
+        reward = check_reward(scorer.kind, each)
+        if scorer.places_steps and isinstance(reward, list):
+            check_step_ends(scorer.step_ends(messages[-1]["content"]), len(reward), messages[-1]["content"])
 
 
 _TRIALS: dict[str, Callable[[Any], None]] = {

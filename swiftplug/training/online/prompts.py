@@ -24,6 +24,7 @@ from swiftplug.sampling.intake import answer_writer, count_messages, count_unren
 from swiftplug.sampling.judging import check_judges, tried_positions
 from swiftplug.sampling.rows import Row, read_rows
 from swiftplug.sampling.scoring import Scorer, check_parameters, check_references, resolve_scorers
+from swiftplug.training.online.steps import rewards_steps
 
 
 def check_settings(args: Arguments) -> None:
@@ -41,8 +42,15 @@ def check_settings(args: Arguments) -> None:
             f"{config.where('engine')}: {engine.found.name} cannot draw from a model in training, which task {task} "
             f"needs; expected {' or '.join(following)}"
         )
-    if not resolve_scorers(config, args.plugins):
+    scorers = resolve_scorers(config, args.plugins)
+    if not scorers:
         raise UserError(f"task {task} needs a reward: name one with --orm")
+    for scorer in scorers:
+        if rewards_steps(args.task, scorer) and not scorer.bound.places_steps:
+            raise UserError(
+                f"{config.where('prm')}: {scorer.plugin.found} does not say where the steps end that it rewards "
+                f"(step_ends), and task {task} rewards the tokens there; use another, or a task that rewards answers"
+            )
     if config.data.too_long not in (None, "drop"):
         raise UserError(f"{config.where('data', 'too_long')}: task {task} takes each prompt whole; expected drop")
     if config.temperature == 0:

@@ -23,6 +23,7 @@ class DrawnCandidate(Candidate):
         ids: Those behind them.
         trains: Which of these the model drew.
         logps: Their log-probabilities as the engine gives them; empty if it draws with the weights that train.
+        token_rewards: Of each token, where the task rewards steps; else empty.
         reward: The weighted sum of its rewards; None if one is missing.
         advantage: What the estimator made of it, for several tokens their mean; None if it does not train.
     """
@@ -31,6 +32,7 @@ class DrawnCandidate(Candidate):
     ids: list[int] = field(default_factory=list)
     trains: list[bool] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
+    token_rewards: list[float] = field(default_factory=list)
     reward: float | None = None
     advantage: float | None = None
 

@@ -29,6 +29,7 @@ from swiftplug.sampling.scoring import Scorer, resolve_scorers
 from swiftplug.sampling.selection import reduced
 from swiftplug.sampling.statistics import pass_at
 from swiftplug.training.online.record import CandidateRecord, DrawnCandidate, drawn_candidates
+from swiftplug.training.online.steps import rewards_steps, token_rewards
 from swiftplug.training.online.values import without_value_head
 from swiftplug.training.task_loss import TaskLossComputer
 
@@ -202,16 +203,23 @@ class Rollouts:
             if any(group.candidates for group in groups):
                 with self.progress.start(f"scoring with {scorer.name}"):
                     scorer.score(groups, self.config.score_timeout)
-        weights = {each.name: each.weight for each in self.scorers if not self._rewards_steps(each)}
-        for candidate in drawn_candidates(groups):
+        of_steps = [each for each in self.scorers if rewards_steps(self.task, each)]
+        weights = {each.name: each.weight for each in self.scorers if each not in of_steps}
+        for group, candidate in ((row, it) for row in groups for it in drawn_candidates([row])):
+            candidate.token_rewards = []
             candidate.scores = {
                 name: reduced(reward, self.config.prm_reduce) for name, reward in (candidate.rewards or {}).items()
             }
             if not candidate.unscored:
-                candidate.reward = math.fsum(weight * candidate.scores[name] for name, weight in weights.items())
+                if of_steps:
+                    _, opened = self.chat.encode(group.as_prompt(self.args.plugins.one("tools").bound))
+                    candidate.token_rewards = token_rewards(group, candidate, opened, of_steps, self._decode)
+                of_answer = (weight * candidate.scores[name] for name, weight in weights.items())
+                candidate.reward = math.fsum([*of_answer, *candidate.token_rewards])
 
-    def _rewards_steps(self, scorer: Scorer) -> bool:
-        return scorer.kind == "prm" and self.task.rewards_steps
+    def _decode(self, ids: Sequence[int]) -> str:
+        tokenizer: Any = self.args.load_tokenizer()
+        return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _count_right(self, group: Row) -> tuple[int, int] | None:
         """How many of a group's candidates were judged, and of them are right; None if nothing judges."""
@@ -290,13 +298,17 @@ class Rollouts:
 
     def _estimate(self, whole: Batch, candidates: Sequence[DrawnCandidate]) -> Batch:
         """What the task makes of the rewards; groups of which the engine drew nothing are not among them."""
-        rewards = torch.tensor([math.nan if each.reward is None else each.reward for each in candidates])
-        rewards = rewards.reshape(-1, self.sampling.num_return_sequences).to(self.accelerator.device)
         trains = whole["labels"] != IGNORED_LABEL
+        by_token, rewards = torch.zeros(trains.shape), torch.zeros(len(candidates))
+        for row, each in enumerate(candidates):
+            start, summed = len(each.prompt_ids), math.fsum(each.token_rewards)
+            by_token[row, start : start + len(each.token_rewards)] = torch.tensor(each.token_rewards)
+            rewards[row] = math.nan if each.reward is None else each.reward - summed
+        rewards = rewards.reshape(-1, self.sampling.num_return_sequences).to(self.accelerator.device)
         drawn = Drawn(
             rewards,
             trains,
-            torch.zeros(trains.shape, device=rewards.device),
+            by_token.to(rewards.device),
             whole.get("old_logps"),
             whole.get("reference_logps"),
             whole.get("values"),
