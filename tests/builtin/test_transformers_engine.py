@@ -370,12 +370,12 @@ def greedy_ids(model: Any, tokenizer: Any, prompt: Prompt, count: int = 40) -> l
     return [int(token) for token in output[0, ids["input_ids"].shape[1] :]]
 
 
-def move(model: Any, seed: int) -> None:
+def move(model: Any, seed: int, by: float = 0.3) -> None:
     """Change what trains."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.3
+            parameter.data += torch.randn(parameter.shape, generator=generator) * by
 
 
 TRAINED = {
@@ -430,6 +430,18 @@ def test_it_draws_from_the_weights_as_they_are_now_and_leaves_the_model_as_it_wa
         for module, mode in modules.values():
             module.training = mode
     assert seen[0] != seen[1]
+
+
+@pytest.mark.real
+def test_it_draws_from_a_real_model_in_training(smollm2_dir: Path) -> None:
+    base, tokenizer = load(smollm2_dir)
+    model = TRAINED["lora"](base).train()
+    move(model, 1, 0.02)
+    bits = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = drawn(following(model, smollm2_dir), PROMPTS[:3], max_new_tokens=24)
+    assert model.training and all(torch.equal(bits[name], tensor) for name, tensor in model.state_dict().items())
+    for prompt in PROMPTS[:3]:
+        assert found[prompt.id][0].ids == greedy_ids(model, tokenizer, prompt, 24)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="only oneDNN has packed layers")
