@@ -6,13 +6,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from transformers import PrinterCallback
 
 from swiftplug.config.schema import TrainConfig
-from swiftplug.data.batching import Collator
+from swiftplug.data.batching import Collator, collate_prompts
+from swiftplug.data.encode import RowEncoder
 from swiftplug.data.prepare import PreparedData
+from swiftplug.data.read.conversation import RawRow, RowOrigin
+from swiftplug.plugin import IGNORED_LABEL, Drawn, LossScale
 from swiftplug.plugin.registry import LoadedPlugin, Registry
 from swiftplug.plugin.task import TASK_KINDS, Rows, Task
 from swiftplug.runs.arguments import Arguments
@@ -28,6 +32,9 @@ from swiftplug.training.trainer import PlugTrainer
 # Reached by its name, as a config would: a Llama of some ten thousand parameters.
 MODEL = {"name": "swiftplug:tiny", "hidden_size": 16, "intermediate_size": 32, "num_layers": 2, "num_heads": 2}
 
+# What a run of an online task draws, by a config that has all that acts in one.
+_DRAWING = {"task": "swiftplug:grpo", "orm": "swiftplug:repetition", "num_return_sequences": 2, "max_new_tokens": 8}
+
 _QUESTIONS = ("What is 2 + 2?", "And 3 + 4?", "二加三等于几?", "Add 1, 2 and 3, please.", "1 + 1", "What is 5 - 2?")
 _ANSWERS = (
     "4",
@@ -38,6 +45,12 @@ _ANSWERS = (
     "It is 3, I think.",
 )
 _STEPS = (["1 + 1 = 2", "2 + 2 = 4"], ["3 + 4 = 8"], ["五"], ["1 + 2 = 3", "3 + 3 = 6", "Done."], ["2"], ["3"])
+
+
+class _Answered(Task):
+    """Rows whose answers train."""
+
+    rows = Rows.ANSWERS
 
 
 class TinyRun:
@@ -66,7 +79,9 @@ class TinyRun:
         self.folder = Path(folder)
         rows = self.folder / "rows.jsonl"
         task = plugin.bound if plugin.found.kind == "task" else None
-        rows.write_text("".join(f"{json.dumps(row)}\n" for row in _rows(task)))
+        self._rows = _rows(task)
+        rows.write_text("".join(f"{json.dumps(row)}\n" for row in self._rows))
+        self._online = task is not None and task.rows is Rows.PROMPTS
         defaults = {
             "max_steps": 4,
             "per_device_train_batch_size": 2,
@@ -86,6 +101,7 @@ class TinyRun:
                 "plugins": {"allow": []},
                 "data": {"cache_dir": str(self.folder / "cache")},
                 "training": {**defaults, **training},
+                **(_DRAWING if self._online else {}),
             }
         )
         by_kind = {**resolve_plugins(config).by_kind, plugin.found.kind: [plugin]}
@@ -108,7 +124,25 @@ class TinyRun:
 
     def batch(self, rows: Sequence[int] = range(6)) -> dict[str, torch.Tensor]:
         """A batch of some rows."""
+        if self._online:
+            return {name: value[list(rows)] for name, value in self._candidates.items()}
         return Collator(self.args.load_tokenizer().pad_token_id)([self.data.train[row] for row in rows])
+
+    @cached_property
+    def _candidates(self) -> dict[str, torch.Tensor]:
+        """The six answers as candidates of an online task, two to a prompt, with what the task makes of rewards."""
+        tokenizer: Any = self.args.load_tokenizer()
+        encoder = RowEncoder(tokenizer, None, LossScale(), _Answered(), self.args.config.data)
+        raw = [RawRow(row, RowOrigin("rows", number)) for number, row in enumerate(self._rows, 1)]
+        examples = encoder.encode_rows(raw)[0].to_pylist()
+        batch = Collator(tokenizer.pad_token_id)(
+            [{name: np.asarray(value) for name, value in it.items() if name != "loss_scale"} for it in examples]
+        )
+        trains = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED_LABEL, (1, 0))
+        zeros, behind = torch.zeros(trains.shape), -2.0 * trains
+        rewards = torch.tensor([[1.0, 0.5], [0.25, 0.75], [-1.0, 2.0]])
+        drawn = Drawn(rewards, trains, zeros, behind, behind, zeros, lambda tensor: tensor)
+        return {**batch, "reference_logps": behind, "values": zeros, **self.args.task.estimate(drawn)}
 
     def trainer(self, callbacks: Sequence[Any] = (), checkpoint: Path | None = None) -> PlugTrainer:
         """A trainer with a new model, or with that of a checkpoint."""
@@ -119,9 +153,10 @@ class TinyRun:
             model,
             self.progress,
             load_reference(self.args, model),
+            (data.prompts, data.eval_prompts),
             train_dataset=data.train,
             eval_dataset=data.eval,
-            data_collator=Collator(self.args.load_tokenizer().pad_token_id),
+            data_collator=collate_prompts if data.prompts else Collator(self.args.load_tokenizer().pad_token_id),
             callbacks=[*callbacks, RunLog(Path(str(self.args.output_dir)))],
         )
         trainer.remove_callback(PrinterCallback)

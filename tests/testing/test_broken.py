@@ -27,6 +27,7 @@ from swiftplug.plugin import (
     Completion,
     Engine,
     LossScale,
+    OnlineTask,
     PreferenceTask,
     Rows,
     Task,
@@ -1140,6 +1141,36 @@ class ScalarPairs(PreferenceTask):
 class NoRowsSort(Task):
     def loss(self, model: Any, batch: Any) -> Any:
         return TaskLoss({"rows": row_count(batch)})
+
+
+class Reinforce(OnlineTask):
+    """What the tokens of an answer add to its reward; each broken online task differs in one thing."""
+
+    def estimate(self, drawn: Any) -> Any:
+        return {"advantages": drawn.rewards.flatten()}
+
+    def part(self, losses: Any) -> Any:
+        return losses.sum()
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        logps = model.token_logps(batch).logps
+        return TaskLoss({"tokens": self.part(-batch["advantages"][:, None] * logps)})
+
+
+def test_what_the_broken_online_tasks_are_made_of_is_right() -> None:
+    check_plugin("task", Reinforce)
+
+
+@broken("task", "a part is a sum over rows")
+class MeanOfTokens(Reinforce):
+    def part(self, losses: Any) -> Any:
+        return losses.mean()
+
+
+@broken("task", "has a gradient of 0 everywhere")
+class UnchangedByTokens(Reinforce):
+    def part(self, losses: Any) -> Any:
+        return 0 * losses.sum()
 
 
 @pytest.mark.parametrize(("kind", "plugin", "words"), CASES)
