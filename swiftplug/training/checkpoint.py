@@ -126,6 +126,12 @@ def check_same_run(folder: Path, args: Arguments, allow_changed_plugins: bool) -
         shares = [
             f"{size} x {steps} accumulated x {format_count(count, 'process')}" for size, steps, count in (here, there)
         ]
+        newest = checkpoints(folder)
+        if newest and int(newest[-1].name.partition("-")[2]) % getattr(args.task, "num_iterations", 1):
+            raise UserError(
+                f"--resume: {newest[-1]} is in the middle of the {args.task.num_iterations} steps with one drawing, "
+                f"which are shared out as they were, {shares[1]}; found {shares[0]}"
+            )
         anew = "" if there[-1] == here[-1] else "; random numbers of the model (dropout) start anew"
         args.notes.append(f"--resume: a step takes {rows} rows as before, now {shares[0]}, not {shares[1]}{anew}")
 

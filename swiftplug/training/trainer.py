@@ -7,7 +7,7 @@ What differs from the base class, and where:
 - saving and loading go through the tuner plugin (`save_model`), and a checkpoint appears whole or not at all
   (`CheckpointKeeper`); a resumed run is the same run (`train`).
 
-Four private methods of the base class are overridden, because it has no public hook for them.
+Five private methods of the base class are overridden, because it has no public hook for them.
 """
 
 import shutil
@@ -157,6 +157,8 @@ class PlugTrainer(Trainer):
         if resume_from_checkpoint:
             state = self.keeper.resume(Path(str(resume_from_checkpoint)), self.control)
             self.first_step = state.global_step
+            if self.rollouts is not None:
+                self.rollouts.load(Path(str(resume_from_checkpoint)), self.first_step)
             self.args.eval_on_start = False  # the run was evaluated at its start
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -374,6 +376,11 @@ class PlugTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         """Where Trainer writes checkpoints; `CheckpointKeeper` moves them out of there when they are whole."""
         return str(self.run_dir / STAGING)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # in each process
+        if self.rollouts is not None:
+            self.rollouts.save(Path(output_dir), self.state.global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Nothing: the tuner plugin has loaded the weights, before this trainer was made."""

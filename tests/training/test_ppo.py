@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from swiftplug.builtin.tasks.ppo import GAE, PPO
+from swiftplug.errors import UserError
 from swiftplug.plugin import Drawn
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.testing.tiny import TinyRun
@@ -171,3 +175,55 @@ def _computer(run: TinyRun, model: Any) -> Any:
     arguments = run.args.training_args
     assert arguments.device.type == "cpu"  # makes the state that accelerate has only one of
     return TaskLossComputer(run.args.plugins.one("task"), model, Accelerator(cpu=True), arguments, None, None)
+
+
+def online(**options: Any) -> dict[str, Any]:
+    """The options of a run of `ppo` that draws two answers to each of two prompts for three steps."""
+    task = {"task": "ppo", "orm": [{"name": "length", "max_chars": 40, "margin_chars": 40}], "max_new_tokens": 8}
+    return {**task, "num_return_sequences": 2, **options}
+
+
+SETS = ["task.num_iterations=3", "training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=2"]
+SETS += ["training.max_steps=2", "training.save_strategy=steps", "training.save_steps=1", "training.logging_steps=1"]
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora"])
+def test_the_value_head_is_in_checkpoints_and_not_in_the_model(
+    run: Any, tiny_model_dir: Path, tmp_path: Path, tuner: str
+) -> None:
+    metrics = run(sets=[*SETS, "training.learning_rate=1e-2"], **online(tuner=tuner)).metrics
+    assert {"value_error", "kl", "entropy", "clipped"} <= metrics.keys()
+    folder = tmp_path / "run"
+    heads = [load_file(folder / f"checkpoint-{step}" / "value_head.safetensors") for step in (1, 2)]
+    assert [sorted(head) for head in heads] == [["bias", "weight"]] * 2
+    assert heads[0]["bias"].any() and not torch.equal(heads[0]["weight"], heads[1]["weight"])
+    for place in (folder, folder / "checkpoint-2"):
+        for file in place.glob("*model.safetensors"):
+            assert not any("value_head" in name for name in load_file(file))
+        if tuner == "full":
+            _, info = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True)
+            assert not info["unexpected_keys"] and not info["missing_keys"]
+        else:
+            PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), place)
+    assert not (folder / "value_head.safetensors").exists()
+    assert (folder / "checkpoint-2" / "drawn-0.safetensors").exists()
+
+
+def test_a_resume_amid_a_drawing_needs_what_was_drawn(run: Any, tmp_path: Path) -> None:
+    run(sets=SETS, **online())
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    others = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=4"]
+    with pytest.raises(UserError, match="checkpoint-2 is in the middle of the 3 steps with one drawing") as error:
+        run(sets=[*SETS, *others], resume=True, **online())
+    assert "\n" not in str(error.value)
+    (checkpoint / "drawn-0.safetensors").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-2 has no drawn-0\.safetensors"):
+        run(sets=SETS, resume=True, **online())
+    (checkpoint / "value_head.safetensors").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-2 has no value_head\.safetensors"):
+        run(sets=SETS, resume=True, **online())
+
+
+def test_a_model_whose_head_runs_within_it_alone_is_refused(run: Any) -> None:
+    with pytest.raises(UserError, match="needs a value head beside the output head, but that of LlamaForCausalLM"):
+        run(sets=[*SETS, "training.ddp_find_unused_parameters=true"], **online())

@@ -58,8 +58,19 @@ def train(folder: Path, model: Path, data: str, plugin: Path, *options: str) -> 
             ],
             ["reward", "rewards/length", "entropy", "teaching", "eval_reward", "eval_length"],
         ),
+        # Both steps with one drawing: the value head has learned by the second.
+        (
+            6,
+            [
+                *("--task=ppo", "--orm=length", "--num-return-sequences=2", "--max-new-tokens=8"),
+                *("--set=task.num_iterations=2", "--set=task.value_coefficient=1"),
+                *("--set=orm.length.max_chars=40", "--set=orm.length.margin_chars=40"),
+                "--set=training.logging_steps=1",
+            ],
+            ["entropy", "kl", "value_error", "eval_reward", "eval_length"],
+        ),
     ],
-    ids=["sft", "dpo", "grpo"],
+    ids=["sft", "dpo", "grpo", "ppo"],
 )
 def test_two_processes_equal_one(
     tiny_model_dir: Path, pair_file: Path, tmp_path: Path, rows: int, options: list[str], logged: list[str]

@@ -10,14 +10,21 @@ a resumed run nor one with other processes draws others.
 """
 
 import math
-from collections.abc import Sequence
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from transformers import set_seed
 
 from swiftplug.errors import UserError
 from swiftplug.plugin import IGNORED_LABEL, Drawn, Engine, OnlineTask, Sampling
@@ -98,13 +105,40 @@ class Rollouts:
         """
         self.logged = {}
         drawing, iteration = divmod(step, self.task.num_iterations)
-        if iteration == 0 or not self.batches:
+        if iteration == 0:
             rows = torch.cat([each["row"] for each in slots])[:: self.sampling.num_return_sequences].tolist()
-            groups = self._draw(drawing, rows)
-            self.batches = self._make_batches(groups, len(slots), loss)
+            with _random_numbers_of(self.sampling.seed_of(f"drawing {drawing}", self.accelerator.process_index)):
+                groups = self._draw(drawing, rows)
+                self.batches = self._make_batches(groups, len(slots), loss)
             self.logged = self._figures(groups)
-            self.record.add(groups, drawing * self.task.num_iterations + 1)
+            self.record.add(groups, step + 1)
         return self.batches
+
+    def save(self, checkpoint: Path, step: int) -> None:
+        """Write the batches of this process into a checkpoint if its next step takes them again."""
+        if step % self.task.num_iterations:
+            tensors = {f"{index}.{name}": it for index, batch in enumerate(self.batches) for name, it in batch.items()}
+            tensors = {name: it.clone(memory_format=torch.contiguous_format) for name, it in tensors.items()}
+            save_file(tensors, self._saved_in(checkpoint))
+
+    def load(self, checkpoint: Path, step: int) -> None:
+        """Read what `save` has written.
+
+        Raises:
+            UserError: It is not there.
+        """
+        if step % self.task.num_iterations:
+            saved = self._saved_in(checkpoint)
+            if not saved.is_file():
+                raise UserError(f"--resume: {checkpoint} has no {saved.name}, which its next step takes up again")
+            batches: defaultdict[int, Batch] = defaultdict(dict)
+            for name, tensor in load_file(saved, device=str(self.accelerator.device)).items():
+                index, _, column = name.partition(".")
+                batches[int(index)][column] = tensor
+            self.batches = [batches[index] for index in sorted(batches)]
+
+    def _saved_in(self, checkpoint: Path) -> Path:
+        return checkpoint / f"drawn-{self.accelerator.process_index}.safetensors"
 
     def evaluate(self, prefix: str) -> dict[str, float]:
         """Draw for the held-out prompts: the means of rewards and lengths and, if a scorer judges, pass@k."""
@@ -339,6 +373,17 @@ class Rollouts:
             "teaching": [float(_teaches(group)) for group in groups],
         }
         return {name: torch.tensor(values, dtype=torch.float64) for name, values in logged.items()}
+
+
+@contextmanager
+def _random_numbers_of(seed: int) -> Iterator[None]:
+    """Give whoever draws random numbers those of a seed: training goes on with its own, in a resumed run too."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        set_seed(seed % 2**32)
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
 
 
 def _teaches(group: Row) -> bool:
