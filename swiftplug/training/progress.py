@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerState
 from swiftplug.formatting import format_number
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.folder import atomic_path, write_atomically
-from swiftplug.training.page.curves import BOOKKEEPING, DETAILS, LOG
+from swiftplug.training.page.curves import BOOKKEEPING, DETAILS, LOG, TOKENS_PER_SECOND, History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,10 +28,12 @@ class ProgressLine(TrainerCallback):
 
     Args:
         progress: Where to show it.
+        drawn: Of a run that draws, the number of candidates for each step, which it counts instead of tokens.
     """
 
-    def __init__(self, progress: RunProgress) -> None:
+    def __init__(self, progress: RunProgress, drawn: float = 0) -> None:
         self.progress = progress
+        self.drawn = drawn
         self.tokens = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -42,7 +44,10 @@ class ProgressLine(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Count a step and its tokens."""
         self.training.doing = "training"
-        self.training.advance(token=state.num_input_tokens_seen - self.tokens)
+        if self.drawn:
+            self.training.advance(candidate=self.drawn)
+        else:
+            self.training.advance(token=state.num_input_tokens_seen - self.tokens)
         self.tokens = state.num_input_tokens_seen
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -57,11 +62,32 @@ class ProgressLine(TrainerCallback):
             f"{name} {format_number(value) if isinstance(value, float) else value}" for name, value in shown.items()
         ]
         pace = [] if evaluation or self.training.live else self.training.pace()  # the live line has it
+        if self.drawn:
+            values = [*(["evaluation"] if evaluation else []), *_online_values(kwargs["logs"])]
+            pace = [pace[-1], pace[0]] if pace else []  # the rate of candidates, and the time left
         self.progress.print_line("  ".join([step, *values, *pace]), "bold green" if evaluation else "")
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Take the live line away."""
         self.progress.end(self.training)
+
+
+def _online_values(logs: Mapping[str, Any]) -> Iterator[str]:
+    """What a line says of a step or an evaluation of a run that draws, each as wide as in the other lines."""
+    values = {name.removeprefix("eval_"): value for name, value in logs.items()}
+    scorers = [name for name in values if name.startswith("rewards/")]
+    formats = {
+        "reward": "5.3f",
+        **(dict.fromkeys(scorers, "5.3f") if len(scorers) > 1 else {}),
+        **{name: "5.1%" for name in values if name.startswith("pass@")},
+        "length": "5.1f",
+        "teaching_groups": "3.0%",
+        "cut_off": "3.0%",
+        "kl": ".4f",
+    }
+    for name, form in formats.items():
+        if name in values:
+            yield f"{name.removeprefix('rewards/').replace('_', ' ')} {values[name]:{form}}"
 
 
 class RunLog(TrainerCallback):
@@ -96,9 +122,8 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a dry run should not wait for it
     from matplotlib.figure import Figure
 
-    logged = {name for entry in history for name, value in entry.items() if isinstance(value, float | int)}
-    measured = {name.removeprefix("eval_") for name in logged - BOOKKEEPING - {"step", "train_loss"}}
-    titles = ["loss", "learning_rate", *sorted(measured - {"loss", "learning_rate"})]
+    names = [name for name in History(history).names() if name not in {*BOOKKEEPING, TOKENS_PER_SECOND}]
+    titles = [*dict.fromkeys(name.removeprefix("eval_") for name in names)] or ["loss"]
     columns = min(len(titles), _PANELS_PER_ROW)
     rows = math.ceil(len(titles) / columns)
     width, height = _PANEL_SIZE

@@ -14,6 +14,7 @@ checked right after step 4. Nothing in the folder changes before; then `--overwr
 import os
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +28,10 @@ from swiftplug.config.schema import TrainConfig
 from swiftplug.data.batching import Collator, collate_prompts
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_command, format_duration, format_number, format_percent
+from swiftplug.plugin import OnlineTask
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice
 from swiftplug.plugin.registry.errors import one_line
+from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress, on_disk, print_line, print_plan
 from swiftplug.runs.errors import explaining_interruption, naming_full_disk, naming_plugins
 from swiftplug.runs.folder import (
@@ -55,7 +58,7 @@ from swiftplug.training.checkpoint import (
     saved_files,
 )
 from swiftplug.training.model import check_packing, load_model_to_train
-from swiftplug.training.page.curves import BOOKKEEPING, DETAILS
+from swiftplug.training.page.curves import BOOKKEEPING, DETAILS, History
 from swiftplug.training.page.report import RunReport
 from swiftplug.training.progress import ProgressLine, RunLog, draw_curves
 from swiftplug.training.reference import add_reference_logps, describe_reference, load_reference
@@ -160,7 +163,7 @@ def train(
             train_dataset=data.train,
             eval_dataset=data.eval,
             data_collator=collate_prompts if data.prompts else Collator(args.load_tokenizer().pad_token_id),
-            callbacks=[*callbacks, RunLog(run_dir), ProgressLine(progress)],
+            callbacks=[*callbacks, RunLog(run_dir), ProgressLine(progress, _drawn_per_step(args))],
         )
         if trainer.rollouts is not None:
             stack.callback(trainer.rollouts.engine.close)
@@ -209,7 +212,12 @@ def train(
             if confusion is not None and confusion.counts is not None:
                 confusion.draw(run_dir / CONFUSION)
                 print_line(console, f"confusion matrix of the last evaluation: {run_dir / CONFUSION}")
-            _print_end(console, run_dir, metrics, time.monotonic() - started)
+            _print_end(console, run_dir, history, time.monotonic() - started)
+            if trainer.rollouts is not None:
+                if lost := str(trainer.rollouts.lost):
+                    print_line(console, f"since it was {'resumed' if checkpoint else 'started'}: {lost}", "yellow")
+                print_line(console, f"candidates of all steps: {trainer.rollouts.record.path}")
+                print_line(console, f"try the model: {format_command('chat', run_dir)}")
             if REPORT not in report.problems:
                 print_line(console, f"page of the run: {run_dir / REPORT}")
         return TrainResult(run_dir, metrics)
@@ -267,7 +275,34 @@ def _print_start(
         print_line(console, f"resuming from {checkpoint}")
 
 
-def _print_end(console: Console, run_dir: Path, metrics: dict[str, Any], seconds: float) -> None:
+def _drawn_per_step(args: Arguments) -> float:
+    """The number of candidates that are drawn for each optimizer step; 0 if the task draws none."""
+    if not isinstance(args.task, OnlineTask):
+        return 0
+    batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    return float(batch * accumulated * args.world_size / args.task.num_iterations)
+
+
+def _changes(history: History) -> Iterator[str]:
+    """From where to where the reward went, and at evaluations the shares of solved prompts."""
+    if ends := history.ends("reward"):
+        yield f"reward {ends[0]:.3f} -> {ends[1]:.3f} (first and last tenth)"
+    names = history.names()
+    passed = [name for name in names if name.startswith("eval_pass@")]
+    for name in passed or [name for name in names if name == "eval_reward"]:
+        (first, before), (last, after) = history.points(name)[0], history.points(name)[-1]
+        show = format_percent if passed else format_number
+        change = f"{show(before)} (step {first}) -> " if first != last else ""
+        yield f"{name.removeprefix('eval_') if passed else 'evaluation reward'} {change}{show(after)}"
+
+
+def _print_end(console: Console, run_dir: Path, history: Sequence[dict[str, Any]], seconds: float) -> None:
+    metrics = {name: value for entry in history for name, value in entry.items()}
+    if "reward" in metrics:
+        changes = ", ".join(_changes(History(history)))
+        print_line(console, f"finished in {format_duration(seconds)}: {changes}".rstrip(": "), "bold")
+        print_line(console, f"model, log (log.jsonl) and curves (loss.png): {run_dir}")
+        return
     losses = [name for name in ("train_loss", "eval_loss") if name in metrics]
     hidden = {*BOOKKEEPING, *losses, *(f"eval_{name}" for name in DETAILS)}
     measured = sorted(name for name in metrics if name.startswith("eval_") and name not in hidden)

@@ -202,6 +202,8 @@ class PlugTrainer(Trainer):
             logs |= self._logged.gather()
             self._logged = Means()
         super().log(logs, start_time)
+        if self.rollouts is not None:
+            self.rollouts.report_lost(self.state.global_step)
 
     # Loss
 

@@ -56,7 +56,7 @@ def train(folder: Path, model: Path, data: str, plugin: Path, *options: str) -> 
                 *("--set=orm.length.max_chars=40", "--set=orm.length.margin_chars=40"),
                 "--set=training.logging_steps=1",
             ],
-            ["reward", "rewards/length", "entropy", "teaching", "eval_reward", "eval_length"],
+            ["reward", "rewards/length", "entropy", "teaching_groups", "eval_reward", "eval_length"],
         ),
         # Both steps with one drawing: the value head has learned by the second.
         (

@@ -1,7 +1,7 @@
 """Sampling from a local model with Transformers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -88,25 +88,29 @@ class TransformersEngine(Engine):
         Raises:
             UserError: A batch does not fit into the GPU's memory.
         """
-        with self._evaluated():
-            answers = list(self._answers(self._decoder_of(self._model), prompts, sampling))
-        yield from answers
+        with self._packed():
+            yield from self._answers(self._decoder_of(self._model), prompts, sampling, self._evaluated)
 
     @contextmanager
-    def _evaluated(self) -> Iterator[None]:
-        """The model in training fit to be drawn from; then it is again as it was."""
-        model, dtype = self._model, self._autocast
-        modes = {module: module.training for module in model.modules()}
-        replaced = []
+    def _packed(self) -> Iterator[None]:
+        """The model in training with packed layers, where that is faster; then it is again as it was."""
+        replaced = pack_linears(self._model, self.batch_size) if self._autocast is None else []
         try:
-            model.eval()
-            if dtype is None:
-                replaced = pack_linears(model, self.batch_size)
-            with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
-                yield
+            yield
         finally:
             for parent, name, layer in replaced:
                 setattr(parent, name, layer)
+
+    @contextmanager
+    def _evaluated(self) -> Iterator[None]:
+        """The model in training fit to be drawn from; then each module has its mode again."""
+        model, dtype = self._model, self._autocast
+        modes = {module: module.training for module in model.modules()}
+        try:
+            model.eval()
+            with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
+                yield
+        finally:
             for module, mode in modes.items():
                 module.training = mode
 
@@ -116,7 +120,14 @@ class TransformersEngine(Engine):
         self._context = None if context is None else context - decoder.num_virtual_tokens
         return decoder
 
-    def _answers(self, decoder: Decoder, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Answered]:
+    def _answers(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        ready: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Iterator[Answered]:
+        """The candidates of prompts; `ready` gives the context in which the model can be drawn from."""
         requests: dict[str, GenerationRequest] = {}
         opened: dict[str, str] = {}
         for prompt in prompts:
@@ -128,7 +139,8 @@ class TransformersEngine(Engine):
         answerable = list(requests)
         for start in range(0, len(answerable), most):
             batch = answerable[start : start + most]
-            drawn = self._decode(decoder, [requests[prompt_id] for prompt_id in batch], sampling)
+            with ready():
+                drawn = self._decode(decoder, [requests[prompt_id] for prompt_id in batch], sampling)
             for prompt_id, candidates in zip(batch, drawn, strict=True):
                 copies = sampling.num_return_sequences // len(candidates)
                 yield self._answer(prompt_id, candidates * copies, opened[prompt_id])

@@ -49,7 +49,9 @@ def render_page(
         more_style: CSS behind all others.
         **context: What the template shows: a `title`, `facts` about the run as labels and values, and more of its own.
     """
-    script = "\n".join(map(_source, ["runs/page/page.js", *scripts])) if scripts else ""
+    # Each further script is a block, so that its names do not meet those of the first.
+    sources = [_source(name) if name == scripts[0] else f"{{\n{_source(name)}\n}}" for name in scripts]
+    script = "\n".join([_source("runs/page/page.js"), *sources]) if scripts else ""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=PackageLoader("swiftplug", "")
@@ -78,7 +80,7 @@ def escaped_json(value: Any) -> Markup:
     return Markup(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
-def clipped(text: str) -> str | list[str | int]:
+def clipped(text: str, head: int = _HEAD, tail: int = _TAIL) -> str | list[str | int]:
     """The text, or a very long text's head, the number of characters left out, and its tail."""
-    left_out = len(text) - _HEAD - _TAIL
-    return text if left_out <= 0 else [text[:_HEAD], left_out, text[-_TAIL:]]
+    left_out = len(text) - head - tail
+    return text if left_out <= 0 else [text[:head], left_out, text[-tail:]]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -100,7 +100,6 @@ class SamplesPage:
             columns=_columns(sum(2 if chart.wide else 1 for chart in charts)),
             tallies=tallies_of(summary),
             scorers=escaped_json([scorer.name for scorer in self._scorers]),
-            judged=summary.right_share is not None,
             rows=map(Markup, self._spool),
         )
 
@@ -116,7 +115,7 @@ def _row(row: Row) -> dict[str, Any]:
         "position": row.position,
         "id": row.id,
         "origin": row.origin,
-        "prompt": [{"role": str(message["role"]), "text": clipped(_content(message))} for message in row.prompt],
+        "prompt": message_texts(row.prompt),
         "reference": None if row.reference is None else clipped(str(row.reference)),
         "problem": row.problem or row.failure,
         "leftOut": row.left_out,
@@ -137,6 +136,13 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
         "answer": None if candidate.answer is None else clipped(candidate.answer),
         "reasons": candidate.reasons,
     }
+
+
+def message_texts(
+    messages: Iterable[dict[str, Any]], shorten: Callable[[str], str | list[str | int]] = clipped
+) -> list[dict[str, Any]]:
+    """Messages as the page's script shows them."""
+    return [{"role": str(message["role"]), "text": shorten(_content(message))} for message in messages]
 
 
 def _content(message: dict[str, Any]) -> str:

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, BinaryIO, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -45,8 +47,20 @@ def drawn_candidates(groups: Sequence[Row]) -> Iterator[DrawnCandidate]:
             yield candidate
 
 
+class RecordedStep(NamedTuple):
+    """Where the candidates of a step are in the file, in bytes, and the mean of their rewards, if any has one."""
+
+    step: int
+    start: int
+    size: int
+    reward: float | None
+
+
 class CandidateRecord:
     """Appends the candidates of each drawing to `candidates.jsonl`, as `sample` writes them.
+
+    Attributes:
+        steps: The steps in the file, in order; none but in the first process.
 
     Args:
         run_dir: The run's folder.
@@ -56,14 +70,17 @@ class CandidateRecord:
     def __init__(self, run_dir: str, accelerator: Accelerator) -> None:
         self.path = Path(run_dir) / CANDIDATES
         self.is_main = accelerator.is_main_process
+        self.steps: list[RecordedStep] = []
 
     def resume(self, step: int) -> None:
         """Keep what was drawn up to a step: what a killed run wrote after it is drawn again."""
         if not self.is_main:
             return
-        with atomic_path(self.path) as kept, kept.open("w", encoding="utf-8", newline="\n") as file:
+        self.steps = []
+        with atomic_path(self.path) as kept, kept.open("wb") as file:
             if step and self.path.is_file():
-                file.writelines(_lines_until(self.path, step))
+                for _, lines in groupby(_lines_until(self.path, step), key=lambda line: line["step"]):
+                    self._write(file, list(lines))
 
     def add(self, groups: Sequence[Row], step: int) -> None:
         """Append the candidates that all processes have drawn for a step, which is counted from 1."""
@@ -84,18 +101,28 @@ class CandidateRecord:
         ]
         everywhere: list[tuple[int, list[dict[str, Any]]]] = gather_object(own)
         if self.is_main:
-            with self.path.open("a", encoding="utf-8", newline="\n") as file:
-                for _, lines in sorted(everywhere, key=lambda group: group[0]):
-                    file.writelines(f"{to_json(line)}\n" for line in lines)
+            lines = [line for _, group in sorted(everywhere, key=lambda group: group[0]) for line in group]
+            with self.path.open("ab") as file:
+                self._write(file, lines)
+
+    def _write(self, file: BinaryIO, lines: Sequence[dict[str, Any]]) -> None:
+        """Write the lines of a step."""
+        if not lines:
+            return
+        text = "".join(f"{to_json(line)}\n" for line in lines).encode()
+        rewards = [line["reward"] for line in lines if line["reward"] is not None]
+        self.steps.append(RecordedStep(lines[0]["step"], file.tell(), len(text), fmean(rewards) if rewards else None))
+        file.write(text)
 
 
-def _lines_until(path: Path, step: int) -> Iterator[str]:
+def _lines_until(path: Path, step: int) -> Iterator[dict[str, Any]]:
     """The lines up to a step; the last one of a killed run may be broken."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                if json.loads(line)["step"] > step:
+                found = json.loads(line)
+                if found["step"] > step:
                     return
             except (ValueError, KeyError):
                 return
-            yield line
+            yield found

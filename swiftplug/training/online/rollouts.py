@@ -11,10 +11,10 @@ a resumed run nor one with other processes draws others.
 
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 from swiftplug.errors import UserError
+from swiftplug.formatting import format_count
 from swiftplug.plugin import IGNORED_LABEL, Drawn, Engine, OnlineTask, Sampling
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
@@ -47,7 +48,44 @@ def evaluated_names(scorers: Sequence[Scorer], candidates: int) -> frozenset[str
     """What an evaluation gives, by so many candidates to each prompt."""
     judged = any(scorer.bound.right_from is not None for scorer in scorers)
     passes = [f"pass@{k}" for k in (1, candidates)] if judged else []
-    return frozenset(["reward", *(f"rewards/{each.name}" for each in scorers), "length", "cut_off", "missing", *passes])
+    return frozenset(
+        ["reward", *(f"rewards/{each.name}" for each in scorers), "length", "cut_off", "missing_rewards", *passes]
+    )
+
+
+@dataclass
+class Lost:
+    """What drawing has cost: candidates without a reward, prompts without candidates, and prompts replaced.
+
+    Attributes:
+        counts: Their numbers, by `candidate`, `prompt` and `replaced`.
+        reasons: Of the first two, the first reason.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, reason: str) -> None:
+        """Count one."""
+        self.counts[kind] += 1
+        self.reasons.setdefault(kind, reason)
+
+    def merge(self, other: "Lost") -> None:
+        """Add the counts of another."""
+        self.counts.update(other.counts)
+        self.reasons = other.reasons | self.reasons
+
+    def __str__(self) -> str:
+        """All of it in one line; empty if nothing was lost."""
+        endings = {"candidate": "without a reward", "prompt": "without candidates"}
+        parts = [
+            f"{format_count(self.counts[kind], kind)} {ending} ({self.reasons[kind]})"
+            for kind, ending in endings.items()
+            if self.counts[kind]
+        ]
+        if replaced := self.counts["replaced"]:
+            parts.append(f"{format_count(replaced, 'prompt')} replaced, as all their rewards were equal")
+        return ", ".join(parts)
 
 
 class Rollouts:
@@ -86,6 +124,8 @@ class Rollouts:
         self.record = CandidateRecord(args.training_args.output_dir, accelerator)
         self.batches: list[Batch] = []  # of the last drawing
         self.logged: dict[str, torch.Tensor] = {}
+        self.lost = Lost()  # in all, as far as it was reported
+        self._lost_here = Lost()  # since, in this process
         with without_value_head(model):
             self.engine.follow(args, model)
 
@@ -145,8 +185,7 @@ class Rollouts:
         processes, own = self.accelerator.num_processes, self.accelerator.process_index
         places = range(own, len(self.eval_prompts), processes)
         groups = [replace(self.eval_prompts[place], position=place, candidates=[]) for place in places]
-        with self.progress.start("drawing for evaluation", "prompt", len(groups)) as activity:
-            self._sample(groups, "eval", activity)
+        self._sample(groups, "eval", "drawing for evaluation")
         self._score(groups)
         figures = {name: (values.sum().item(), values.numel()) for name, values in self._figures(groups).items()}
         right = [self._count_right(group) for group in groups]
@@ -159,7 +198,17 @@ class Rollouts:
         largest = self.sampling.num_return_sequences
         for k in dict.fromkeys([1, largest]) if counts else ():
             values[f"pass@{k}"] = fmean(pass_at(min(k, n), n, right_ones) for n, right_ones in counts)
-        return {f"{prefix}_{name}": value for name, value in values.items() if name != "teaching"}
+        return {f"{prefix}_{name}": value for name, value in values.items() if name != "teaching_groups"}
+
+    def report_lost(self, step: int) -> None:
+        """Print what was lost since the last time, if anything was; all processes take part."""
+        since = Lost()
+        for each in gather_object([self._lost_here]):
+            since.merge(each)
+        self._lost_here = Lost()
+        self.lost.merge(since)
+        if self.accelerator.is_main_process and str(since):
+            self.progress.print_line(f"up to step {step}: {since}", "yellow")
 
     # Drawing
 
@@ -170,8 +219,7 @@ class Rollouts:
         groups = [
             replace(self.prompts[row], position=place, candidates=[]) for row, place in zip(rows, places, strict=True)
         ]
-        with self.progress.start("drawing", "prompt", len(groups)) as activity:
-            self._sample(groups, str(drawing), activity)
+        self._sample(groups, str(drawing), "drawing")
         self._score(groups)
         for attempt in range(1, self.task.filter_groups + 1):
             poor = [place for place, group in enumerate(groups) if not _teaches(group)]
@@ -186,15 +234,15 @@ class Rollouts:
                 )
                 for place in poor
             ]
-            with self.progress.start("drawing again", "prompt", len(others)) as activity:
-                self._sample(others, f"{drawing}/{attempt}", activity)
+            self._sample(others, f"{drawing}/{attempt}", "drawing again")
             self._score(others)
             for place, other in zip(poor, others, strict=True):
                 if _teaches(other):
                     groups[place] = other
+                    self._lost_here.counts["replaced"] += 1
         return groups
 
-    def _sample(self, groups: Sequence[Row], drawing: str, activity: Any) -> None:
+    def _sample(self, groups: Sequence[Row], drawing: str, doing: str) -> None:
         """Give each group its candidates, or the reason why it has none."""
         waiting: dict[str, Row] = {}
         prompts = []
@@ -205,7 +253,10 @@ class Rollouts:
             waiting[name] = group
         encoded = {prompt.id: list(prompt.ids or ()) for prompt in prompts}
         plugin = self.args.plugins.one("engine")
-        with naming_plugins([plugin]), without_value_head(self.model):
+        each_has = self.sampling.num_return_sequences
+        activity = self.progress.start(doing, "candidate", each_has * len(groups))
+        activity.postpone_line()  # each step draws
+        with naming_plugins([plugin]), without_value_head(self.model), activity:
             for answered in self.engine.draw(prompts, self.sampling):
                 group = waiting.pop(answered.id)
                 group.failure = answered.failure
@@ -223,7 +274,7 @@ class Rollouts:
                             logps=list(completion.logps),
                         )
                     )
-                activity.advance(candidate=len(group.candidates))
+                activity.advance(each_has)
             self.engine.rest()
         if waiting:
             raise UserError(f"{plugin.found} returned no result for {next(iter(waiting.values())).origin}")
@@ -231,11 +282,14 @@ class Rollouts:
     def _score(self, groups: Sequence[Row]) -> None:
         """Give the candidates of groups their rewards."""
         for group in groups:
+            if group.failure:
+                self._lost_here.add("prompt", group.failure)
             for candidate in group.candidates:
                 candidate.rewards, candidate.unscored = {}, {}
         for scorer in self.scorers:
             if any(group.candidates for group in groups):
-                with self.progress.start(f"scoring with {scorer.name}"):
+                with self.progress.start(f"scoring with {scorer.name}") as activity:
+                    activity.postpone_line()
                     scorer.score(groups, self.config.score_timeout)
         of_steps = [each for each in self.scorers if rewards_steps(self.task, each)]
         weights = {each.name: each.weight for each in self.scorers if each not in of_steps}
@@ -244,7 +298,10 @@ class Rollouts:
             candidate.scores = {
                 name: reduced(reward, self.config.prm_reduce) for name, reward in (candidate.rewards or {}).items()
             }
-            if not candidate.unscored:
+            candidate.reasons = [f"{name}: {why}" for name, why in candidate.unscored.items()]
+            if candidate.reasons:
+                self._lost_here.add("candidate", candidate.reasons[0])
+            else:
                 if of_steps:
                     _, opened = self.chat.encode(group.as_prompt(self.args.plugins.one("tools").bound))
                     candidate.token_rewards = token_rewards(group, candidate, opened, of_steps, self._decode)
@@ -321,7 +378,8 @@ class Rollouts:
         blank = torch.zeros(whole["labels"].shape, device=self.accelerator.device)
         found = {name: blank.clone() for name, is_wanted in wanted.items() if is_wanted}
         order = whole["length"].argsort(descending=True)
-        with self.progress.start("computing log-probabilities"):
+        with self.progress.start("computing log-probabilities") as activity:
+            activity.postpone_line()
             for name in [name for name in found if name != "values"]:
                 for part in order.split(chunk):
                     tokens = loss.drawn_logps(_cut(whole, part), of_reference=name == "reference_logps")
@@ -369,8 +427,8 @@ class Rollouts:
             },
             "length": [sum(each.trains) for each in candidates],
             "cut_off": [float(is_cut_off(each.finish_reason)) for each in candidates],
-            "missing": [float(each.reward is None) for each in candidates],
-            "teaching": [float(_teaches(group)) for group in groups],
+            "missing_rewards": [float(each.reward is None) for each in candidates],
+            "teaching_groups": [float(_teaches(group)) for group in groups],
         }
         return {name: torch.tensor(values, dtype=torch.float64) for name, values in logged.items()}
 

@@ -236,6 +236,7 @@ def _figures(runs: Sequence[ComparedRun]) -> list[FigureRow]:
     rows += [
         row("duration", lambda run: None if run.history.seconds is None else format_duration(run.history.seconds)),
         row("tokens per second", lambda run: None if run.history.speed is None else f"{run.history.speed:,.0f}"),
+        row("reward at the end", lambda run: number(run.history.last("reward"))),
         row("loss at the end", lambda run: number(run.history.last("loss"))),
     ]
     names = dict.fromkeys(name for run in runs for each in run.evaluations for name in each.values)
@@ -295,11 +296,12 @@ def _row(name: str, cells: Iterable[str]) -> Row:
 
 def _charts(runs: Sequence[ComparedRun]) -> Iterable[dict[str, Any]]:
     """A chart for each value, with a curve for each run that has it."""
-    for name in in_order(name for run in runs for name in run.history.names()):
+    names = in_order(name for run in runs for name in run.history.names())
+    for name in names:
         is_eval = name.startswith("eval_")
         curves = (curve(run.history, name, run.label, number, run=number) for number, run in enumerate(runs))
         title = ("evaluation " if is_eval else "") + name.removeprefix("eval_").replace("_", " ")
-        yield {"title": title, "wide": name == "loss", "curves": [each for each in curves if each["x"]]}
+        yield {"title": title, "wide": name == names[0], "curves": [each for each in curves if each["x"]]}
 
 
 def _print(

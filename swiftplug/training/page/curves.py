@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 LOG = "log.jsonl"
@@ -28,6 +29,9 @@ BOOKKEEPING = {
 
 # What tasks log that helps only in curves.
 DETAILS = {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "nll_loss"}
+
+# What runs that draw log besides rewards and pass@k, of which neither less nor more is better.
+OF_DRAWING = {"length", "teaching_groups", "cut_off", "missing_rewards", "entropy", "clipped", "kl"}
 
 _NO_CURVE = {*BOOKKEEPING, "step", "train_loss"} - {"grad_norm"}
 _LAST = ("learning_rate", "grad_norm", TOKENS_PER_SECOND)  # the charts behind those of what was measured
@@ -89,7 +93,22 @@ class History:
         names = [name for name in logged if name not in _NO_CURVE]
         if self.rates() and TOKENS_PER_SECOND not in names:
             names.append(TOKENS_PER_SECOND)
+        if "reward" in logged:
+            names = [name for name in names if not self._says_nothing(name)]
         return in_order(names)
+
+    def _says_nothing(self, name: str) -> bool:
+        """Whether a value of a run that draws is the reward itself, that of its only scorer, or never other than 0."""
+        before, scorer, _ = name.partition("rewards/")
+        if scorer:
+            return self.points(name) == self.points(f"{before}reward")
+        return name.removeprefix("eval_") in OF_DRAWING and not any(value for _, value in self.points(name))
+
+    def ends(self, name: str) -> tuple[float, float] | None:
+        """The means of the first and of the last tenth of the values under a name; None unless there are two."""
+        values = [value for _, value in self.points(name)]
+        count = math.ceil(len(values) / 10)
+        return (fmean(values[:count]), fmean(values[-count:])) if len(values) > 1 else None
 
     def evaluations(self) -> list[Evaluation]:
         """The evaluations, one for each step at which there was any."""
@@ -193,7 +212,8 @@ def best_of(evaluations: Iterable[Evaluation], name: str, training: Mapping[str,
         name: The value, without `eval_`.
         training: The `training` section of the config, which may say whether more of it is better.
     """
-    if name in DETAILS:
+    evaluations = [*evaluations]
+    if name in DETAILS or (name in OF_DRAWING and any("reward" in each.values for each in evaluations)):
         return None
     having = [each for each in evaluations if math.isfinite(each.values.get(name, math.nan))]
     best = min if is_better_lower(name, training) else max
@@ -201,10 +221,18 @@ def best_of(evaluations: Iterable[Evaluation], name: str, training: Mapping[str,
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names of curves, each once, in the order in which pages show them: losses, what was measured, then `_LAST`."""
-    first = ("loss", "eval_loss")
-    order = {name: place for place, name in enumerate((*first, "", *_LAST))}
-    return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(first)))
+    """Names of curves, each once, in the order in which pages show them: losses, what was measured, then `_LAST`.
+
+    Of runs that draw, first the rewards and the shares of solved prompts, and the loss, which says little, behind.
+    """
+    names = list(dict.fromkeys(names))
+    first, last = ["loss", "eval_loss"], [*_LAST]
+    if "reward" in names:
+        scorers = [name for name in names if name.startswith(("rewards/", "eval_rewards/"))]
+        first = ["reward", "eval_reward", *scorers, *(name for name in names if name.startswith("eval_pass@"))]
+        last = ["loss", *_LAST]
+    order = {name: place for place, name in enumerate((*first, "", *last))}
+    return sorted(names, key=lambda name: order.get(name, len(first)))
 
 
 def curve(history: History, name: str, label: str, color: int, *, run: int = 0) -> dict[str, Any]:

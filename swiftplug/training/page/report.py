@@ -25,9 +25,12 @@ from swiftplug.runs.folder import changed_plugins
 from swiftplug.runs.page.page import escaped_json, write_page
 from swiftplug.runs.page.token_weights import weight_classes
 from swiftplug.runs.preview_rows import PreviewRow, preview_rows
+from swiftplug.sampling.selection import reduced
 from swiftplug.training.checkpoint import ANSWERS, CONFUSION, REPORT
 from swiftplug.training.confusion import MOST_COUNTS
+from swiftplug.training.online.rollouts import Rollouts
 from swiftplug.training.page.answers import add_answers, forget_answers, read_answers
+from swiftplug.training.page.candidates import shown_steps
 from swiftplug.training.page.config import config_lines
 from swiftplug.training.page.curves import Evaluation, History, best_of, curve
 from swiftplug.training.setup import plan_facts
@@ -101,8 +104,10 @@ class RunReport(TrainerCallback):
             self.problems[name] = f"{self.run_dir / name} could not be made: {one_line(error)}"
 
     def _write(self, ended: bool) -> None:
-        if self._rows is None:
-            self._rows = [*islice(self._preview(), _SHOWN_ROWS)]
+        rollouts = self.trainer.rollouts
+        if self._rows is None:  # of prompts no token trains
+            self._rows = [*islice(self._preview(), _SHOWN_ROWS)] if rollouts is None else []
+        steps = [] if rollouts is None else _steps(rollouts)
         record, state, config = read_record(self.run_dir), self.trainer.state, self.args.config
         assert isinstance(config, TrainConfig)
         commands = record.get("commands", [])
@@ -113,8 +118,12 @@ class RunReport(TrainerCallback):
         write_page(
             self.run_dir / REPORT,
             "training/page/report.html.jinja",
-            styles=["runs/page/token_weights.css", "training/page/page.css"],
-            scripts=["training/page/curves.js"],
+            styles=[
+                "runs/page/token_weights.css",
+                *(["sampling/page/page.css"] if steps else []),
+                "training/page/page.css",
+            ],
+            scripts=["training/page/curves.js", *(["sampling/page/page.js"] if steps else [])],
             more_style=style,
             kind="training",
             title=self.run_dir.resolve().name,
@@ -136,13 +145,17 @@ class RunReport(TrainerCallback):
                     ],
                 }
             ),
-            measured=list(dict.fromkeys(name for each in evaluations for name in each.values)),
+            measured=_measured(history),
             evaluations=[*_shown_evaluations(evaluations, config)],
             all_evaluations=len(evaluations),
             confusion=confusion if confusion and confusion.counts is not None else None,
             most_classes=MOST_COUNTS,
             picture=CONFUSION,
             answers=read_answers(self.run_dir / ANSWERS),
+            steps=steps,
+            steps_json=escaped_json(steps),
+            scorers=escaped_json([] if rollouts is None else [scorer.name for scorer in rollouts.scorers]),
+            all_steps=0 if rollouts is None else len(rollouts.record.steps),
             rows=self._rows,
             classes=classes,
             most=_SHOWN_TOKENS,
@@ -191,6 +204,13 @@ class RunReport(TrainerCallback):
         yield "seed", str(config.seed)
 
 
+def _steps(rollouts: Rollouts) -> list[dict[str, Any]]:
+    """The steps of a run that draws, with their candidates."""
+    judges = {it.name: it.bound.right_from for it in rollouts.scorers if it.bound.right_from is not None}
+    how = rollouts.config.prm_reduce
+    return shown_steps(rollouts.record.path, rollouts.record.steps, judges, lambda reward: reduced(reward, how))
+
+
 def charts_of(history: History) -> list[dict[str, Any]]:
     """The charts of one run: each value in training and at evaluations, and chosen beside rejected answers."""
     names = history.names()
@@ -204,22 +224,31 @@ def charts_of(history: History) -> list[dict[str, Any]]:
             label = f"{answer}, eval" if is_eval else answer
         charts.setdefault(base, []).append(curve(history, name, label, color))
     return [
-        {"title": title.replace("_", " "), "wide": title == "loss", "curves": curves}
+        {"title": title.replace("_", " "), "wide": title == next(iter(charts)), "curves": curves}
         for title, curves in charts.items()
-        if title == "loss" or sum(len(each["x"]) for each in curves) > 1
+        if title in ("loss", "reward") or sum(len(each["x"]) for each in curves) > 1
     ]
+
+
+def _measured(history: History) -> list[str]:
+    """What evaluations gave."""
+    return [name.removeprefix("eval_") for name in history.names() if name.startswith("eval_")]
 
 
 def _figures(
     history: History, evaluations: Sequence[Evaluation], state: TrainerState, config: TrainConfig
 ) -> Iterable[tuple[str, str, str]]:
     """The main figures, each as label, value and note."""
-    loss, mean = history.last("loss"), history.last("train_loss")
-    if loss is not None:
+    loss, mean, reward = (history.last(name) for name in ("loss", "train_loss", "reward"))
+    if ends := history.ends("reward"):
+        yield "Reward", format_number(ends[1]), f"of the last tenth of the run, {format_number(ends[0])} of the first"
+    elif reward is not None:
+        yield "Reward", format_number(reward), "of the first step"
+    elif loss is not None:
         yield "Loss", format_number(loss), "at the end" if mean is None else f"at the end, mean {format_number(mean)}"
     elif mean is not None:
         yield "Loss", format_number(mean), "mean of the run"
-    names = dict.fromkeys(name for each in evaluations for name in each.values)
+    names = _measured(history)
     found = ((name, best) for name in names if (best := best_of(evaluations, name, config.training)))
     for name, best in islice(found, _SHOWN_FIGURES):
         last = [each.values[name] for each in evaluations if name in each.values][-1]

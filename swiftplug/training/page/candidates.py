@@ -1,0 +1,126 @@
+"""The candidates of an online run as its page shows them: of all steps, or of the most telling and some between."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from swiftplug.runs.page.page import clipped, escaped_json
+from swiftplug.sampling.page.page import message_texts
+from swiftplug.sampling.rows import Reward
+from swiftplug.training.online.record import RecordedStep
+
+_PAGE_CHARACTERS = 400_000
+"""Number of characters of candidates in a page, about."""
+
+_STEP_CHARACTERS = 60_000
+"""Number of characters of the candidates of a step at most, if it has more than one prompt."""
+
+_HEAD, _TAIL = 1_500, 1_000  # of a longer text, so many characters are shown
+
+
+def shown_steps(
+    path: Path, steps: Sequence[RecordedStep], judges: Mapping[str, float], reduce: Callable[[Reward], float]
+) -> list[dict[str, Any]]:
+    """Steps as the script of the page reads them.
+
+    If not all fit, there are the first and the newest, those with the highest and the lowest mean reward, and as many
+    spread evenly over all as fit.
+
+    Args:
+        path: `candidates.jsonl`.
+        steps: Where steps are in it.
+        judges: By scorer that judges, the least reward of a right candidate.
+        reduce: Makes one number of the rewards of an answer's steps.
+    """
+    if not steps:
+        return []
+    rated = [each for each in steps if each.reward is not None] or [*steps]
+    rated = sorted(rated, key=lambda each: each.reward or 0.0)
+    worst, best = rated[0], rated[-1]
+    shown: dict[int, dict[str, Any]] = {}
+    room, largest = _PAGE_CHARACTERS, 1
+
+    def add(step: RecordedStep) -> None:
+        nonlocal room, largest
+        if step.step not in shown:
+            found = {**_read(path, step, judges, reduce), "is": []}
+            size = len(escaped_json(found))
+            shown[step.step], room, largest = found, room - size, max(largest, size)
+
+    for each in (steps[0], steps[-1], best, worst):
+        add(each)
+    last, count = len(steps) - 1, min(room // largest, len(steps))
+    for place in range(count):
+        if room >= largest:
+            add(steps[round(last * place / max(count - 1, 1))])
+    for name, each in (("the best", best), ("the worst", worst)):
+        if best.reward != worst.reward:
+            shown[each.step]["is"].append(name)
+    return [shown[step] for step in sorted(shown)]
+
+
+def _read(
+    path: Path, step: RecordedStep, judges: Mapping[str, float], reduce: Callable[[Reward], float]
+) -> dict[str, Any]:
+    """A step: its figures, and those of its prompts that fit, each with its candidates."""
+    with path.open("rb") as file:
+        file.seek(step.start)
+        lines = [json.loads(line) for line in file.read(step.size).splitlines()]
+    # A prompt may come twice in a step; each has its own candidate 0.
+    starts = [place for place, line in enumerate(lines) if line["index"] == 0]
+    groups = [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for position, group in enumerate(groups):
+        row = _row(position, group, judges, reduce)
+        size += len(escaped_json(row))
+        if rows and size > _STEP_CHARACTERS:
+            break
+        rows.append(row)
+    return {
+        "step": step.step,
+        "reward": step.reward,
+        "prompts": len(groups),
+        "teaching": sum(len({line["reward"] for line in group if line["reward"] is not None}) > 1 for group in groups),
+        "missing": sum(line["reward"] is None for line in lines),
+        "rows": rows,
+    }
+
+
+def _row(
+    position: int, group: Sequence[Mapping[str, Any]], judges: Mapping[str, float], reduce: Callable[[Reward], float]
+) -> dict[str, Any]:
+    reference = group[0]["reference"]
+    return {
+        "position": position,
+        "id": group[0]["id"],
+        "prompt": message_texts(group[0]["messages"][:-1], _shortened),
+        "reference": None if reference is None else _shortened(str(reference)),
+        "candidates": [_candidate(line, judges, reduce) for line in group],
+    }
+
+
+def _candidate(
+    line: Mapping[str, Any], judges: Mapping[str, float], reduce: Callable[[Reward], float]
+) -> dict[str, Any]:
+    """A candidate; what it has not is left out."""
+    rewards = line["scores"]
+    scores = {name: round(reduce(reward), 4) for name, reward in rewards.items()}
+    right = all(scores[name] >= least for name, least in judges.items()) if judges.keys() <= scores.keys() else None
+    found = {
+        "index": line["index"],
+        "text": _shortened(line["messages"][-1]["content"]),
+        "finish": line["finish_reason"],
+        "scores": scores,
+        "steps": {name: reward for name, reward in rewards.items() if isinstance(reward, list)},
+        "right": right if judges else None,
+        "score": None if line["reward"] is None else round(line["reward"], 4),
+        "advantage": None if line["advantage"] is None else round(line["advantage"], 4),
+        "reasons": line["reasons"],
+    }
+    return {name: value for name, value in found.items() if value not in (None, {}, [])}
+
+
+def _shortened(text: str) -> str | list[str | int]:
+    return clipped(text, _HEAD, _TAIL)
