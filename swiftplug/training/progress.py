@@ -79,10 +79,10 @@ def _online_values(logs: Mapping[str, Any]) -> Iterator[str]:
     formats = {
         "reward": "5.3f",
         **(dict.fromkeys(scorers, "5.3f") if len(scorers) > 1 else {}),
-        **{name: "5.1%" for name in values if name.startswith("pass@")},
+        **{name: "6.1%" for name in values if name.startswith("pass@")},
         "length": "5.1f",
-        "teaching_groups": "3.0%",
-        "cut_off": "3.0%",
+        "teaching_groups": "4.0%",
+        "cut_off": "4.0%",
         "kl": ".4f",
     }
     for name, form in formats.items():

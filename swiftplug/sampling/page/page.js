@@ -175,7 +175,7 @@ function drawStep() {
   const { step, reward, prompts, teaching, missing, is } = steps[place];
   const slider = byId("step");
   slider.value = place;
-  const mean = reward === null ? "no reward" : `mean reward ${short(reward)}${is.length ? ` (${is.join(", ")})` : ""}`;
+  const mean = reward === null ? "no reward" : `mean reward ${short(reward)}${is ? ` (${is})` : ""}`;
   const shown = steps[place].rows.length;
   const facts = [mean, `${teaching} of ${prompts} ${prompts === 1 ? "prompt" : "prompts"} teach`];
   if (missing) facts.push(`${missing} ${missing === 1 ? "candidate" : "candidates"} without a reward`);

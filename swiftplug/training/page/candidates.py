@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def shown_steps(
     """Steps as the script of the page reads them.
 
     If not all fit, there are the first and the newest, those with the highest and the lowest mean reward, and as many
-    spread evenly over all as fit.
+    between as fit.
 
     Args:
         path: `candidates.jsonl`.
@@ -35,29 +36,26 @@ def shown_steps(
     """
     if not steps:
         return []
-    rated = [each for each in steps if each.reward is not None] or [*steps]
-    rated = sorted(rated, key=lambda each: each.reward or 0.0)
-    worst, best = rated[0], rated[-1]
+    places = range(len(steps))
+    rated = sorted((place for place in places if steps[place].reward is not None), key=lambda it: steps[it].reward or 0)
     shown: dict[int, dict[str, Any]] = {}
     room, largest = _PAGE_CHARACTERS, 1
 
-    def add(step: RecordedStep) -> None:
+    def add(place: int) -> None:
         nonlocal room, largest
-        if step.step not in shown:
-            found = {**_read(path, step, judges, reduce), "is": []}
-            size = len(escaped_json(found))
-            shown[step.step], room, largest = found, room - size, max(largest, size)
+        if place not in shown:
+            shown[place] = _read(path, steps[place], judges, reduce)
+            size = len(escaped_json(shown[place]))
+            room, largest = room - size, max(largest, size)
 
-    for each in (steps[0], steps[-1], best, worst):
-        add(each)
-    last, count = len(steps) - 1, min(room // largest, len(steps))
-    for place in range(count):
-        if room >= largest:
-            add(steps[round(last * place / max(count - 1, 1))])
-    for name, each in (("the best", best), ("the worst", worst)):
-        if best.reward != worst.reward:
-            shown[each.step]["is"].append(name)
-    return [shown[step] for step in sorted(shown)]
+    for place in (0, places[-1], *rated[:1], *rated[-1:]):
+        add(place)
+    while room >= largest and len(shown) < len(steps):
+        start, end = max(pairwise(sorted(shown)), key=lambda pair: pair[1] - pair[0])
+        add((start + end) // 2)
+    if rated and steps[rated[0]].reward != steps[rated[-1]].reward:
+        shown[rated[0]]["is"], shown[rated[-1]]["is"] = "the lowest", "the highest"
+    return [shown[place] for place in sorted(shown)]
 
 
 def _read(
