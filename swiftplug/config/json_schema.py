@@ -44,7 +44,7 @@ def _config(config: type[RunConfig], registry: Registry, not_settable: Collectio
                 declared.pop(name, None)
     for key in keys_of(config).values():
         if key.is_plugin:
-            value = _plugins(_KIND_OF_KEY[key.name], registry, takes_weight=key.name in ("orm", "prm"))
+            value = _plugins(_KIND_OF_KEY[key.name], registry, takes_weight=key.name in ("environment", "orm", "prm"))
             schema["properties"][key.name] = {"description": key.help, **_one_or_list(key, value)}
         elif key.is_list:
             section, _, name = key.name.rpartition(".")

@@ -36,7 +36,7 @@ def _scorer_fields(value: Any) -> Any:
 
 
 class ScorerChoice(PluginChoice):
-    """An ORM or PRM that a config names, with its options and its weight in the score that ranks candidates."""
+    """An ORM, a PRM or an environment that a config names, with its options and the weight of its rewards."""
 
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
@@ -53,7 +53,8 @@ def _built_in(name: str) -> PluginChoice:
 
 
 PluginList = Annotated[list[PluginField], BeforeValidator(_as_list)]
-ScorerList = Annotated[list[Annotated[ScorerChoice, BeforeValidator(_scorer_fields)]], BeforeValidator(_as_list)]
+ScorerField = Annotated[ScorerChoice, BeforeValidator(_scorer_fields)]
+ScorerList = Annotated[list[ScorerField], BeforeValidator(_as_list)]
 StringList = Annotated[list[str], BeforeValidator(_as_list)]
 
 
@@ -242,6 +243,11 @@ class TrainConfig(DrawConfig):
     tuner: PluginField = key(_built_in("full"), "Full fine-tuning or an adapter, such as full or lora.", PLUGINS)
     optimizer: PluginField = key(
         _built_in("default"), "Optimizer and learning rate scheduler; default follows TrainingArguments.", PLUGINS
+    )
+    environment: ScorerField | None = key(
+        None,
+        "What answers the model when it draws, so that a candidate takes several turns, such as calculator.",
+        PLUGINS,
     )
     reference: Literal["auto", "precompute"] = key(
         "auto",

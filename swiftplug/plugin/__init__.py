@@ -3,6 +3,7 @@
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.engine import Answered, Chat, Completion, Engine, Prompt, Sampling
+from swiftplug.plugin.environment import Environment, Message
 from swiftplug.plugin.loss import (
     IGNORED_LABEL,
     ContextType,
@@ -29,6 +30,7 @@ from swiftplug.plugin.register import (
     register_callback,
     register_dataset,
     register_engine,
+    register_environment,
     register_loss_func,
     register_loss_scale,
     register_metric,
@@ -76,10 +78,12 @@ __all__ = [
     "ContextType",
     "Drawn",
     "Engine",
+    "Environment",
     "Estimator",
     "InferRequest",
     "Labels",
     "LossScale",
+    "Message",
     "ModelKeys",
     "OnlineTask",
     "PolicyTask",
@@ -114,6 +118,7 @@ __all__ = [
     "register_callback",
     "register_dataset",
     "register_engine",
+    "register_environment",
     "register_loss_func",
     "register_loss_scale",
     "register_metric",

@@ -66,6 +66,17 @@ class Chat(Protocol):
             opened: The end of the prompt that belongs to the answer.
         """
 
+    def reply(self, answered: Prompt, replied: Prompt) -> list[int]:
+        """The tokens between the end of an answer and the next one: messages that reply to it, the generation prompt.
+
+        Args:
+            answered: A conversation that ends with the answer.
+            replied: The same with the reply.
+
+        Raises:
+            UserError: The chat template refuses it, or writes what is before the reply differently once there is one.
+        """
+
     def has_stopped(self, ids: Sequence[int]) -> bool:
         """Whether the last tokens complete `stop_text`; an answer without one is ended by `end_ids` alone."""
 

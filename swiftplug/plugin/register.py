@@ -77,6 +77,7 @@ register_orm = Register("orm")
 register_model = Register("model")
 register_dataset = Register("dataset")
 register_engine = Register("engine")
+register_environment = Register("environment")
 
 
 @overload

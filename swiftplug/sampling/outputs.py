@@ -74,6 +74,6 @@ def _sample_lines(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def _conversation(row: Row, candidate: Candidate) -> dict[str, Any]:
-    messages = [*row.prompt, {"role": "assistant", "content": candidate.text}]
+    messages = [*row.prompt, *candidate.messages]
     rendered_with = {"tools": row.tools, TEMPLATE_KWARGS: row.columns.get(TEMPLATE_KWARGS)}
     return {"messages": messages, **{key: value for key, value in rendered_with.items() if value}}

@@ -38,7 +38,7 @@ class Candidate:
 
     Attributes:
         index: Its number among the row's candidates, from 0.
-        text: The answer.
+        text: The answer, the last one where an environment had it go on.
         finish_reason: Why it ended: `stop`, `length`, `reference`, or what a server reports.
         rewards: By scorer; None before scoring. A scorer that gave none is not in it.
         unscored: By scorer that gave no reward, the reason.
@@ -47,6 +47,7 @@ class Candidate:
         right: Whether the ORMs judge it right; None if none of them judges.
         answer: Its final answer, which the majority vote counts; None if it has none.
         reasons: Why it was not kept; empty if it was.
+        turns: The messages between the prompt and the answer: earlier answers, and those of an environment.
     """
 
     index: int
@@ -59,6 +60,12 @@ class Candidate:
     right: bool | None = None
     answer: str | None = None
     reasons: list[str] = field(default_factory=list)
+    turns: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """What follows the prompt, the answer last."""
+        return [*self.turns, {"role": "assistant", "content": self.text}]
 
     @property
     def sampled(self) -> bool:

@@ -17,7 +17,7 @@ from swiftplug.runs.plugins import RunPlugins
 from swiftplug.runs.time_limit import call_within
 from swiftplug.sampling.rows import REFERENCE, Candidate, Row
 
-_DIGITS = 6
+DIGITS = 6
 """Decimal places to which rewards are rounded: beyond them, a model's result depends on the batch."""
 
 
@@ -58,7 +58,8 @@ class Scorer:
 
     def _rewards(self, pairs: Sequence[tuple[Row, Candidate]], timeout: float) -> Sequence[Any]:
         """What the plugin returns for these candidates, one value for each."""
-        requests, references = [_request(*pair) for pair in pairs], [row.ground_truth for row, _ in pairs]
+        requests = [as_request(row, [*row.prompt, *candidate.messages]) for row, candidate in pairs]
+        references = [row.ground_truth for row, _ in pairs]
         late = (
             f"{self.plugin.found} did not score {format_count(len(pairs), 'candidate')} within {timeout:g} s "
             "(score_timeout); what was sampled is kept: continue with --resume"
@@ -76,9 +77,9 @@ class Scorer:
         if isinstance(checked, Unscored):
             candidate.unscored[self.name] = checked.reason
         elif isinstance(checked, list):
-            candidate.rewards[self.name] = [round(step, _DIGITS) for step in checked]
+            candidate.rewards[self.name] = [round(step, DIGITS) for step in checked]
         else:
-            candidate.rewards[self.name] = round(checked, _DIGITS)
+            candidate.rewards[self.name] = round(checked, DIGITS)
 
     def _check(self, reward: Any, where: str) -> float | list[float] | Unscored:
         try:
@@ -87,9 +88,9 @@ class Scorer:
             raise UserError(f"{self.plugin.found} {error} ({where})") from None
 
 
-def _request(row: Row, candidate: Candidate) -> InferRequest:
-    columns = {**row.columns, **({"tools": row.tools} if row.tools else {})}
-    return InferRequest([*row.prompt, {"role": "assistant", "content": candidate.text}], columns)
+def as_request(row: Row, messages: Sequence[dict[str, Any]]) -> InferRequest:
+    """A conversation that begins with the prompt of a row, and the row's columns."""
+    return InferRequest([*messages], {**row.columns, **({"tools": row.tools} if row.tools else {})})
 
 
 def resolve_scorers(config: DrawConfig, plugins: RunPlugins) -> list[Scorer]:

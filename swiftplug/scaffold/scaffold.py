@@ -58,6 +58,10 @@ _EXAMPLES = {
     "model": _Example("small_model", "swiftplug train --dataset arithmetic#200 {}"),
     "dataset": _Example("count_letters", "swiftplug train --model tiny {}"),
     "engine": _Example("RandomChoice", "swiftplug sample --dataset arithmetic#20 --orm math {}"),
+    "environment": _Example(
+        "SecondAttempt",
+        "swiftplug train && swiftplug train --task grpo --model runs/quickstart --dataset arithmetic {}",
+    ),
 }
 
 

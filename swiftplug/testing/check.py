@@ -13,6 +13,8 @@ from swiftplug.testing.inputs import OverdueError, load, time_limit
 
 _MODULES = {"loss": "losses", "orm": "rewards", "prm": "rewards", "tools": "tools"}  # of other kinds their plural
 
+_READ_COLUMNS = ("orm", "prm", "environment")
+
 _SECONDS = 120.0
 
 
@@ -40,14 +42,15 @@ def check_plugin(kind: str, plugin: object, *, columns: Mapping[str, Any] | None
     - `dataset`: rows that a task can read, the same ones each time.
     - `engine`: so many candidates for each prompt, which depend on seed and prompt alone; one that `follows` draws from
       a model in training as it is, and leaves it as it was.
+    - `environment`: messages that depend on the row and the answers alone, however many episodes are played at a time.
     - `task`: a loss with a gradient that depends neither on padding nor on how a step is cut into batches.
 
     Args:
         kind: The kind: `loss`, `tuner`, `orm`...
         plugin: What an entry point names (a class, a function, an instance or a pair), or the name or qualified name of
             an installed plugin.
-        columns: Columns of the rows that an ORM or a PRM needs, by name, such as `{"difficulty": 3}`; each row has
-            these values.
+        columns: Columns of the rows that an ORM, a PRM or an environment needs, by name, such as `{"difficulty": 3}`;
+            each row has these values.
         **options: Options of the plugin, as in a config.
 
     Raises:
@@ -65,15 +68,15 @@ def check_plugin(kind: str, plugin: object, *, columns: Mapping[str, Any] | None
     named = kind if isinstance(kind, str) else ""
     if named not in KINDS:
         raise UserError(f"there is no kind {kind!r}{nearest(named, KINDS)}")
-    if columns and kind not in ("orm", "prm"):
-        raise UserError(f"columns: only an orm or a prm reads them, not a {kind}")
+    if columns and kind not in _READ_COLUMNS:
+        raise UserError(f"columns: only an orm, a prm or an environment reads them, not a {kind}")
     found = _find(kind, plugin)
     label = f"{kind.replace('_', ' ')} {found.name!r}"
     try:
         module: Any = import_module(f"swiftplug.testing.{_MODULES.get(kind, f'{kind}s')}")
         with time_limit(_SECONDS):
             loaded = load(found, options)
-            module.check(loaded, **({"columns": columns or {}} if kind in ("orm", "prm") else {}))
+            module.check(loaded, **({"columns": columns or {}} if kind in _READ_COLUMNS else {}))
     except (OptionError, MissingExtraError) as error:
         raise UserError(f"{label} {error}") from error
     except (ContractError, OverdueError) as error:

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from swiftplug.errors import ContractError
-from swiftplug.plugin import ORM, PRM, LossScale, PreferenceTask, Rows, Task, TokenLoss, Tuner
+from swiftplug.plugin import ORM, PRM, Environment, LossScale, PreferenceTask, Rows, Task, TokenLoss, Tuner
 from swiftplug.plugin.registry.contracts import check_contract
 
 
@@ -115,6 +115,14 @@ class LossElsewhere(Task):
 class Objective(PreferenceTask): ...
 
 
+class Room(Environment):
+    def step(self, messages: Any) -> Any: ...
+
+
+class NarrowRoom(Environment):
+    def step(self) -> Any: ...  # type: ignore[override]
+
+
 def task(**attributes: Any) -> type[Rated]:
     return type("Rated", (Rated,), attributes)
 
@@ -172,6 +180,7 @@ FITS: list[tuple[str, Any]] = [
     ("model", lambda args: 0),
     ("model", "org/model"),
     ("dataset", lambda *, rows=3: []),
+    ("environment", Room),
 ]
 
 
@@ -187,7 +196,11 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("task", task(rows=None), "has rows None, expected Rows.TEXT or Rows.ANSWERS or Rows.PAIRS"),
     ("task", task(rows="rated"), "has rows 'rated', expected Rows.TEXT"),
     ("task", task(rows=Rows.PROMPTS), r"has rows <Rows.PROMPTS: 'prompts'>, expected Rows.TEXT"),
-    ("task", task(kinds={"tuner"}), "has 'tuner' as its kinds; choose from: loss, loss_scale, metric"),
+    (
+        "task",
+        task(kinds={"tuner"}),
+        "has 'tuner' as its kinds; choose from: engine, environment, loss, loss_scale, metric, orm, prm",
+    ),
     ("task", task(kinds={"metric", "losses"}), "has 'losses' as its kinds; did you mean 'loss'"),
     ("task", task(weights="some"), "has 'some' as its weights; choose from: any, binary"),
     ("task", task(head="tokens"), "has 'tokens' as its head; did you mean 'token'"),
@@ -223,6 +236,14 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("prm", two, "has the first parameter 'a', expected 'infer_requests'"),
     ("model", lambda: 0, r"expected \(args\)"),
     ("dataset", two, r"expected \(\)"),
+    (
+        "environment",
+        Duck,
+        "the class Duck, expected a subclass of swiftplug.plugin.Environment, of which each candidate",
+    ),
+    ("environment", Room(), "an instance of Room, expected a subclass"),
+    ("environment", Environment, r"Environment that does not define step\(messages\)"),
+    ("environment", NarrowRoom, r"signature step\(self\), expected step\(self, messages\)"),
 ]
 
 

@@ -73,7 +73,12 @@ def test_a_pair_and_a_partial_are_called_by_their_function() -> None:
         ("loss", "foccal", {}, "check_plugin: there is no loss 'foccal'; did you mean 'focal'"),
         ("loss", "focal", {"gama": 2}, "loss 'focal' takes no option 'gama'; did you mean 'gamma'"),
         ("orm", "length", {}, r"orm 'length': needs the option 'max_chars': check_plugin\('orm', ..., max_chars=...\)"),
-        ("loss", "focal", {"columns": {"a": 1}}, "columns: only an orm or a prm reads them, not a loss"),
+        (
+            "loss",
+            "focal",
+            {"columns": {"a": 1}},
+            "columns: only an orm, a prm or an environment reads them, not a loss",
+        ),
     ],
 )
 def test_what_cannot_be_checked_is_told_from_what_is_broken(

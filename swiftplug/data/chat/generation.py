@@ -22,7 +22,7 @@ class GenerationChat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: Iterable[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._renderer = ChatRenderer(tokenizer)
-        self.stop_text = self._renderer.end_of_turn()
+        self._end_of_turn = self.stop_text = self._renderer.end_of_turn()
         self._before_end = ""
         ids = self._encode(self.stop_text)
         ends = []
@@ -48,6 +48,18 @@ class GenerationChat:
         text = self._decode(ids[:end])
         text = text.partition(self.stop_text)[0] if self.stop_text else text.removesuffix(self._before_end)
         return opened + text
+
+    def reply(self, answered: Prompt, replied: Prompt) -> list[int]:
+        turns = Turns(replied.messages, replied.tools, [], [], dict(replied.chat_template_kwargs))
+        try:
+            before, after = self._renderer.continued(turns, len(answered.messages))
+        except RowError as error:
+            raise UserError(str(error) + (f": {error.detail}" if error.detail else "")) from error
+        answer, end, _ = before.rpartition(self._end_of_turn) if self._end_of_turn else (before, "", "")
+        text = after[len(answer) :] if end else after[len(before) :]
+        # Encoded together with the end of turn: the tokens of a text may depend on whether it is the first.
+        ids, end_ids = self._encode(text), self._encode(end)
+        return ids[len(end_ids) :] if ids[: len(end_ids)] == end_ids else self._encode(text[len(end) :])
 
     def has_stopped(self, ids: Sequence[int]) -> bool:
         return bool(self.stop_text) and self.stop_text in self._decode(ids[-len(self.stop_text) - 1 :])

@@ -118,6 +118,28 @@ class ChatRenderer:
         opened = text[len(common_start(unprompted, text)) :].removeprefix(turn.header)
         return text, opened if turn.header and opens_thinking(opened) else ""
 
+    def continued(self, turns: Turns, answered: int) -> tuple[str, str]:
+        """The texts of a conversation up to an answer, and of what replies to that too, with the generation prompt.
+
+        Args:
+            turns: The conversation with the reply.
+            answered: The number of messages up to the answer.
+
+        Raises:
+            RowError: The template refuses it, or the second text does not begin with the first.
+        """
+        turns = turns._replace(messages=with_reasoning_key(turns.messages, self._tokenizer))
+        before = self._apply(turns, turns.messages[:answered])
+        after = self._apply(turns, turns.messages, generation_prompt=True)
+        if not after.startswith(before):
+            at = len(common_start(before, after))
+            raise RowError(
+                "the chat template writes an answer otherwise once the conversation goes on; name another one with "
+                "data.template",
+                f"{before[at : at + 20]!r} becomes {after[at : at + 20]!r}",
+            )
+        return before, after
+
     def end_of_turn(self) -> str:
         """The text with which the template ends the last answer of a conversation; empty if there is none."""
         texts = [("system", "system"), ("user", "question"), ("assistant", "answer")]

@@ -111,6 +111,11 @@ class _PlainToolTurns:
         return "\n".join(result["content"] for result in results)
 
 
+def tool_name(tool: Any) -> str:
+    """The name of a tool; raises a RowError if its description has none."""
+    return str(_description(tool)["name"])
+
+
 def _description(tool: Any) -> dict[str, Any]:
     """The description of a tool, including its name."""
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None

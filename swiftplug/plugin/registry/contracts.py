@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from swiftplug.errors import ContractError, nearest
 from swiftplug.plugin.engine import Engine
+from swiftplug.plugin.environment import Environment
 from swiftplug.plugin.loss import TokenLoss
 from swiftplug.plugin.online import OnlineTask
 from swiftplug.plugin.rewards import ORM, PRM
@@ -60,10 +61,19 @@ CONTRACTS: dict[str, dict[str, Call]] = {
         "generate": Call(("prompts",)),
         "close": Call(),
     },
+    "environment": {"reset": Call(("row",)), "step": Call(("messages",)), "reward": Call()},
 }
 # The methods of our base classes that a plugin has to define.
 _NOT_IMPLEMENTED = [
-    *(ORM.__call__, PRM.__call__, TokenLoss.token_loss, Engine.generate, Task.loss, PreferenceTask.pair_loss),
+    *(
+        ORM.__call__,
+        PRM.__call__,
+        TokenLoss.token_loss,
+        Engine.generate,
+        Environment.step,
+        Task.loss,
+        PreferenceTask.pair_loss,
+    ),
     *(Tuner.prepare_model, Tuner.save_pretrained, Tuner.from_pretrained),
 ]
 
@@ -84,6 +94,11 @@ def check_contract(kind: str, plugin: Any) -> None:
             contract = {}
         case "engine" if not issubclass(cls, Engine):
             raise ContractError(f"is {_describe(plugin)}, expected a subclass of swiftplug.plugin.Engine")
+        case "environment" if plugin is not cls or not issubclass(cls, Environment):
+            raise ContractError(
+                f"is {_describe(plugin)}, expected a subclass of swiftplug.plugin.Environment, of which each candidate "
+                "gets an instance"
+            )
         case "task" if not issubclass(cls, Task):
             raise ContractError(f"is {_describe(plugin)}, expected a subclass of swiftplug.plugin.Task")
         case "task" if "loss" in getattr(plugin, "kinds", ()):  # whose plugin computes the loss

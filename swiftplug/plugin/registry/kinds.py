@@ -50,5 +50,6 @@ KINDS: dict[str, Kind] = {
         Kind("model", "swiftplug.models", "model", "--model"),
         Kind("dataset", "swiftplug.datasets", "dataset", "--dataset", many=True),
         Kind("engine", "swiftplug.engines", "engine", "--engine"),
+        Kind("environment", "swiftplug.environments", "environment", "--environment"),
     )
 }

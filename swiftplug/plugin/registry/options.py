@@ -183,8 +183,9 @@ def bind(kind: str, name: str, plugin: Any, options: dict[str, Any]) -> Any:
     """Apply checked options to a plugin.
 
     Returns:
-        For a callback a function `(args) -> TrainerCallback`, for a metric a `BoundMetric`, for an ORM or a PRM a
-        `BoundScorer`, for a tuner a `BoundTuner`, else the function or the instance to call.
+        For a callback a function `(args) -> TrainerCallback`, for an environment a function that makes one, for a
+        metric a `BoundMetric`, for an ORM or a PRM a `BoundScorer`, for a tuner a `BoundTuner`, else the function or
+        the instance to call.
 
     Raises:
         ContractError: If a function that makes a metric does not return a pair.
@@ -201,6 +202,8 @@ def bind(kind: str, name: str, plugin: Any, options: dict[str, Any]) -> Any:
         make: Any = partial(_make_callback, name, bound) if is_function(plugin) else lambda args: bound
         make.check_run = getattr(bound, "check_run", None)
         return make
+    if kind == "environment":
+        return partial(plugin, **options)  # one was made to see whether it takes its options
     if kind in ("orm", "prm"):
         return BoundScorer(bound, kind)
     if kind == "metric" and compares_texts(plugin):

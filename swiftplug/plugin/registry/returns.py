@@ -147,6 +147,24 @@ def check_step_ends(ends: Any, rewards: int, text: str) -> list[int]:
     return list(ends)
 
 
+def check_messages(returned: Any) -> list[dict[str, Any]]:
+    """The messages that an environment returns, none for None; the model's turn follows them."""
+    if returned is None:
+        return []
+    messages = list(returned) if isinstance(returned, list | tuple) else []
+    if not messages:
+        raise ContractError(f"returned {returned!r:.60}, expected a list of messages, or None for none")
+    for message in messages:
+        texts = [message.get(key) for key in ("role", "content")] if isinstance(message, Mapping) else []
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ContractError(
+                f"returned {message!r:.60} among messages, expected a dict of role and content, both texts"
+            )
+    if messages[-1]["role"] == "assistant":
+        raise ContractError("returned an assistant's message last, which the model's own turn would follow")
+    return [dict(message) for message in messages]
+
+
 def _is_number(value: Any) -> bool:
     """Whether it is a number, or an array or a tensor of one."""
     return isinstance(value, Real) or (hasattr(value, "item") and getattr(value, "ndim", 0) == 0)

@@ -1,6 +1,6 @@
 """Calls plugins for real, on tiny input and without a network, and checks what they return.
 
-Engines, models, datasets, tuners and callbacks are not called: they may download or load anything.
+Engines, environments, models, datasets, tuners and callbacks are not called: they may download or load anything.
 """
 
 import inspect

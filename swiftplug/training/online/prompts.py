@@ -24,6 +24,7 @@ from swiftplug.sampling.intake import answer_writer, count_messages, count_unren
 from swiftplug.sampling.judging import check_judges, tried_positions
 from swiftplug.sampling.rows import Row, read_rows
 from swiftplug.sampling.scoring import Scorer, check_parameters, check_references, resolve_scorers
+from swiftplug.training.online.episodes import Environments
 from swiftplug.training.online.steps import rewards_steps
 
 
@@ -42,9 +43,15 @@ def check_settings(args: Arguments) -> None:
             f"{config.where('engine')}: {engine.found.name} cannot draw from a model in training, which task {task} "
             f"needs; expected {' or '.join(following)}"
         )
+    environment = Environments(args, args.load_chat()) if args.plugins.of("environment") else None
     scorers = resolve_scorers(config, args.plugins)
-    if not scorers:
-        raise UserError(f"task {task} needs a reward: name one with --orm")
+    if not scorers and not (environment and environment.gives_reward):
+        found = f", which {environment.plugin.found} does not give" if environment else ""
+        raise UserError(f"task {task} needs a reward{found}: name one with --orm")
+    if environment and any(scorer.name == environment.name for scorer in scorers):
+        raise UserError(
+            f"environment and {environment.name!r} of --orm or --prm have one name; use the qualified name of one"
+        )
     for scorer in scorers:
         if rewards_steps(args.task, scorer) and not scorer.bound.places_steps:
             raise UserError(

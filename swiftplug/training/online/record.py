@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from swiftplug.plugin import Unscored
 from swiftplug.runs.folder import atomic_path
 from swiftplug.sampling.outputs import CANDIDATES, candidate_line
 from swiftplug.sampling.rows import Candidate, Row, to_json
@@ -22,12 +23,13 @@ class DrawnCandidate(Candidate):
 
     Attributes:
         prompt_ids: The tokens of its prompt.
-        ids: Those behind them.
+        ids: Those behind them, what an environment answered too.
         trains: Which of these the model drew.
         logps: Their log-probabilities as the engine gives them; empty if it draws with the weights that train.
         token_rewards: Of each token, where the task rewards steps; else empty.
         reward: The weighted sum of its rewards; None if one is missing.
         advantage: What the estimator made of it, for several tokens their mean; None if it does not train.
+        given: The reward that the environment gave it; None if it gave none.
     """
 
     prompt_ids: list[int] = field(default_factory=list)
@@ -37,6 +39,12 @@ class DrawnCandidate(Candidate):
     token_rewards: list[float] = field(default_factory=list)
     reward: float | None = None
     advantage: float | None = None
+    given: float | Unscored | None = None
+
+    @property
+    def answer_start(self) -> int:
+        """Where in `ids` its last turn begins, which is its answer."""
+        return next((place + 1 for place in range(len(self.ids) - 1, -1, -1) if not self.trains[place]), 0)
 
 
 def drawn_candidates(groups: Sequence[Row]) -> Iterator[DrawnCandidate]:

@@ -1,18 +1,19 @@
 """The candidates of a step of an online task, from its prompts to the batches that train.
 
-1. The engine draws G candidates for each prompt.
+1. The engine draws G candidates for each prompt, turn by turn if an environment answers them.
 2. The run's scorers score them; groups that teach nothing may be replaced by others.
 3. The task's estimator makes advantages of the rewards.
 4. The candidates with an advantage become batches, sorted by length.
 
-A candidate's seed comes from the run's seed, the drawing, the place of its prompt in it, its row and its index: neither
-a resumed run nor one with other processes draws others.
+A candidate's seed comes from the run's seed, the drawing, the place of its prompt in it, its row, its index, and its
+turn: neither a resumed run nor one with other processes draws others.
 """
 
+import itertools
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from transformers import set_seed
 
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
-from swiftplug.plugin import IGNORED_LABEL, Drawn, Engine, OnlineTask, Sampling
+from swiftplug.plugin import IGNORED_LABEL, Answered, Drawn, Engine, OnlineTask, Prompt, Sampling
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.errors import naming_plugins
@@ -36,6 +37,7 @@ from swiftplug.sampling.rows import Row, is_cut_off
 from swiftplug.sampling.scoring import Scorer, resolve_scorers
 from swiftplug.sampling.selection import reduced
 from swiftplug.sampling.statistics import pass_at
+from swiftplug.training.online.episodes import Environments, Episode
 from swiftplug.training.online.record import CandidateRecord, DrawnCandidate, drawn_candidates
 from swiftplug.training.online.steps import rewards_steps, token_rewards
 from swiftplug.training.online.values import without_value_head
@@ -120,6 +122,8 @@ class Rollouts:
         self.scorers: list[Scorer] = resolve_scorers(self.config, args.plugins)
         self.sampling = Sampling(**{name: getattr(self.config, name) for name in Sampling._fields})
         self.chat = args.load_chat(model)
+        used = args.plugins.of("environment")
+        self.environments = Environments(args, self.chat, model) if used else None
         self.pad_token_id = int(args.load_tokenizer().pad_token_id or 0)
         self.record = CandidateRecord(args.training_args.output_dir, accelerator)
         self.batches: list[Batch] = []  # of the last drawing
@@ -244,40 +248,77 @@ class Rollouts:
 
     def _sample(self, groups: Sequence[Row], drawing: str, doing: str) -> None:
         """Give each group its candidates, or the reason why it has none."""
-        waiting: dict[str, Row] = {}
-        prompts = []
-        for group in groups:
+        size = self.sampling.num_return_sequences
+        episodes = self.environments.begin(groups, size) if self.environments else [[] for _ in groups]
+        asked: dict[str, tuple[Prompt, Row]] = {}
+        of_prompt: dict[str, list[Episode]] = {}
+        for group, own in zip(groups, episodes, strict=True):
+            begun = replace(group, prompt=[*group.prompt, *(own[0].start if own else [])])
             name = f"{drawing}/{group.position}/{group.id}"
-            prompt = group.as_prompt(self.args.plugins.one("tools").bound)
-            prompts.append(prompt._replace(id=name, ids=self.chat.encode(prompt)[0]))
-            waiting[name] = group
-        encoded = {prompt.id: list(prompt.ids or ()) for prompt in prompts}
-        plugin = self.args.plugins.one("engine")
-        each_has = self.sampling.num_return_sequences
-        activity = self.progress.start(doing, "candidate", each_has * len(groups))
+            prompt = begun.as_prompt(self.args.plugins.one("tools").bound)._replace(id=name)
+            asked[name] = prompt._replace(ids=self.chat.encode(prompt)[0]), group
+            of_prompt[name] = own
+        activity = self.progress.start(doing, "candidate", size * len(groups))
         activity.postpone_line()  # each step draws
-        with naming_plugins([plugin]), without_value_head(self.model), activity:
-            for answered in self.engine.draw(prompts, self.sampling):
-                group = waiting.pop(answered.id)
+        with activity:
+            for answered in self._answers(asked, self.sampling):
+                (prompt, group), own = asked[answered.id], of_prompt[answered.id]
                 group.failure = answered.failure
                 for index, completion in enumerate(answered.completions):
-                    if not completion.ids:
-                        raise UserError(f"{plugin.found} returned a candidate without its tokens, expected `ids`")
-                    group.candidates.append(
-                        DrawnCandidate(
-                            index,
-                            completion.text,
-                            completion.finish_reason,
-                            prompt_ids=encoded[answered.id],
-                            ids=list(completion.ids),
-                            trains=[True] * len(completion.ids),
-                            logps=list(completion.logps),
-                        )
+                    candidate = DrawnCandidate(
+                        index,
+                        completion.text,
+                        completion.finish_reason,
+                        prompt_ids=list(prompt.ids or ()),
+                        ids=list(completion.ids),
+                        trains=[True] * len(completion.ids),
+                        logps=list(completion.logps),
                     )
-                activity.advance(each_has)
-            self.engine.rest()
-        if waiting:
-            raise UserError(f"{plugin.found} returned no result for {next(iter(waiting.values())).origin}")
+                    group.candidates.append(candidate)
+                    if own:
+                        candidate.turns = list(own[index].start)
+                        own[index].candidate = candidate
+                activity.advance(size)
+            if self.environments:
+                self._play([episode for own in episodes for episode in own], drawing, activity)
+        self.engine.rest()
+
+    def _play(self, episodes: Sequence[Episode], drawing: str, activity: Any) -> None:
+        """Let candidates and their environments answer each other until all episodes have ended."""
+        assert self.environments is not None
+        going = list(episodes)
+        single = self.sampling._replace(num_return_sequences=1)
+        for turn in itertools.count(1):
+            replied = [*self.environments.answer(going, f"{drawing}/{turn}")]
+            if not replied:
+                break
+            going = [episode for episode, _ in replied]
+            by_prompt = {prompt.id: episode for episode, prompt in replied}
+            asked = {prompt.id: (prompt, episode.row) for episode, prompt in replied}
+            for answered in self._answers(asked, single):
+                episode = by_prompt[answered.id]
+                activity.advance(0, turn=1)
+                if answered.failure:  # a group is whole or empty
+                    episode.row.failure, episode.row.candidates = answered.failure, []
+                else:
+                    episode.go_on(answered.completions[0])
+        self.environments.end(episodes)
+
+    def _answers(self, asked: Mapping[str, tuple[Prompt, Row]], sampling: Sampling) -> Iterator[Answered]:
+        """What the engine draws for prompts, which are given by their ids, each with its row.
+
+        Raises:
+            UserError: It leaves one out, or gives no tokens.
+        """
+        plugin, waiting = self.args.plugins.one("engine"), dict(asked)
+        with naming_plugins([plugin]), without_value_head(self.model):
+            for answered in self.engine.draw([prompt for prompt, _ in asked.values()], sampling):
+                del waiting[answered.id]
+                if not all(completion.ids for completion in answered.completions):
+                    raise UserError(f"{plugin.found} returned a candidate without its tokens, expected `ids`")
+                yield answered
+        for _, row in waiting.values():
+            raise UserError(f"{plugin.found} returned no result for {row.origin}")
 
     def _score(self, groups: Sequence[Row]) -> None:
         """Give the candidates of groups their rewards."""
@@ -293,8 +334,12 @@ class Rollouts:
                     scorer.score(groups, self.config.score_timeout)
         of_steps = [each for each in self.scorers if rewards_steps(self.task, each)]
         weights = {each.name: each.weight for each in self.scorers if each not in of_steps}
+        if self.environments:
+            weights[self.environments.name] = self.environments.weight
         for group, candidate in ((row, it) for row in groups for it in drawn_candidates([row])):
             candidate.token_rewards = []
+            if self.environments:
+                self.environments.record(candidate)
             candidate.scores = {
                 name: reduced(reward, self.config.prm_reduce) for name, reward in (candidate.rewards or {}).items()
             }
@@ -305,7 +350,7 @@ class Rollouts:
                 if of_steps:
                     _, opened = self.chat.encode(group.as_prompt(self.args.plugins.one("tools").bound))
                     candidate.token_rewards = token_rewards(group, candidate, opened, of_steps, self._decode)
-                of_answer = (weight * candidate.scores[name] for name, weight in weights.items())
+                of_answer = (weights.get(name, 0) * score for name, score in candidate.scores.items())
                 candidate.reward = math.fsum([*of_answer, *candidate.token_rewards])
 
     def _decode(self, ids: Sequence[int]) -> str:
@@ -417,15 +462,14 @@ class Rollouts:
     def _figures(self, groups: Sequence[Row]) -> dict[str, torch.Tensor]:
         """What is logged of the candidates, one value for each."""
         candidates = list(drawn_candidates(groups))
+        names = [scorer.name for scorer in self.scorers]
+        if self.environments and self.environments.gives_reward:
+            names.append(self.environments.name)
         logged = {
             "reward": [each.reward for each in candidates if each.reward is not None],
-            **{
-                f"rewards/{scorer.name}": [
-                    each.scores[scorer.name] for each in candidates if scorer.name in each.scores
-                ]
-                for scorer in self.scorers
-            },
+            **{f"rewards/{name}": [each.scores[name] for each in candidates if name in each.scores] for name in names},
             "length": [sum(each.trains) for each in candidates],
+            **({"turns": [_count_answers(each) for each in candidates]} if self.environments else {}),
             "cut_off": [float(is_cut_off(each.finish_reason)) for each in candidates],
             "missing_rewards": [float(each.reward is None) for each in candidates],
             "teaching_groups": [float(_teaches(group)) for group in groups],
@@ -447,6 +491,11 @@ def _random_numbers_of(seed: int) -> Iterator[None]:
 def _teaches(group: Row) -> bool:
     """Whether two candidates of a group have different rewards."""
     return len({each.reward for each in drawn_candidates([group]) if each.reward is not None}) > 1
+
+
+def _count_answers(candidate: DrawnCandidate) -> int:
+    """How many turns of a candidate the model wrote."""
+    return sum(message["role"] == "assistant" for message in candidate.messages)
 
 
 def _cut(whole: Batch, rows: torch.Tensor) -> Batch:

@@ -54,7 +54,10 @@ def token_rewards(
         for step, end in zip(reward, ends, strict=True):
             text = own[: max(end - len(opened), 0)]
             token = bisect_left(
-                range(len(summed)), True, key=lambda last: decode(candidate.ids[: last + 1]).startswith(text)
+                range(len(summed)),
+                True,
+                lo=candidate.answer_start,
+                key=lambda last: decode(candidate.ids[candidate.answer_start : last + 1]).startswith(text),
             )
             if token == len(summed):
                 raise UserError(f"the tokens of {where} have other text, so no step of {scorer.plugin.found} is found")
