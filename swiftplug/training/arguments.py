@@ -74,13 +74,14 @@ LEAST = {
 }
 
 
-def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> TrainingArguments:
+def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool, group: int = 1) -> TrainingArguments:
     """Check the `training:` section and build the `TrainingArguments` of the run.
 
     Args:
         config: The run's config.
         output_dir: The run's folder.
         has_eval: Whether there is an evaluation dataset.
+        group: The candidates that an online task draws for a prompt.
 
     Raises:
         UserError: A field is unknown, of the wrong type, not settable, or contradicts another key.
@@ -100,6 +101,8 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool) -> 
         "run_name": Path(output_dir).expanduser().resolve().name,
         "project": "swiftplug",
     }
+    if not given.keys() & {"per_device_train_batch_size", "gradient_accumulation_steps"}:
+        defaults["gradient_accumulation_steps"] = group  # a step has as many prompts as others have rows
     fixed = {
         "output_dir": output_dir,
         "seed": config.seed,

@@ -41,7 +41,9 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
     has_eval = bool(config.eval_dataset) or config.data.val_size > 0
     if plugins.of("metric") and not has_eval:
         raise UserError("metrics: need eval_dataset or data.val_size")
-    arguments = training_arguments(config, str(config.output_dir), has_eval)
+    is_online = plugins.one("task").bound.rows is Rows.PROMPTS
+    group = config.num_return_sequences if is_online else 1
+    arguments = training_arguments(config, str(config.output_dir), has_eval, group)
     args = Arguments(config, plugins, arguments)
     if kept_base and config.model and not plugins.model and not Path(config.model.name).expanduser().exists():
         args.kept_base = str(kept_base)

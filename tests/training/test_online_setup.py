@@ -171,3 +171,14 @@ def test_the_plan_counts_prompts_and_candidates(options: dict[str, Any]) -> None
     assert named["batch"] == "8 x 2 accumulated x 1 process = 16: 4 prompts per step, 4 candidates per prompt"
     # Five prompts are two drawings, of three steps each.
     assert named["steps"] == "18 (6 per epoch, num_train_epochs 3)"
+
+
+@pytest.mark.parametrize("group", [3, 8])
+def test_a_step_has_as_many_prompts_as_others_have_rows(group: int, options: dict[str, Any]) -> None:
+    sets = [f"num_return_sequences={group}"]
+    arguments = set_up(load_train_config(None, options, sets).config).training_args
+    assert arguments.gradient_accumulation_steps == group
+    given = set_up(
+        load_train_config(None, options, [*sets, f"training.per_device_train_batch_size={2 * group}"]).config
+    )
+    assert given.training_args.gradient_accumulation_steps == 1
