@@ -99,6 +99,8 @@ class OnlineTask(Task):
         filter_groups: How often a prompt whose rewards are all equal, which teaches nothing, is replaced by another.
         trains_cut_off: Whether candidates that were cut off at the token limit train.
         min_group: The candidates that a prompt needs.
+        skips_zero_advantages: Whether a candidate whose advantage is 0 has no gradient, so that the model need not read
+            it; it counts all the same.
         needs_logps: Whether `Drawn.logps` are needed.
         needs_values: Whether the model gets a value head; see `TokenLogps.values`.
         rewards_steps: Whether the rewards of process reward models are given at the last tokens of their steps, and not
@@ -111,6 +113,7 @@ class OnlineTask(Task):
     filter_groups: int = 0
     trains_cut_off: bool = True
     min_group: int = 1
+    skips_zero_advantages: bool = False
     needs_logps: bool = False
     needs_values: ClassVar[bool] = False
     rewards_steps: ClassVar[bool] = False
@@ -179,6 +182,11 @@ class PolicyTask(OnlineTask):
         return self.beta != 0 and self.kl == "reward"
 
     @property
+    def skips_zero_advantages(self) -> bool:  # type: ignore[override]
+        """Whether neither a divergence nor the error of a value head is a part of the loss."""
+        return (self.beta == 0 or self.kl == "reward") and not self.needs_values
+
+    @property
     def min_group(self) -> int:  # type: ignore[override]
         """As its estimator has it."""
         return self.estimator.min_group
@@ -196,7 +204,10 @@ class PolicyTask(OnlineTask):
         return {"advantages": self.estimator(rewards, drawn).reshape(-1)}
 
     def log_names(self) -> Iterable[str]:
-        """The entropy of what tokens are drawn from, the share of clipped ones, and the divergence if it is weighed."""
+        """The entropy of what tokens are drawn from, the share of clipped ones, and the divergence if it is weighed.
+
+        They are those of the candidates that have a gradient.
+        """
         return "entropy", "clipped", *(["kl"] if self.needs_reference else [])
 
     def loss(self, model: TaskModel, batch: Batch) -> TaskLoss:

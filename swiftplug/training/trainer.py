@@ -142,7 +142,8 @@ class PlugTrainer(Trainer):
             self._logged.add_all(self.rollouts.logged)
         elif self.loss_computer.adds_up:  # the mean of none is nan
             batches[-1] = self._without_repeated_rows(batches[-1])
-        counts = [self.loss_computer.counts(batch) for batch in batches]
+        idle = self.rollouts.idle if self.rollouts is not None else []
+        counts = [self.loss_computer.counts(batch) for batch in [*batches, *idle]]
         totals = {name: torch.stack([count[name] for count in counts]).sum().to(device) for name in counts[0]}
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             totals = {name: self.accelerator.gather(total).sum() for name, total in totals.items()}

@@ -174,7 +174,7 @@ class TestErrors:
             (["--task", "stf"], "error: --task: there is no task 'stf'; did you mean 'sft'?"),
             (["--task", "reward"], "error: --task: there is no task 'reward'; did you mean 'rm'?"),
             (["--task", "ipo"], "error: --task: there is no task 'ipo'; it is a loss_type of dpo: --task dpo --set "),
-            (["--task", "GRPO"], "error: --task: there is no task 'GRPO'; no task samples while it trains: run `swift"),
+            (["--task", "GRPO"], "error: --task: there is no task 'GRPO'; did you mean 'grpo'?"),
         ],
     )
     def test_bad_input_is_one_line_and_exit_code_2(self, arguments: list[str], line: str, tmp_path: Path) -> None:

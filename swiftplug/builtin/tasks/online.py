@@ -24,6 +24,8 @@ class GroupNormalised(Estimator):
     def __call__(self, rewards: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         """See `Estimator.__call__`."""
         advantages = rewards - rewards.nanmean(dim=1, keepdim=True)
+        spread = rewards.nan_to_num(nan=-torch.inf).amax(dim=1) - rewards.nan_to_num(nan=torch.inf).amin(dim=1)
+        advantages = torch.where(spread[:, None] == 0, advantages * 0, advantages)  # the mean may round
         match self.scale:
             case "group":
                 degrees = (~rewards.isnan()).sum(dim=1, keepdim=True) - 1

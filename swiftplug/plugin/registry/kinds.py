@@ -24,9 +24,10 @@ class Kind(NamedTuple):
 
 
 # What other tools call a task, and the end of the message that there is no such task here.
-_ONLINE = "no task samples while it trains: run `swiftplug sample`, then train on what it kept"
+_ONLINE = "tasks that train on what they sample: grpo, rloo and ppo"
 OTHER_TASKS = {
-    **dict.fromkeys(("grpo", "ppo", "rloo", "gkd", "online_dpo", "reinforce"), _ONLINE),
+    **dict.fromkeys(("gkd", "online_dpo"), _ONLINE),
+    **dict.fromkeys(("reinforce", "reinforce++"), "did you mean 'rloo'?"),
     **dict.fromkeys(("reward", "reward_model", "reward_modeling", "reward_modelling"), "did you mean 'rm'?"),
     **dict.fromkeys(("classification", "sequence_classification"), "did you mean 'seq_cls'?"),
     **dict.fromkeys(("ipo", "hinge"), "it is a loss_type of dpo: --task dpo --set task.loss_type={}"),

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import set_seed
 
 from swiftplug.errors import UserError
@@ -127,6 +128,7 @@ class Rollouts:
         self.pad_token_id = int(args.load_tokenizer().pad_token_id or 0)
         self.record = CandidateRecord(args.training_args.output_dir, accelerator)
         self.batches: list[Batch] = []  # of the last drawing
+        self.idle: list[Batch] = []  # its candidates that have no gradient, but count
         self.logged: dict[str, torch.Tensor] = {}
         self.lost = Lost()  # in all, as far as it was reported
         self._lost_here = Lost()  # since, in this process
@@ -153,17 +155,23 @@ class Rollouts:
             rows = torch.cat([each["row"] for each in slots])[:: self.sampling.num_return_sequences].tolist()
             with _random_numbers_of(self.sampling.seed_of(f"drawing {drawing}", self.accelerator.process_index)):
                 groups = self._draw(drawing, rows)
-                self.batches = self._make_batches(groups, len(slots), loss)
+                self.batches = self._make_batches(groups, len(slots), step, loss)
             self.logged = self._figures(groups)
             self.record.add(groups, step + 1)
+        if len(self.batches) != len(slots):
+            raise UserError(
+                f"training.gradient_accumulation_steps: step {step + 1} goes on with what was drawn for "
+                f"{len(self.batches)} micro-batches, found {len(slots)}"
+            )
         return self.batches
 
     def save(self, checkpoint: Path, step: int) -> None:
         """Write the batches of this process into a checkpoint if its next step takes them again."""
         if step % self.task.num_iterations:
-            tensors = {f"{index}.{name}": it for index, batch in enumerate(self.batches) for name, it in batch.items()}
+            kept = [*self.batches, *self.idle]
+            tensors = {f"{index}.{name}": it for index, batch in enumerate(kept) for name, it in batch.items()}
             tensors = {name: it.clone(memory_format=torch.contiguous_format) for name, it in tensors.items()}
-            save_file(tensors, self._saved_in(checkpoint))
+            save_file(tensors, self._saved_in(checkpoint), {"batches": str(len(self.batches))})
 
     def load(self, checkpoint: Path, step: int) -> None:
         """Read what `save` has written.
@@ -175,11 +183,14 @@ class Rollouts:
             saved = self._saved_in(checkpoint)
             if not saved.is_file():
                 raise UserError(f"--resume: {checkpoint} has no {saved.name}, which its next step takes up again")
-            batches: defaultdict[int, Batch] = defaultdict(dict)
-            for name, tensor in load_file(saved, device=str(self.accelerator.device)).items():
-                index, _, column = name.partition(".")
-                batches[int(index)][column] = tensor
-            self.batches = [batches[index] for index in sorted(batches)]
+            kept: defaultdict[int, Batch] = defaultdict(dict)
+            with safe_open(saved, "pt", device=str(self.accelerator.device)) as file:
+                count = int(file.metadata()["batches"])
+                for name in file.keys():  # noqa: SIM118  # it is no mapping
+                    index, _, column = name.partition(".")
+                    kept[int(index)][column] = file.get_tensor(name)
+            in_order = [kept[index] for index in sorted(kept)]
+            self.batches, self.idle = in_order[:count], in_order[count:]
 
     def _saved_in(self, checkpoint: Path) -> Path:
         return checkpoint / f"drawn-{self.accelerator.process_index}.safetensors"
@@ -367,7 +378,7 @@ class Rollouts:
 
     # Batches
 
-    def _make_batches(self, groups: Sequence[Row], count: int, loss: TaskLossComputer) -> list[Batch]:
+    def _make_batches(self, groups: Sequence[Row], count: int, step: int, loss: TaskLossComputer) -> list[Batch]:
         """The candidates that train as `count` batches; sets their advantages."""
         candidates = list(drawn_candidates(groups))
         if not candidates:  # all processes compute together
@@ -379,14 +390,17 @@ class Rollouts:
         whole |= self._log_probabilities(whole, math.ceil(len(candidates) / count), loss)
         whole |= self._estimate(whole, candidates)
         kept = [place for place, each in enumerate(candidates) if each.advantage is not None]
+        skips = self.task.skips_zero_advantages and not loss.aux_coefficient
+        idle = [place for place in kept if skips and not whole["advantages"][place].any()]
+        self.idle = [_cut(whole, torch.tensor(idle))] if idle else []
         if not any(gather_object([len(kept)])):
-            reasons = [reason for each in candidates for reason in each.unscored.values()]
+            reasons = [f"{name}: {reason}" for each in candidates for name, reason in each.unscored.items()]
             reasons += [group.failure for group in groups if group.failure]
             why = f": {reasons[0]}" if reasons else ""
-            raise UserError(f"no candidate of this step has a reward to learn from{why}")
-        order = sorted(kept, key=lambda place: -int(whole["length"][place]))
+            raise UserError(f"no candidate of step {step + 1} has a reward to learn from{why}")
+        order = sorted(set(kept).difference(idle), key=lambda place: (-int(whole["length"][place]), place))
         parts = torch.tensor_split(torch.tensor(order, dtype=torch.long), count)
-        none = loss.first_rows(_cut(whole, torch.tensor([0])), 0)
+        none = loss.first_rows(_cut(whole, whole["length"].argmin()[None]), 0)
         return [_cut(whole, part) if len(part) else none for part in parts]
 
     def _tensors(self, candidates: Sequence[DrawnCandidate]) -> Batch:

@@ -1,0 +1,164 @@
+"""Runs that draw: what trains, what is left out, and what is written of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from swiftplug.sampling.statistics import pass_at
+from tests import forks
+
+PLUGINS = """
+import torch
+from swiftplug.builtin.tasks.online import GRPO
+from swiftplug.plugin import ORM, Unscored, register_orm, register_task
+
+@register_task("reads_all")
+class ReadsAll(GRPO):
+    skips_zero_advantages = False
+
+@register_orm("vowels")
+class Vowels(ORM):
+    needs_reference = False
+
+    def __call__(self, infer_requests, ground_truths, **kwargs):
+        return [self.score(request.messages[-1]["content"]) for request in infer_requests]
+
+    def score(self, text):
+        return float(sum(map(text.count, "aeiou")) > 1)
+
+@register_orm("silent")
+class Silent(Vowels):
+    def __init__(self, share: float = 1.0):
+        self.share, self.calls = share, 0
+
+    def score(self, text):
+        self.calls += 1
+        return Unscored("the server is away") if self.calls * self.share % 1 < self.share else super().score(text)
+
+@register_orm("breaks")
+class Breaks(Vowels):
+    calls = 0
+
+    def __call__(self, infer_requests, ground_truths, **kwargs):
+        self.calls += 1
+        if self.calls == 3:
+            raise OSError("no route to the judge")
+        return super().__call__(infer_requests, ground_truths)
+"""
+
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("plugins") / "online.py"
+    file.write_text(PLUGINS)
+    return file
+
+
+def train(folder: Path, model: Path, data: Path, plugins: Path, *options: str) -> Any:
+    sets = {
+        "training.max_steps": 3,
+        "training.per_device_train_batch_size": 12,
+        "training.learning_rate": 1e-3,
+        "training.logging_steps": 1,
+        "num_return_sequences": 4,
+        "max_new_tokens": 8,
+    }
+    command = ["train", "--task=grpo", f"--model={model}", f"--dataset={data}", f"--plugin={plugins}"]
+    command += [f"--output-dir={folder}", *(f"--set={key}={value}" for key, value in sets.items()), *options]
+    return forks.run(*command, cwd=folder.parent)
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_every_candidate_is_kept_with_its_rewards_and_advantage(
+    tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
+) -> None:
+    options = ["--orm=vowels", "--set=orm.vowels.weight=2", f"--eval-dataset={chat_file}#3"]
+    done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, *options, "--set=training.eval_strategy=epoch")
+    assert done.returncode == 0, done.stderr
+    drawn, logged = lines(tmp_path / "run/candidates.jsonl"), lines(tmp_path / "run/log.jsonl")
+    assert [line["step"] for line in drawn] == [1] * 12 + [2] * 12 + [3] * 12
+    for start in range(0, 36, 4):
+        group = drawn[start : start + 4]
+        assert [line["index"] for line in group] == [0, 1, 2, 3]
+        assert len({line["id"] for line in group}) == 1
+        rewards = torch.tensor([line["reward"] for line in group])
+        assert rewards.tolist() == [2 * line["scores"]["vowels"] for line in group]
+        expected = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        torch.testing.assert_close(torch.tensor([line["advantage"] for line in group]), expected)
+    for step in (1, 2, 3):
+        own = [line for line in drawn if line["step"] == step]
+        entry = next(entry for entry in logged if entry["step"] == step and "loss" in entry)
+        assert entry["reward"] == pytest.approx(sum(line["reward"] for line in own) / 12)
+        assert entry["teaching"] == sum(any(each["advantage"] for each in own[at : at + 4]) for at in (0, 4, 8)) / 3
+    evaluated = next(entry for entry in logged if "eval_reward" in entry)
+    assert 0 <= evaluated["eval_pass@1"] <= evaluated["eval_pass@4"] <= 1
+    assert evaluated["eval_pass@1"] == pytest.approx(evaluated["eval_rewards/vowels"])
+    assert pass_at(4, 4, 1) == 1
+
+
+def test_what_has_no_advantage_is_not_read_and_counts(
+    tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
+) -> None:
+    for loss in ("grpo", "dapo"):
+        options = ["--orm=vowels", f"--set=task.loss={loss}", "--set=training.gradient_accumulation_steps=2"]
+        for task in ("grpo", "reads_all"):
+            done = train(tmp_path / f"{task}-{loss}", tiny_model_dir, chat_file, plugins, *options, f"--task={task}")
+            assert done.returncode == 0, done.stderr
+        drawn = lines(tmp_path / f"grpo-{loss}/candidates.jsonl")
+        assert {bool(line["advantage"]) for line in drawn} == {False, True}
+        skipped, read = (load_file(tmp_path / f"{task}-{loss}/model.safetensors") for task in ("grpo", "reads_all"))
+        for name, weight in read.items():
+            torch.testing.assert_close(skipped[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_missing_rewards_leave_candidates_out(
+    tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
+) -> None:
+    options = ["--orm=silent", "--set=orm.silent.share=0.25", "--set=training.max_steps=1"]
+    done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, *options)
+    assert done.returncode == 0, done.stderr
+    drawn = lines(tmp_path / "run/candidates.jsonl")
+    missing = [line for line in drawn if line["reward"] is None]
+    assert len(missing) == 3
+    assert all(line["advantage"] is None for line in missing)
+    (entry,) = [entry for entry in lines(tmp_path / "run/log.jsonl") if "loss" in entry]
+    assert entry["missing"] == 0.25
+    done = train(tmp_path / "none", tiny_model_dir, chat_file, plugins, "--orm=silent")
+    assert done.returncode == 2
+    assert "no candidate of step 1 has a reward to learn from: silent: the server is away" in done.stderr
+
+
+def test_a_scorer_that_fails_stops_the_run_which_resumes(
+    tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
+) -> None:
+    save = "--set=training.save_steps=1"
+    done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, "--orm=breaks", save)
+    assert done.returncode != 0
+    assert "breaks" in done.stderr
+    assert "no route to the judge" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, "--orm=breaks", save, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert train(tmp_path / "whole", tiny_model_dir, chat_file, plugins, "--orm=vowels", save).returncode == 0
+    rewards = [[line["reward"] for line in lines(tmp_path / name / "candidates.jsonl")] for name in ("run", "whole")]
+    assert rewards[0] == rewards[1]
+
+
+def test_groups_that_teach_nothing_are_replaced(
+    tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
+) -> None:
+    shares = []
+    for times in (0, 8):
+        folder = tmp_path / str(times)
+        options = ["--orm=vowels", "--set=training.max_steps=1", f"--set=task.filter_groups={times}"]
+        done = train(folder, tiny_model_dir, chat_file, plugins, *options)
+        assert done.returncode == 0, done.stderr
+        shares.append(next(entry["teaching"] for entry in lines(folder / "log.jsonl") if "loss" in entry))
+    assert shares[0] < shares[1] == 1
