@@ -39,13 +39,13 @@ SCENARIOS = {
         "--set=training.gradient_accumulation_steps=2",
         "--set=training.learning_rate=1e-3",
     ],
-    "grpo, lora, divergence, accumulation": [
+    "grpo, lora, two steps with one drawing, of which some candidates are not read": [
         "--task=grpo",
-        "--set=task.beta=0.1",
+        "--set=task.num_iterations=2",
         "--tuner=lora",
         "--orm=length",
-        "--set=orm.length.max_chars=40",
-        "--set=orm.length.margin_chars=40",
+        "--set=orm.length.max_chars=18",
+        "--set=orm.length.margin_chars=2",
         "--num-return-sequences=3",
         "--max-new-tokens=8",
         "--set=training.gradient_accumulation_steps=2",
