@@ -521,6 +521,29 @@ def test_an_interrupted_drawing_leaves_the_model_as_it_was(
     assert dict(model.named_modules()) == modules and all(module.training for module in modules.values())
 
 
+def test_candidates_come_batch_by_batch_and_between_them_the_model_has_its_modes(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = load(tiny_model_dir)
+    modules = dict(model.train().named_modules())
+    engine = following(model, tiny_model_dir, bf16=True)
+    monkeypatch.setattr(engine, "batch_size", 2)
+    batches, decode = [], Decoder.decode
+
+    def counting(decoder: Decoder, requests: Any, how: Any) -> Any:
+        assert not model.training
+        batches.append(len(requests))
+        return decode(decoder, requests, how)
+
+    monkeypatch.setattr(Decoder, "decode", counting)
+    answers = engine.draw(PROMPTS[:4], sampling(num_return_sequences=1))
+    for count in (1, 1, 2, 2):
+        assert next(answers).completions and len(batches) == count
+        assert all(module.training for module in modules.values()) and not torch.is_autocast_enabled("cpu")
+    answers.close()
+    assert dict(model.named_modules()) == modules
+
+
 def test_it_draws_in_the_precision_that_the_run_trains_in(lay: Callable[[Any], Path]) -> None:
     folder = lay(LlamaConfig(**SMALL))
     model, tokenizer = load(folder)

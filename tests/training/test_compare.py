@@ -121,6 +121,30 @@ def test_no_best_of_what_cannot_be_compared(make: Make, show: Any) -> None:
     assert _row(printed, "best evaluation token acc") == ["0.9", "0.98 *"]
 
 
+def test_runs_that_draw_are_compared_by_their_rewards(browser: Any, make: Make, show: Any, tmp_path: Path) -> None:
+    def drawing(name: str, rewards: list[float], orm: str = "math") -> Path:
+        folder = make(name, [0.0] * len(rewards), task="grpo", orm=[orm])
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        for entry, reward in zip(log, rewards, strict=True):
+            entry |= {"reward": reward, f"rewards/{orm}": reward, "length": 30.0, "missing_rewards": 0.0}
+        log.append({"eval_reward": rewards[-1], "eval_pass@1": rewards[-1], "eval_length": 3.0, "step": len(rewards)})
+        (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
+        return folder
+
+    one, two, other = drawing("one", [0.25, 0.5]), drawing("two", [0.25, 0.75]), drawing("other", [0.5, 1.0], "format")
+    printed = show(one, two)
+    figures = {line[:30].strip(): line[30:].split() for line in printed.splitlines()}
+    assert figures["reward, the last tenth"] == ["0.5", "0.75"]
+    assert figures["best evaluation reward"] == ["0.5", "0.75", "*"]
+    assert figures["best evaluation pass@1"] == ["0.5", "0.75", "*"]
+    assert "evaluation length" not in printed and "no best" not in printed
+    browser.open((tmp_path / "c.html").as_uri())
+    charts = browser.ask("JSON.parse(document.getElementById('curves').textContent).charts")
+    assert [(chart["title"], chart["wide"]) for chart in charts][:2] == [("reward", True), ("evaluation reward", False)]
+    assert [each["y"] for each in charts[0]["curves"]] == [[0.25, 0.5], [0.25, 0.75]]
+    assert "no best evaluation reward is named: the runs have other scorers" in show(one, other, output="d.html")
+
+
 def test_broken_logs_and_strange_names_are_shown(browser: Any, make: Make, show: Any, tmp_path: Path) -> None:
     one, other = make("<b>", [1.0], model=EVIL), make("empty", [])
     text = (one / "log.jsonl").read_text()

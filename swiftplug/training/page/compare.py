@@ -197,9 +197,11 @@ def _check_output(output: Path, mark: str) -> None:
 
 
 def _is_comparable(runs: Sequence[ComparedRun], name: str) -> bool:
-    """Whether a value of evaluations means the same in all runs: of the same rows, and a loss also of the same kind."""
-    keys = [key for run in runs for key in run.config if key.partition(".")[0] in ("task", "loss", "loss_scale")]
-    alike = name != "loss" or all(len({run.config.get(key) for run in runs}) == 1 for key in keys)
+    """Whether a value of evaluations means the same in all runs: of the same rows, and of the same loss or scorers."""
+    of = {"loss": ("task", "loss", "loss_scale")}
+    scored = ("orm", "prm", "prm_reduce") if name == "reward" or name.startswith("pass@") else ()
+    keys = [key for run in runs for key in run.config if key.partition(".")[0] in of.get(name, scored)]
+    alike = all(len({run.config.get(key) for run in runs}) == 1 for key in keys)
     return alike and len({str(run.record.get("data", {}).get("eval_dataset")) for run in runs}) == 1
 
 
@@ -208,11 +210,11 @@ def _notes(runs: Sequence[ComparedRun]) -> list[str]:
     measuring = [run for run in runs if run.evaluations]
     notes = [problem for run in runs for problem in run.history.problems]
     notes += [f"{run.label}: has no evaluation" for run in runs if measuring and not run.evaluations]
-    if len(measuring) > 1 and not _is_comparable(measuring, "loss"):
-        rows = "the runs were evaluated on other rows" if not _is_comparable(measuring, "") else ""
-        notes.append(
-            f"no best evaluation loss is named: {rows or 'the runs have other tasks, losses or token weights'}"
-        )
+    for name, other in (("loss", "other tasks, losses or token weights"), ("reward", "other scorers")):
+        having = [run for run in measuring if any(name in each.values for each in run.evaluations)]
+        if len(having) > 1 and not _is_comparable(having, name):
+            why = f"the runs have {other}" if _is_comparable(having, "") else "the runs were evaluated on other rows"
+            notes.append(f"no best evaluation {name} is named: {why}")
     return notes
 
 
@@ -232,15 +234,19 @@ def _figures(runs: Sequence[ComparedRun]) -> list[FigureRow]:
         seen = run.history.last("num_input_tokens_seen")
         return None if seen is None else f"{seen:,.0f}"
 
+    def reward(run: ComparedRun) -> str | None:
+        ends = run.history.ends("reward")
+        return number(ends[1] if ends else run.history.last("reward"))
+
     rows = [row("state", lambda run: run.state), row("steps", steps), row("tokens", tokens)]
     rows += [
         row("duration", lambda run: None if run.history.seconds is None else format_duration(run.history.seconds)),
         row("tokens per second", lambda run: None if run.history.speed is None else f"{run.history.speed:,.0f}"),
-        row("reward at the end", lambda run: number(run.history.last("reward"))),
+        row("reward, the last tenth", reward),
         row("loss at the end", lambda run: number(run.history.last("loss"))),
     ]
-    names = dict.fromkeys(name for run in runs for each in run.evaluations for name in each.values)
-    for name in names:
+    logged = in_order(name for run in runs for name in run.history.names() if name.startswith("eval_"))
+    for name in (each.removeprefix("eval_") for each in logged):
         best = [best_of(run.evaluations, name, run.training) for run in runs]
         values = [each.values[name] if each else None for each in best]
         having = [value for value in values if value is not None]
