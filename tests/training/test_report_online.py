@@ -21,7 +21,8 @@ EVIL = "</script><img src=x onerror=alert(1)><b>bold</b> 鸭子"
 PLUGINS = """
 import os
 from transformers import TrainerCallback
-from swiftplug.plugin import Unscored, register_callback, register_orm
+from swiftplug.builtin.engines.transformers import TransformersEngine
+from swiftplug.plugin import Answered, Unscored, register_callback, register_engine, register_orm
 
 @register_orm("lengths")
 class Lengths:
@@ -33,6 +34,12 @@ class Even:
     right_from = 1.0
     def __call__(self, completions, **columns):
         return [float(len(text) % 2 == 0) for text in completions]
+
+@register_engine("failing")
+class Failing(TransformersEngine):
+    def draw(self, prompts, sampling):
+        for number, answered in enumerate(super().draw(prompts, sampling)):
+            yield Answered(answered.id, failure="no answer") if number == 1 else answered
 
 @register_callback("stopping")
 class Stopping(TrainerCallback):
@@ -176,6 +183,28 @@ def test_the_lines_of_a_run_are_short_and_say_what_was_lost(
     assert (
         f"candidates of all steps: {folder / 'candidates.jsonl'}\ntry the model: swiftplug chat {folder}\n" in printed
     )
+
+
+def test_prompts_that_fail_or_are_replaced_are_counted(
+    run: Any, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [f"training.{each}" for each in ("max_steps=4", "logging_steps=1", "per_device_train_batch_size=8")]
+    sets.append("task.filter_groups=1")
+    changed = {"engine": "failing", "orm": ["even"], "num_return_sequences": 2, "sets": sets, "eval_dataset": []}
+    folder = run("r", **{**options, **changed}).run_dir
+    printed = capsys.readouterr().out
+    [end] = re.findall(r"^since it was started: (.*)$", printed, re.M)
+    for pattern in (
+        r"(\d+) prompts? without candidates \(no answer\)",
+        r"(\d+) prompts? replaced, as all their rewards",
+    ):
+        each = [
+            int(count) for line in re.findall(r"^up to step .*$", printed, re.M) for count in re.findall(pattern, line)
+        ]
+        assert each and re.findall(pattern, end) == [str(sum(each))]
+    # The second prompt of each drawing fails; one that is replaced has its place in the file.
+    counts = [len([*group]) for _, group in groupby(_lines(folder / "candidates.jsonl"), key=lambda each: each["step"])]
+    assert len(counts) == 4 and all(count in (6, 8) for count in counts)
 
 
 def test_of_a_long_run_the_page_shows_the_most_telling_steps(tmp_path: Path) -> None:

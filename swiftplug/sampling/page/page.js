@@ -352,7 +352,10 @@ addEventListener("hashchange", () => {
   draw();
   bringIntoView();
 });
-if (draws) byId("step").addEventListener("input", () => go({ step: steps[byId("step").value].step, row: "" }));
+if (draws) {
+  byId("step").addEventListener("input", () => go({ step: steps[byId("step").value].step, row: "" }));
+  byId("search").placeholder = byId("search").previousElementSibling.textContent = "Search this step";
+}
 
 byId("explorer").hidden = false;
 draw();
