@@ -1,5 +1,6 @@
 """PPO: advantages by their definition in NumPy, and the loss and gradient by the formulas of the papers."""
 
+import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,3 +228,44 @@ def test_a_resume_amid_a_drawing_needs_what_was_drawn(run: Any, tmp_path: Path) 
 def test_a_model_whose_head_runs_within_it_alone_is_refused(run: Any) -> None:
     with pytest.raises(UserError, match="needs a value head beside the output head, but that of LlamaForCausalLM"):
         run(sets=[*SETS, "training.ddp_find_unused_parameters=true"], **online())
+
+
+HALVES = """
+from swiftplug.plugin import PRM, Unscored, register_prm
+
+@register_prm("halves")
+class Halves(PRM):
+    def __call__(self, infer_requests, **kwargs):
+        texts = [request.messages[-1]["content"] for request in infer_requests]
+        return [[0.25, 0.5] if len(text) > 3 else Unscored("short") for text in texts]
+
+    def step_ends(self, text):
+        return [len(text) // 2, len(text)]
+"""
+
+
+def test_a_process_reward_model_rewards_tokens_in_a_run(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Drawn] = []
+    estimate = PPO.estimate
+    monkeypatch.setattr(PPO, "estimate", lambda task, drawn: seen.append(drawn) or estimate(task, drawn))
+    given = online(prm=[{"name": "halves", "weight": 2.0}], max_new_tokens=24)
+    metrics = run(sets=SETS, plugins=HALVES, **given).metrics
+    [drawn] = seen  # of both steps
+    lines = [json.loads(line) for line in (tmp_path / "run" / "candidates.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and any(line["reward"] is not None for line in lines)
+    of_length = [None if line["reward"] is None else line["scores"]["length"] for line in lines]
+    for line, of_steps, outcome, trains, length in zip(
+        lines, drawn.token_rewards, drawn.rewards.reshape(-1), drawn.trains, of_length, strict=True
+    ):
+        if length is None:
+            assert outcome.isnan()
+            continue
+        assert of_steps[trains].sum() == 1.5 and outcome.item() == pytest.approx(length)
+        assert line["reward"] == pytest.approx(length + 1.5)
+        rewarded = of_steps.nonzero()[:, 0]
+        is_cut_off = line["finish_reason"] == "length"
+        assert trains.nonzero()[-1] - rewarded[-1] == (0 if is_cut_off else 1)  # behind the text, the end of the turn
+    known = [line["reward"] for line in lines if line["reward"] is not None]
+    assert metrics["reward"] == pytest.approx(sum(known) / len(known))
