@@ -61,7 +61,8 @@ class PPO(PolicyTask):
     Args:
         beta: The weight of the KL divergence from the reference model, which lowers the rewards; 0 needs no reference.
         gamma: What a reward is worth one token earlier.
-        lam: The lambda of generalised advantage estimation (arXiv 1506.02438).
+        lam: The lambda of generalised advantage estimation (arXiv 1506.02438). As an answer's reward comes at its end,
+            less than 1 makes early tokens seem worse than late ones until the value head has learned.
         epsilon: The ratio of new and old probabilities is clipped to at least `1 - epsilon`.
         epsilon_high: And to at most `1 + epsilon_high`.
         value_coefficient: The weight of the value head's loss: half its squared error.
@@ -82,7 +83,7 @@ class PPO(PolicyTask):
         self,
         beta: NonNegativeFloat = 0.05,
         gamma: Annotated[float, Field(gt=0, le=1)] = 1.0,
-        lam: Annotated[float, Field(ge=0, le=1)] = 0.95,
+        lam: Annotated[float, Field(ge=0, le=1)] = 1.0,
         epsilon: NonNegativeFloat = 0.2,
         epsilon_high: NonNegativeFloat = 0.2,
         value_coefficient: PositiveFloat = 0.1,
