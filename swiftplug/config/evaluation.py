@@ -198,6 +198,9 @@ def _train_config(
         # Nothing that is about the run's own model is for another one: above all, not the permission to run its code.
         bare = load_train_config(None, {**options, **own}, sets).config
         config = bare.model_copy(update={name: getattr(config, name) for name in (*_MEASURED, "eval_dataset")})
+    if "task" in options:  # what the run's own task draws with acts in no other
+        own_draws = {name: TrainConfig.model_fields[name].get_default() for name in DRAW_KEYS}
+        config = config.model_copy(update=own_draws)
     if not config.eval_dataset:
         has_none = "" if source is None else f"{source}: the run has no eval_dataset; "
         raise UserError(f"{has_none}name the rows to evaluate on with --dataset")

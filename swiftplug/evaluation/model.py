@@ -11,7 +11,7 @@ import torch
 from transformers import PrinterCallback
 
 from swiftplug.config.evaluation import EvaluationConfig
-from swiftplug.data.batching import Collator
+from swiftplug.data.batching import Collator, collate_prompts
 from swiftplug.data.prepare import PreparedData
 from swiftplug.data.read.report import SplitReport
 from swiftplug.errors import UserError
@@ -176,9 +176,10 @@ class EvaluatedModel:
                 model,
                 self.progress,
                 load_reference(args, model),
+                (data.prompts, data.eval_prompts),
                 train_dataset=data.train,
                 eval_dataset=data.eval,
-                data_collator=Collator(args.load_tokenizer().pad_token_id),
+                data_collator=collate_prompts if data.prompts else Collator(args.load_tokenizer().pad_token_id),
             )
             trainer.remove_callback(PrinterCallback)
             metrics = trainer.evaluate()

@@ -162,3 +162,20 @@ def test_groups_that_teach_nothing_are_replaced(
         assert done.returncode == 0, done.stderr
         shares.append(next(entry["teaching"] for entry in lines(folder / "log.jsonl") if "loss" in entry))
     assert shares[0] < shares[1] == 1
+
+
+def test_a_run_that_drew_is_evaluated_as_in_training_and_by_other_tasks(
+    tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
+) -> None:
+    options = ["--orm=vowels", f"--eval-dataset={chat_file}#3", "--set=training.eval_strategy=epoch"]
+    done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, *options, "--set=training.max_steps=1")
+    assert done.returncode == 0, done.stderr
+    logged = next(entry for entry in lines(tmp_path / "run/log.jsonl") if "eval_reward" in entry)
+    command = ["evaluate", str(tmp_path / "run"), f"--output-dir={tmp_path / 'own'}", "--json"]
+    done = forks.run(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)["models"][0]["metrics"]
+    for name in ("reward", "length", "pass@1", "pass@4"):
+        assert figures[name] == logged[f"eval_{name}"]
+    done = forks.run(*command[:2], f"--output-dir={tmp_path / 'sft'}", "--task=sft", "--metric=acc", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
