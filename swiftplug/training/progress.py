@@ -81,6 +81,7 @@ def _online_values(logs: Mapping[str, Any]) -> Iterator[str]:
         **(dict.fromkeys(scorers, "5.3f") if len(scorers) > 1 else {}),
         **{name: "6.1%" for name in values if name.startswith("pass@")},
         "length": "5.1f",
+        "turns": "3.1f",
         "teaching_groups": "4.0%",
         "cut_off": "4.0%",
         "kl": ".4f",

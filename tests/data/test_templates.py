@@ -27,7 +27,8 @@ from swiftplug.data.encode import RowEncoder
 from swiftplug.data.read.conversation import Conversation, RowError, RowOrigin
 from swiftplug.data.read.report import SplitReport
 from swiftplug.data.weights import lay_weights
-from swiftplug.plugin import ContextType, LossScale
+from swiftplug.errors import UserError
+from swiftplug.plugin import ContextType, LossScale, Prompt
 from swiftplug.plugin.tokenizer import CHATML
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -423,6 +424,47 @@ def test_the_end_of_turn_is_what_ends_the_last_answer(template: str, tokenizer: 
     expected = END_OF_TURN[max((name for name in END_OF_TURN if template.startswith(name)), key=len)]
     expected = "<|return|>" if template.startswith("gptoss") else expected
     assert ChatRenderer(tokenizer).end_of_turn() == expected
+
+
+# Those that end the last answer otherwise than others; those that write no result of a tool without a call.
+LAST_IS_OTHER = ("gptoss",)
+NEED_CALLS = ("cohere", "gemma", "diffusion_gemma", "gptoss", "phi3")
+
+
+@pytest.mark.parametrize("template", [name for name in SHIPPED if name not in PARTS_ONLY])
+def test_a_reply_is_what_the_template_writes_between_two_answers(
+    template: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    chat, end = GenerationChat(tokenizer), ChatRenderer(tokenizer).end_of_turn()
+    messages = [SYSTEM, _user("ερώτηση"), _assistant("ответ")][template == "gemma" :]
+    for reply in (_user("απάντηση"), {"role": "tool", "content": "απάντηση"}):
+        answered, replied = Prompt("row", messages), Prompt("row", [*messages, reply])
+        if template.startswith(LAST_IS_OTHER):
+            with pytest.raises(UserError, match=r"the chat template (refuses it|writes an answer otherwise once)"):
+                chat.reply(answered, replied)
+            continue
+        if reply["role"] == "tool" and template.startswith(NEED_CALLS):
+            continue
+        text = tokenizer.decode(chat.reply(answered, replied))
+        whole = tokenizer.apply_chat_template(replied.messages, tokenize=False, add_generation_prompt=True)
+        assert "απάντηση" in text and not ANSWER.search(text)
+        assert isinstance(whole, str) and whole.endswith(text)
+        assert re.search(rf"ответ\s*{re.escape(end)}$", whole.removesuffix(text))
+
+
+@pytest.mark.parametrize("template", ["qwen3"])
+def test_a_reply_before_which_thoughts_are_forgotten_is_refused(
+    template: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    chat = GenerationChat(tokenizer)
+    for thought, role, fits in (("", "user", True), ("мысль", "tool", True), ("мысль", "user", False)):
+        messages = [_user("α"), _assistant(f"<think>\n{thought}\n</think>\n\nответ")]
+        prompts = Prompt("row", messages), Prompt("row", [*messages, {"role": role, "content": "β"}])
+        if fits:
+            assert tokenizer.decode(chat.reply(*prompts)).startswith("\n<|im_start|>user\n")
+        else:
+            with pytest.raises(UserError, match=r"once the conversation goes on.*: '<think>.*' becomes 'ответ"):
+                chat.reply(*prompts)
 
 
 def test_an_end_of_turn_other_than_the_end_token_ends_an_answer(

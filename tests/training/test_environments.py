@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -176,6 +178,7 @@ def test_only_what_the_model_drew_trains_and_the_next_turn_continues_it(
 ) -> None:
     printed = command(*options, "--environment=counts")
     assert "plugin: environment 'counts' of environments.py" in printed
+    assert re.search(r"^step 2/2  reward .*  turns [123]\.\d  ", printed, re.M)
     tokenizer = AutoTokenizer.from_pretrained(ending_model_dir)
     expected, counts = set(), []
     for episode in seen.episodes():
@@ -256,6 +259,60 @@ def test_evaluation_plays_episodes_too(options: list[str]) -> None:
     [evaluated] = [line for line in log() if "eval_reward" in line]
     assert 1 < evaluated["eval_turns"] <= 3
     assert evaluated["eval_rewards/counts"] == evaluated["eval_reward"] > 0
+
+
+def test_the_page_shows_the_turns(options: list[str], browser: Any) -> None:
+    command(*options, "--environment=counts", "--orm=conversation")
+    last = [each for each in candidates() if each["step"] == 2]
+    browser.open(f"{Path('run/report.html').resolve().as_uri()}#step=2&row=0")
+    texts = browser.ask(
+        "[...document.querySelectorAll('.card')].map((card) => [...card.querySelectorAll('.text')]"
+        ".map((node) => node.textContent))"
+    )
+    assert texts == [[it["content"] or "empty" for it in each["messages"][2:]] for each in last[:4]]
+    asked = browser.ask("[...document.querySelectorAll('.messages .text')].map((node) => node.textContent)")
+    assert asked == [it["content"] for it in last[0]["messages"][:2]]
+    assert {each["turns"] for each in last} <= {1, 2, 3} and any("counts" in it for it in browser.texts(".card"))
+
+
+def test_a_template_without_the_role_tool_gets_the_results_from_the_user(options: list[str]) -> None:
+    Path("strict.jinja").write_text(
+        "{% for message in messages %}{% if message.role == 'tool' %}{{ raise_exception('No tools.') }}{% endif %}"
+        "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    command(*options, "--environment=counts", "--template=strict.jinja", "--set=training.max_steps=1")
+    several = [each["messages"] for each in candidates() if each["turns"] > 1]
+    assert several and all(messages[3]["role"] == "user" for messages in several)
+
+
+STOPPING = """
+import os
+from transformers import TrainerCallback
+from swiftplug.plugin import register_callback
+
+@register_callback("stopping")
+class Stopping(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == int(os.environ.get("STOP_AT", 0)):
+            raise KeyboardInterrupt
+"""
+
+
+def test_a_run_that_is_resumed_plays_the_same_episodes(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("stopping.py").write_text(STOPPING)
+    training = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.001}
+    given = [*options, "--environment=counts", "--plugin=stopping.py", "--callback=stopping"]
+    given += [f"--set=training.{name}={value}" for name, value in training.items()]
+    command(*(each.replace("--output-dir=run", "--output-dir=unbroken") for each in given))
+    monkeypatch.setenv("STOP_AT", "3")
+    CliRunner().invoke(app, given)
+    assert Path("run/checkpoint-2").exists() and not Path("run/model.safetensors").exists()
+    monkeypatch.delenv("STOP_AT")
+    command("train", "run", "--resume")
+    assert Path("run/candidates.jsonl").read_bytes() == Path("unbroken/candidates.jsonl").read_bytes()
+    expected, found = (load_file(Path(run, "model.safetensors")) for run in ("unbroken", "run"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 REFUSED: list[tuple[list[str], str]] = [

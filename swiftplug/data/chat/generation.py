@@ -52,14 +52,12 @@ class GenerationChat:
     def reply(self, answered: Prompt, replied: Prompt) -> list[int]:
         turns = Turns(replied.messages, replied.tools, [], [], dict(replied.chat_template_kwargs))
         try:
-            before, after = self._renderer.continued(turns, len(answered.messages))
+            text = self._renderer.reply(turns, len(answered.messages), self._end_of_turn)
         except RowError as error:
-            raise UserError(str(error) + (f": {error.detail}" if error.detail else "")) from error
-        answer, end, _ = before.rpartition(self._end_of_turn) if self._end_of_turn else (before, "", "")
-        text = after[len(answer) :] if end else after[len(before) :]
+            raise UserError(f"{error}: {error.detail}" if error.detail not in str(error) else str(error)) from error
         # Encoded together with the end of turn: the tokens of a text may depend on whether it is the first.
-        ids, end_ids = self._encode(text), self._encode(end)
-        return ids[len(end_ids) :] if ids[: len(end_ids)] == end_ids else self._encode(text[len(end) :])
+        ids, end = self._encode(self._end_of_turn + text), self._encode(self._end_of_turn)
+        return ids[len(end) :] if ids[: len(end)] == end else self._encode(text)
 
     def has_stopped(self, ids: Sequence[int]) -> bool:
         return bool(self.stop_text) and self.stop_text in self._decode(ids[-len(self.stop_text) - 1 :])

@@ -14,6 +14,7 @@ shows where the contents are (`markers`), and a few small conversations show wha
 """
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -37,6 +38,8 @@ from swiftplug.data.read.messages import Messages
 from swiftplug.plugin import ContextType
 from swiftplug.plugin.tokenizer import with_reasoning_key
 from swiftplug.plugin.tools_format import ToolsFormat
+
+_EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*")
 
 
 class ChatRenderer:
@@ -118,27 +121,33 @@ class ChatRenderer:
         opened = text[len(common_start(unprompted, text)) :].removeprefix(turn.header)
         return text, opened if turn.header and opens_thinking(opened) else ""
 
-    def continued(self, turns: Turns, answered: int) -> tuple[str, str]:
-        """The texts of a conversation up to an answer, and of what replies to that too, with the generation prompt.
+    def reply(self, turns: Turns, answered: int, end_of_turn: str) -> str:
+        """What the template writes behind an answer's end of turn for what replies to it, with the generation prompt.
 
         Args:
-            turns: The conversation with the reply.
-            answered: The number of messages up to the answer.
+            turns: A conversation that ends in the reply.
+            answered: The number of its messages up to the answer.
+            end_of_turn: See `end_of_turn`.
 
         Raises:
-            RowError: The template refuses it, or the second text does not begin with the first.
+            RowError: The template refuses it, or writes the conversation up to there differently without the reply.
         """
         turns = turns._replace(messages=with_reasoning_key(turns.messages, self._tokenizer))
         before = self._apply(turns, turns.messages[:answered])
         after = self._apply(turns, turns.messages, generation_prompt=True)
-        if not after.startswith(before):
-            at = len(common_start(before, after))
-            raise RowError(
-                "the chat template writes an answer otherwise once the conversation goes on; name another one with "
-                "data.template",
-                f"{before[at : at + 20]!r} becomes {after[at : at + 20]!r}",
-            )
-        return before, after
+        if end_of_turn and end_of_turn in before:  # some templates end a whole conversation with another token
+            before = before[: before.rindex(end_of_turn) + len(end_of_turn)]
+        # Some write an empty thought before the last answer alone.
+        thoughts = [*_EMPTY_THOUGHT.finditer(before)]
+        for begins in (before, *(before[: each.start()] + before[each.end() :] for each in thoughts[-1:])):
+            if after.startswith(begins):
+                return after[len(begins) :]
+        at = len(common_start(before, after))
+        raise RowError(
+            "the chat template writes an answer otherwise once the conversation goes on; name another one with "
+            "data.template",
+            f"{before[at : at + 20]!r} becomes {after[at : at + 20]!r}",
+        )
 
     def end_of_turn(self) -> str:
         """The text with which the template ends the last answer of a conversation; empty if there is none."""

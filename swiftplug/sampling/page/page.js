@@ -10,7 +10,7 @@ const draws = steps.length > 0;
 const rows = (draws ? steps.flatMap(rowsOfStep) : JSON.parse(byId("rows").textContent)).map(withCounts);
 
 function rowsOfStep({ step, rows: ofStep }) {
-  const bare = { scores: {}, steps: {}, right: null, score: null, advantage: null, answer: null, reasons: [], sampled: true };
+  const bare = { turns: [], scores: {}, steps: {}, right: null, score: null, advantage: null, answer: null, reasons: [], sampled: true };
   return ofStep.map((row) => ({
     ...row, step, origin: "", problem: "", leftOut: "",
     candidates: row.candidates.map((candidate) => ({ ...bare, ...candidate })),
@@ -108,7 +108,8 @@ function pattern() {
 
 function matches(row) {
   if (!state.q) return true;
-  const texts = [...row.prompt, ...row.candidates].map((one) => plain(one.text));
+  const turns = row.candidates.flatMap((candidate) => candidate.turns ?? []);
+  const texts = [...row.prompt, ...turns, ...row.candidates].map((one) => plain(one.text));
   const wanted = pattern();
   return [row.origin, row.id, plain(row.reference ?? ""), ...texts].some((text) => wanted.test(text));
 }
@@ -236,6 +237,8 @@ const tone = (candidate) =>
   (!draws ? verdict(candidate) : !candidate.advantage ? "unknown" : candidate.advantage > 0 ? "right" : "wrong");
 const verdict = (candidate) => (candidate.right === null ? "unknown" : candidate.right ? "right" : "wrong");
 
+const messageBlock = ({ role, text }) => make("section", "message", make("h3", "", role), textBlock(text));
+
 function detail(row) {
   const place = found.indexOf(row);
   const step = (label, name, other) => {
@@ -250,8 +253,7 @@ function detail(row) {
     make("span", "origin", row.origin), make("code", "id", row.id),
     make("nav", "", make("span", "", `${place + 1} of ${found.length}`),
       step("←", "Previous question (k)", found[place - 1]), step("→", "Next question (j)", found[place + 1])));
-  const prompt = make("div", "messages", ...row.prompt.map((message) =>
-    make("section", "message", make("h3", "", message.role), textBlock(message.text))));
+  const prompt = make("div", "messages", ...row.prompt.map(messageBlock));
   const asked = make("div", "asked", prompt);
   if (row.reference !== null) {
     asked.append(make("section", "message reference", make("h3", "", "reference"), textBlock(row.reference)));
@@ -280,7 +282,8 @@ function card(candidate) {
   const addLine = (classes, label, text) => foot.append(make("p", classes, make("span", "", label), " ", text));
   if (candidate.answer !== null) addLine("answer", "Answer", plain(candidate.answer));
   if (candidate.reasons.length) addLine("reasons", draws ? "No reward" : "Not kept", candidate.reasons.join("; "));
-  return make("section", `card ${tone(candidate)}`, head, textBlock(candidate.text), foot);
+  const turns = (candidate.turns ?? []).map(messageBlock); // of a candidate that an environment had go on
+  return make("section", `card ${tone(candidate)}`, head, ...turns, textBlock(candidate.text), foot);
 }
 
 function advantageOf({ advantage }) {

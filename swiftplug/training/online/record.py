@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, BinaryIO, NamedTuple
@@ -40,6 +40,10 @@ class DrawnCandidate(Candidate):
     reward: float | None = None
     advantage: float | None = None
     given: float | Unscored | None = None
+
+    def count_turns(self) -> int:
+        """How many turns the model wrote."""
+        return 1 + sum(drawn and not before for before, drawn in pairwise(self.trains))
 
     @property
     def answer_start(self) -> int:
@@ -99,6 +103,7 @@ class CandidateRecord:
                     {
                         "step": step,
                         **candidate_line(group, candidate),
+                        **({"turns": candidate.count_turns()} if candidate.turns else {}),
                         "reward": candidate.reward,
                         "advantage": candidate.advantage,
                     }

@@ -135,6 +135,12 @@ class Rollouts:
         with without_value_head(model):
             self.engine.follow(args, model)
 
+    @property
+    def reward_names(self) -> list[str]:
+        """What rewards are called: the scorers, and the environment if it gives one."""
+        names = [scorer.name for scorer in self.scorers]
+        return names if not (self.environments and self.environments.gives_reward) else [*names, self.environments.name]
+
     def step(self, slots: Sequence[Batch], step: int, loss: TaskLossComputer) -> list[Batch]:
         """The batches of an optimizer step.
 
@@ -476,14 +482,12 @@ class Rollouts:
     def _figures(self, groups: Sequence[Row]) -> dict[str, torch.Tensor]:
         """What is logged of the candidates, one value for each."""
         candidates = list(drawn_candidates(groups))
-        names = [scorer.name for scorer in self.scorers]
-        if self.environments and self.environments.gives_reward:
-            names.append(self.environments.name)
+        names = self.reward_names
         logged = {
             "reward": [each.reward for each in candidates if each.reward is not None],
             **{f"rewards/{name}": [each.scores[name] for each in candidates if name in each.scores] for name in names},
             "length": [sum(each.trains) for each in candidates],
-            **({"turns": [_count_answers(each) for each in candidates]} if self.environments else {}),
+            **({"turns": [each.count_turns() for each in candidates]} if self.environments else {}),
             "cut_off": [float(is_cut_off(each.finish_reason)) for each in candidates],
             "missing_rewards": [float(each.reward is None) for each in candidates],
             "teaching_groups": [float(_teaches(group)) for group in groups],
@@ -505,11 +509,6 @@ def _random_numbers_of(seed: int) -> Iterator[None]:
 def _teaches(group: Row) -> bool:
     """Whether two candidates of a group have different rewards."""
     return len({each.reward for each in drawn_candidates([group]) if each.reward is not None}) > 1
-
-
-def _count_answers(candidate: DrawnCandidate) -> int:
-    """How many turns of a candidate the model wrote."""
-    return sum(message["role"] == "assistant" for message in candidate.messages)
 
 
 def _cut(whole: Batch, rows: torch.Tensor) -> Batch:

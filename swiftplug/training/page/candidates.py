@@ -93,7 +93,7 @@ def _row(
     return {
         "position": position,
         "id": group[0]["id"],
-        "prompt": message_texts(group[0]["messages"][:-1], _shortened),
+        "prompt": message_texts(group[0]["messages"][: _first_turn(group[0])], _shortened),
         "reference": None if reference is None else _shortened(str(reference)),
         "candidates": [_candidate(line, judges, reduce) for line in group],
     }
@@ -108,6 +108,7 @@ def _candidate(
     right = all(scores[name] >= least for name, least in judges.items()) if judges.keys() <= scores.keys() else None
     found = {
         "index": line["index"],
+        "turns": message_texts(line["messages"][_first_turn(line) : -1], _shortened),
         "text": _shortened(line["messages"][-1]["content"]),
         "finish": line["finish_reason"],
         "scores": scores,
@@ -118,6 +119,13 @@ def _candidate(
         "reasons": line["reasons"],
     }
     return {name: value for name, value in found.items() if value not in (None, {}, [])}
+
+
+def _first_turn(line: Mapping[str, Any]) -> int:
+    """Where the messages of a candidate begin, behind those of the prompt."""
+    answers = [place for place, message in enumerate(line["messages"]) if message["role"] == "assistant"]
+    first: int = answers[-line.get("turns", 1)]
+    return first
 
 
 def _shortened(text: str) -> str | list[str | int]:

@@ -154,7 +154,7 @@ class RunReport(TrainerCallback):
             answers=read_answers(self.run_dir / ANSWERS),
             steps=steps,
             steps_json=escaped_json(steps),
-            scorers=escaped_json([] if rollouts is None else [scorer.name for scorer in rollouts.scorers]),
+            scorers=escaped_json([] if rollouts is None else rollouts.reward_names),
             all_steps=0 if rollouts is None else len(rollouts.record.steps),
             rows=self._rows,
             classes=classes,
