@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from swiftplug.plugin import (
     Answered,
     Completion,
     Engine,
+    Environment,
     LossScale,
     OnlineTask,
     PreferenceTask,
@@ -1171,6 +1172,40 @@ class MeanOfTokens(Reinforce):
 class UnchangedByTokens(Reinforce):
     def part(self, losses: Any) -> Any:
         return 0 * losses.sum()
+
+
+@broken("environment", "played again beside others; keep all that changes in the instance")
+class SharedCount(Environment):
+    replies: ClassVar[list[str]] = []
+
+    def step(self, messages: Any) -> Any:
+        self.replies.append("more")
+        return [{"role": "user", "content": "more"}] if len(self.replies) < 100 else None
+
+
+@broken("environment", "let reset depend on the row alone")
+class CountedStart(Environment):
+    starts: ClassVar[list[str]] = []
+
+    def reset(self, row: Any) -> Any:
+        self.starts.append("")
+        return [{"role": "user", "content": f"Game {len(self.starts)}"}]
+
+    def step(self, messages: Any) -> Any: ...
+
+
+@broken("environment", "changes the messages that step gets; work on a copy")
+class AddsToTheConversation(Environment):
+    def step(self, messages: Any) -> Any:
+        messages.append({"role": "user", "content": "more"})
+
+
+@broken("environment", "returned the reward nan, expected a finite number")
+class RewardsNothing(Environment):
+    def step(self, messages: Any) -> Any: ...
+
+    def reward(self) -> float:
+        return float("nan")
 
 
 @pytest.mark.parametrize(("kind", "plugin", "words"), CASES)

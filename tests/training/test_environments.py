@@ -14,7 +14,12 @@ from typer.testing import CliRunner
 
 from swiftplug.builtin.engines.transformers import TransformersEngine
 from swiftplug.cli.main import app
+from swiftplug.config.load import load_train_config
 from swiftplug.errors import UserError
+from swiftplug.sampling.rows import Row
+from swiftplug.training.online.episodes import Environments
+from swiftplug.training.online.record import DrawnCandidate
+from swiftplug.training.setup import set_up
 from swiftplug.training.task_loss import TaskLossComputer
 
 # Ends of turns, so that a model of random weights has some: a token of 33 in 259.
@@ -261,6 +266,29 @@ def test_evaluation_plays_episodes_too(options: list[str]) -> None:
     assert evaluated["eval_rewards/counts"] == evaluated["eval_reward"] > 0
 
 
+def test_a_call_in_the_tools_format_of_the_run_is_answered_in_it(options: list[str], ending_model_dir: Path) -> None:
+    given = {"task": "grpo", "model": str(ending_model_dir), "dataset": ["data.jsonl"], "tools": "hermes"}
+    config = load_train_config(None, {**given, "environment": "calculator", "orm": ["math"]}, []).config
+    config.training["per_device_train_batch_size"] = config.num_return_sequences
+    args = set_up(config)
+    environments = Environments(args, args.load_chat())
+    tool = {"type": "function", "function": {"name": "calculator", "parameters": {"type": "object"}}}
+    row = Row("id", "data.jsonl:1", [{"role": "user", "content": "12 * 7?"}], tools=[tool])
+    [[episode]] = environments.begin([row], 1)
+    call = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "12 * 7"}}\n</tool_call>'
+    episode.candidate = DrawnCandidate(0, call, "stop", prompt_ids=[7], ids=[8, 2], trains=[True] * 2, logps=[-1.0] * 2)
+    [(continued, prompt)] = environments.answer([episode], "0/1")
+    assert continued is episode and prompt.id == "0/1/0/id/0"
+    assert episode.candidate.turns[1:] == [{"role": "tool", "name": "calculator", "content": "84"}]
+    assert prompt.messages[-1] == {"role": "user", "content": "<tool_response>\n84\n</tool_response>"}
+    assert prompt.max_new_tokens == config.max_new_tokens - 2 and prompt.ids is not None
+    written = "\n<|im_start|>user\n<tool_response>\n84\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    assert prompt.ids == [7, 8, 2, *args.load_tokenizer()(written, add_special_tokens=False)["input_ids"]]
+    assert episode.candidate.ids == prompt.ids[1:]
+    assert episode.candidate.logps == [-1.0, -1.0] + [0.0] * (len(prompt.ids) - 3)
+    assert episode.candidate.trains == [True, True] + [False] * (len(prompt.ids) - 3)
+
+
 def test_the_page_shows_the_turns(options: list[str], browser: Any) -> None:
     command(*options, "--environment=counts", "--orm=conversation")
     last = [each for each in candidates() if each["step"] == 2]
@@ -319,6 +347,10 @@ REFUSED: list[tuple[list[str], str]] = [
     (
         ["--environment=raises"],
         r"environment 'raises' of environments.py raised RuntimeError: the sandbox is gone \(env",
+    ),
+    (
+        ["--environment=hangs", "--set=score_timeout=1"],
+        r"environment 'hangs' of environments.py did not answer for \d candidates within 1 s \(score_timeout\)",
     ),
     (["--environment=differs"], r"begins candidate 1 of .*data.jsonl:\d+ otherwise than candidate 0"),
     (
