@@ -48,7 +48,10 @@ def error_of(call: Any, *arguments: Any, **options: Any) -> str:
         ("train --max-length 9", "no such option: --max-length; did you mean '--set data.max_length=9'?"),
         ("train --stage dpo", "no such option: --stage; did you mean '--task'?"),
         ("train --beta 0.1", "no such option: --beta; did you mean '--set task.beta=0.1'?"),
-        ("train --loss_type ipo", "no such option: --loss_type; did you mean '--loss' or '--set task.loss_type=ipo'?"),
+        (
+            "train --loss_type ipo",
+            "no such option: --loss_type; did you mean '--loss' or '--set task.loss=ipo' or '--set task.loss_type=ipo'",
+        ),
         ("train --model_name_or_path x", "no such option: --model_name_or_path; did you mean '--model'?"),
         ("train --output_dir x", "no such option: --output_dir; did you mean '--output-dir'?"),
         ("train --Model x", "no such option: --Model; did you mean '--model'?"),
@@ -111,7 +114,10 @@ def test_keys_of_other_tools(key: str, here: str) -> None:
 
 def test_a_key_that_may_be_one_of_two_here() -> None:
     message = error_of(load_train_config, None, {"model": "m", "dataset": ["d"]}, ["loss_type=dft"])
-    assert message == "--set loss_type=dft: unknown key 'loss_type'; did you mean 'loss' or 'task.loss_type'?"
+    assert (
+        message
+        == "--set loss_type=dft: unknown key 'loss_type'; did you mean 'loss' or 'task.loss' or 'task.loss_type'?"
+    )
 
 
 def test_keys_of_other_tools_that_a_command_lacks() -> None:
