@@ -154,14 +154,21 @@ def test_a_scorer_that_fails_stops_the_run_which_resumes(
 def test_groups_that_teach_nothing_are_replaced(
     tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
 ) -> None:
-    shares = []
     for times in (0, 8):
         folder = tmp_path / str(times)
         options = ["--orm=vowels", "--set=training.max_steps=1", f"--set=task.filter_groups={times}"]
         done = train(folder, tiny_model_dir, chat_file, plugins, *options)
         assert done.returncode == 0, done.stderr
-        shares.append(next(entry["teaching"] for entry in lines(folder / "log.jsonl") if "loss" in entry))
-    assert shares[0] < shares[1] == 1
+    before, after = (lines(tmp_path / name / "candidates.jsonl") for name in ("0", "8"))
+    assert any(line["advantage"] == 0 for line in before)
+    trained = [line for line in after if not line["reasons"]]
+    assert len(trained) == len(before) == 12
+    assert all(line["advantage"] for line in trained)
+    replaced = [line for line in after if line["reasons"]]
+    assert replaced
+    assert all(line["advantage"] is None for line in replaced)
+    (entry,) = [entry for entry in lines(tmp_path / "8/log.jsonl") if "loss" in entry]
+    assert entry["reward"] == pytest.approx(sum(line["reward"] for line in after) / len(after))
 
 
 def test_a_run_that_drew_is_evaluated_as_in_training_and_by_other_tasks(

@@ -47,6 +47,9 @@ from swiftplug.training.task_loss import TaskLossComputer
 Batch = dict[str, Any]
 
 
+_REPLACED = "another prompt was drawn in place of this one, or this one in vain: all its rewards are equal"
+
+
 def evaluated_names(scorers: Sequence[Scorer], candidates: int) -> frozenset[str]:
     """What an evaluation gives, by so many candidates to each prompt."""
     judged = any(scorer.bound.right_from is not None for scorer in scorers)
@@ -127,6 +130,7 @@ class Rollouts:
         self.environments = Environments(args, self.chat, model) if used else None
         self.pad_token_id = int(args.load_tokenizer().pad_token_id or 0)
         self.record = CandidateRecord(args.training_args.output_dir, accelerator)
+        self.replaced: list[Row] = []  # groups of the last drawing, or those in their stead, that teach nothing
         self.batches: list[Batch] = []  # of the last drawing
         self.idle: list[Batch] = []  # its candidates that have no gradient, but count
         self.logged: dict[str, torch.Tensor] = {}
@@ -162,8 +166,8 @@ class Rollouts:
             with _random_numbers_of(self.sampling.seed_of(f"drawing {drawing}", self.accelerator.process_index)):
                 groups = self._draw(drawing, rows)
                 self.batches = self._make_batches(groups, len(slots), step, loss)
-            self.logged = self._figures(groups)
-            self.record.add(groups, step + 1)
+            self.logged = self._figures([*groups, *self.replaced])
+            self.record.add([*groups, *self.replaced], step + 1)
         if len(self.batches) != len(slots):
             raise UserError(
                 f"training.gradient_accumulation_steps: step {step + 1} goes on with what was drawn for "
@@ -242,6 +246,7 @@ class Rollouts:
         ]
         self._sample(groups, str(drawing), "drawing")
         self._score(groups)
+        self.replaced = []
         for attempt in range(1, self.task.filter_groups + 1):
             poor = [place for place, group in enumerate(groups) if not _teaches(group)]
             if not any(gather_object([len(poor)])):
@@ -259,8 +264,11 @@ class Rollouts:
             self._score(others)
             for place, other in zip(poor, others, strict=True):
                 if _teaches(other):
-                    groups[place] = other
+                    groups[place], other = other, groups[place]
                     self._lost_here.counts["replaced"] += 1
+                for candidate in other.candidates:
+                    candidate.reasons.append(_REPLACED)
+                self.replaced.append(other)
         return groups
 
     def _sample(self, groups: Sequence[Row], drawing: str, doing: str) -> None:
