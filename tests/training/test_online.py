@@ -96,7 +96,9 @@ def test_every_candidate_is_kept_with_its_rewards_and_advantage(
         own = [line for line in drawn if line["step"] == step]
         entry = next(entry for entry in logged if entry["step"] == step and "loss" in entry)
         assert entry["reward"] == pytest.approx(sum(line["reward"] for line in own) / 12)
-        assert entry["teaching"] == sum(any(each["advantage"] for each in own[at : at + 4]) for at in (0, 4, 8)) / 3
+        assert (
+            entry["teaching_groups"] == sum(any(each["advantage"] for each in own[at : at + 4]) for at in (0, 4, 8)) / 3
+        )
     evaluated = next(entry for entry in logged if "eval_reward" in entry)
     assert 0 <= evaluated["eval_pass@1"] <= evaluated["eval_pass@4"] <= 1
     assert evaluated["eval_pass@1"] == pytest.approx(evaluated["eval_rewards/vowels"])
@@ -129,7 +131,7 @@ def test_missing_rewards_leave_candidates_out(
     assert len(missing) == 3
     assert all(line["advantage"] is None for line in missing)
     (entry,) = [entry for entry in lines(tmp_path / "run/log.jsonl") if "loss" in entry]
-    assert entry["missing"] == 0.25
+    assert entry["missing_rewards"] == 0.25
     done = train(tmp_path / "none", tiny_model_dir, chat_file, plugins, "--orm=silent")
     assert done.returncode == 2
     assert "no candidate of step 1 has a reward to learn from: silent: the server is away" in done.stderr

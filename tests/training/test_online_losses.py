@@ -107,7 +107,7 @@ def own_step(
         for start in range(0, len(candidates), GROUP)
     ]
     with rollouts.progress:
-        batches = rollouts._make_batches(groups, 3, computer)
+        batches = rollouts._make_batches(groups, 3, 0, computer)
     model.load_state_dict(dict(weights[1]))
     model.train()
     counts = [computer.counts(batch) for batch in batches]
