@@ -177,17 +177,17 @@ class PolicyTask(OnlineTask):
         return self.beta != 0
 
     @property
-    def needs_logps(self) -> bool:  # type: ignore[override]
+    def needs_logps(self) -> bool:  # type: ignore[override]  # it depends on `beta` and `kl`
         """Whether the divergence lowers the reward."""
         return self.beta != 0 and self.kl == "reward"
 
     @property
-    def skips_zero_advantages(self) -> bool:  # type: ignore[override]
+    def skips_zero_advantages(self) -> bool:  # type: ignore[override]  # as above
         """Whether neither a divergence nor the error of a value head is a part of the loss."""
         return (self.beta == 0 or self.kl == "reward") and not self.needs_values
 
     @property
-    def min_group(self) -> int:  # type: ignore[override]
+    def min_group(self) -> int:  # type: ignore[override]  # it depends on the estimator
         """As its estimator has it."""
         return self.estimator.min_group
 

@@ -287,6 +287,7 @@ class PlugTrainer(Trainer):
         """Evaluate; the loss is the mean over all trained tokens, and metrics that generate are added."""
         if self.rollouts is not None:
             measured = self.rollouts.evaluate(metric_key_prefix)
+            # The base class reads no predictions of what has none, though the type asks for them.
             return EvalLoopOutput(None, None, measured, len(self.rollouts.eval_prompts))  # type: ignore[arg-type]
         self._eval_parts, self._eval_logged = Means(), Means()  # of the whole set: parts of the loss, and the rest
         loop = super().evaluation_loop

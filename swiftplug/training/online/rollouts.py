@@ -509,9 +509,11 @@ def _random_numbers_of(seed: int) -> Iterator[None]:
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         set_seed(seed % 2**32)
-        yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def _teaches(group: Row) -> bool:
