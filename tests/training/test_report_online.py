@@ -202,7 +202,7 @@ def test_prompts_that_fail_or_are_replaced_are_counted(
             int(count) for line in re.findall(r"^up to step .*$", printed, re.M) for count in re.findall(pattern, line)
         ]
         assert each and re.findall(pattern, end) == [str(sum(each))]
-    # Of the 4 prompts of a step the second fails; a prompt that was replaced is in the file beside the one in its place.
+    # The second of the 4 prompts of a step fails; one that was replaced is in the file beside the one in its place.
     steps = [[*group] for _, group in groupby(_lines(folder / "candidates.jsonl"), key=lambda each: each["step"])]
     [replaced] = re.findall(r"(\d+) prompts? replaced", end)
     assert len(steps) == 4 and all(6 <= len(step) <= 6 + 2 * 4 for step in steps)
