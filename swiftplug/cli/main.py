@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -49,6 +50,8 @@ def _lightened(parameters: list[Any]) -> list[Any]:
     """Let parameters that are not given, or are text, stay as they are: typer 0.29 would import pydantic for them."""
     for parameter in parameters:
         parameter.process_value = partial(_process_value, parameter)
+        if parameter.name == "help":
+            parameter.metavar = ""  # typer 0.29 shows it as an option with a value
     return parameters
 
 
@@ -293,6 +296,8 @@ def _report(error: Exception) -> int:
         time.sleep(_SECONDS_FOR_OTHERS)
     if isinstance(error, typer.TyperException):
         message = error.format_message().replace("Value error, ", "")  # the pydantic that checks it
+        if choice := re.search(r"'([^']*)' is not one of ('.*')\.$", message):
+            message = message[:-1] + closest(choice[1], choice[2].strip("'").split("', '"))
         _print_error(message[:1].lower() + message[1:])
         return error.exit_code
     if isinstance(error, UserError):

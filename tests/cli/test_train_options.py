@@ -189,8 +189,8 @@ class TestErrors:
 
     def test_a_value_that_is_not_in_a_list(self) -> None:
         done = subprocess.run([sys.executable, "-m", "swiftplug", "schema", "tran"], capture_output=True, text=True)
-        line = "error: invalid value for 'train|sample': 'tran' is not one of 'train', 'sample'.\n"
-        assert (done.returncode, done.stderr) == (2, line)
+        line = "error: invalid value for 'train|sample': 'tran' is not one of 'train', 'sample'"
+        assert (done.returncode, done.stderr) == (2, f"{line}; did you mean 'train'?\n")
 
     @pytest.mark.parametrize(
         ("failure", "code", "line"),
