@@ -90,7 +90,8 @@ class _Page:
         self.described = described
         self.kind = KINDS[found.kind]
         self.files = files if found.from_file else []
-        self.tasks = [name for name, task in tasks.items() if found.kind in task.kinds]
+        acts = found.kind != "engine" or described.follows
+        self.tasks = [name for name, task in tasks.items() if acts and found.kind in task.kinds]
         same = [each for each in registry.found(found.kind) if each.name == found.name]
         self.used_as = found.name if len(same) == 1 or found.from_file else found.qualified_name
         self.place = f"{self.kind.key}.{found.name}" if self.kind.many else self.kind.key  # as `--set` names it
@@ -110,7 +111,7 @@ class _Page:
     def used_in(self) -> str:
         """The commands, and tasks, that take it."""
         if self.found.kind in _IN_SAMPLE:
-            return f"sample, and train in task {', '.join(self.tasks)}"
+            return f"sample, and train in task {', '.join(self.tasks)}" if self.tasks else "sample"
         command = "train and sample" if self.found.kind in _IN_BOTH else "train"
         return f"{command}, in task {', '.join(self.tasks)}" if self.found.kind in TASK_KINDS else command
 

@@ -42,7 +42,8 @@ def train(
 
     Tasks that draw answers while they train, such as grpo, need --orm or --prm, and draw as sample does.
 
-    With no model, dataset or config it runs the built-in quickstart, which takes about a minute on a laptop.
+    With no model, dataset or config it runs the built-in quickstart, which takes about a minute on a laptop; after it,
+    --task grpo trains its model further on rewards alone.
 
     Example: swiftplug train --model HuggingFaceTB/SmolLM2-135M-Instruct --dataset train.jsonl --tuner lora
     """
@@ -68,7 +69,9 @@ def train(
         options = {**request.options, "output_dir": config.output_dir}
         raise typer.Exit(run_in_processes(nproc, ["train", *request._replace(options=options).arguments(), *own]))
     if quickstart and is_first():
-        typer.echo("No model, dataset or config given: the built-in quickstart, no download.")
+        model = str(config.model and config.model.name)
+        begun = "" if model == "swiftplug:tiny" else f" in task {config.task.name}, from the model in {model}"
+        typer.echo(f"No model, dataset or config given: the built-in quickstart{begun}, no download.")
     with loading_libraries():
         from swiftplug.training.run import train as run
 

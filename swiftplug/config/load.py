@@ -11,8 +11,11 @@ from swiftplug.config.schema import RunConfig, SampleConfig, TrainConfig
 from swiftplug.config.yaml_file import write_yaml
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_command
+from swiftplug.plugin.registry import Registry
+from swiftplug.plugin.task import Rows
 
 QUICKSTART = Path(__file__).with_name("quickstart.yaml")
+QUICKSTART_ONLINE = Path(__file__).with_name("quickstart_online.yaml")
 QUICKSTART_SAMPLE = Path(__file__).with_name("quickstart_sample.yaml")
 
 
@@ -33,7 +36,8 @@ def load_train_config(
 ) -> Loaded[TrainConfig]:
     """Merge defaults, YAML, `--set` and options; each overrides those before it.
 
-    With no config, model or dataset, the built-in quickstart is the YAML.
+    With no config, model or dataset, the built-in quickstart is the YAML, or for a task that draws answers another one,
+    which goes on from the model of the last quickstart run in `runs/`.
     An option or a `--set` that names another plugin than the YAML drops the YAML's options; one that names the same
     keeps them. A repeated option replaces the YAML's list, except `plugins.files`, to which it adds.
 
@@ -56,13 +60,17 @@ def load_train_config(
     draft = Draft(TrainConfig, options, sets)
     path = _config_path(path, draft, resume, "model", "dataset")
     quickstart = path is None and not draft.names_any("model", "dataset")
-    if quickstart:
-        path = str(QUICKSTART)
-    config = draft.merge_onto(path)
+    config = draft.merge_onto(str(QUICKSTART) if quickstart else path)
+    name = Path(path).stem if path else config.task.name.rpartition(":")[2]
+    if quickstart and _rows_of(config) == Rows.PROMPTS:
+        example = format_command("train", "--task", name, "--model", "FOLDER", "--dataset", "FILE", "--orm", "math")
+        draft.options["model"] = _last_quickstart_run("train further", f"name both, and a reward: {example}")
+        config = draft.merge_onto(str(QUICKSTART_ONLINE))
+    elif quickstart:
+        name = QUICKSTART.stem
     _require(config.model, "model", "a folder, a hub id or a model plugin", path)
     _require(config.dataset, "dataset", "a file, a hub id or a plugin", path)
     if config.output_dir is None:
-        name = Path(path).stem if path else config.task.name.rpartition(":")[2]
         config.output_dir = _default_output_dir(config, name, resume)
     return Loaded(config, quickstart)
 
@@ -85,7 +93,7 @@ def load_sample_config(
     path = _config_path(path, draft, resume, "model", "dataset", "candidates_file")
     quickstart = path is None and not draft.names_any("model", "dataset", "candidates_file")
     if quickstart:
-        draft.options.setdefault("model", _last_quickstart_run())
+        draft.options["model"] = _last_quickstart_run("sample from", "give --model and --dataset")
         path = str(QUICKSTART_SAMPLE)
     config = draft.merge_onto(path)
     _check_candidates_file(config)
@@ -176,13 +184,35 @@ def numbered_folder(name: str, *, resume: bool) -> str:
     return str(Path("runs", f"{name}-{number}" if number > 1 else name))
 
 
-def _last_quickstart_run() -> str:
-    """The last finished quickstart training under `runs/`."""
+def _rows_of(config: TrainConfig) -> str:
+    """The rows that the task of the quickstart reads, as far as its source says; of a plugin file it is not known.
+
+    Raises:
+        UserError: The quickstart's problems make no such rows.
+    """
+    name = config.task.name
+    if config.task == TrainConfig.model_fields["task"].default:
+        return Rows.ANSWERS
+    from swiftplug.plugin.registry.definitions import describe  # no other run needs it
+
+    found = Registry.discover(allow=config.plugins.allow).found("task")
+    rows = next((describe(it).rows for it in found if name in (it.name, it.qualified_name)), "")
+    if rows not in ("", Rows.ANSWERS, Rows.TEXT, Rows.PROMPTS):
+        example = format_command("train", "--task", name, "--model", "FOLDER", "--dataset", "FILE")
+        raise UserError(
+            f"{config.where('task')}: no model and no dataset given, and task {name} reads rows of {rows}, which the "
+            f"built-in quickstart does not have; name both: {example}"
+        )
+    return rows
+
+
+def _last_quickstart_run(use: str, instead: str) -> str:
+    """The last finished quickstart training under `runs/`, whose model is to be used; what to do instead of that."""
     finished = [folder for folder in numbered_folders("quickstart").values() if (folder / "swiftplug.json").is_file()]
     if not finished:
         raise UserError(
-            "no model and no dataset given, and no finished quickstart run in ./runs to sample from; make one with "
-            "`swiftplug train` (about a minute), or give --model and --dataset"
+            f"no model and no dataset given, and no finished quickstart run in ./runs to {use}; make one with "
+            f"`swiftplug train` (about a minute), or {instead}"
         )
     return str(finished[0])
 

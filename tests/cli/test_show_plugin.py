@@ -54,9 +54,19 @@ def test_the_source_says_what_the_imported_plugin_is(found: FoundPlugin) -> None
         assert option.help or found.name == "bitfit", option
     if found.kind == "task":
         assert (described.rows, described.kinds) == (str(plugin.rows), plugin.kinds)
+    if found.kind == "engine":
+        assert described.follows == plugin.follows
     given = {option.name: option.default for option in described.options if not option.required}
     if len(given) == len(described.options):
         check_options(given, declared)  # so that the config shown can be pasted
+
+
+@pytest.mark.parametrize(("engine", "follows"), [("transformers", True), ("openai", False), ("none", False)])
+def test_an_engine_acts_in_the_tasks_that_draw_if_it_follows(engine: str, follows: bool, show: Any) -> None:
+    used = "sample, and train in task grpo, ppo, rloo" if follows else "sample"
+    assert f"  used in     {used}\n" in show(engine, kind="engine")
+    [shown] = json.loads(show(engine, kind="engine", as_json=True))
+    assert shown["tasks"] == (["grpo", "ppo", "rloo"] if follows else [])
 
 
 def test_the_page_can_be_pasted(show: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from swiftplug.config.load import load_train_config
 from swiftplug.config.schema import TrainConfig
+from swiftplug.errors import UserError
 
 BASE = "model: m\ndataset: data.jsonl\n"
 
@@ -187,6 +188,26 @@ class TestQuickstart:
     def test_a_model_and_a_dataset_are_no_quickstart(self) -> None:
         assert not load_train_config(None, {"model": "m", "dataset": ["d"]}, []).quickstart
         assert not load_train_config(None, {}, ["model=m", "dataset=d"]).quickstart
+
+    def test_a_task_that_draws_goes_on_from_the_last_model(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UserError, match=r"^no model .* no finished quickstart run .* --task ppo --model FOLDER"):
+            load_train_config(None, {"task": "ppo"}, [])
+        (tmp_path / "runs/quickstart").mkdir(parents=True)
+        (tmp_path / "runs/quickstart/swiftplug.json").touch()
+        config, quickstart = load_train_config(None, {"task": "grpo"}, ["task.loss=dapo", "training.max_steps=3"])
+        assert quickstart
+        assert config.model is not None and config.model.name == "runs/quickstart"
+        assert chosen(config.task) == ("grpo", {"filter_groups": 3, "loss": "dapo"})
+        assert (config.training["max_steps"], config.output_dir) == (3, "runs/grpo")
+        assert not config.metrics
+        assert chosen(load_train_config(None, {"task": "rloo"}, []).config.task) == ("rloo", {})
+
+    def test_a_task_for_other_rows_says_what_to_name(self) -> None:
+        with pytest.raises(UserError, match=r"^--task: no model .* task dpo reads rows of pairs, .* --model FOLDER"):
+            load_train_config(None, {"task": "dpo"}, [])
 
 
 class TestOutputDir:

@@ -72,6 +72,7 @@ class Description(NamedTuple):
         needs: The extra that is not installed, and how to install it; empty if nothing is missing.
         rows: Of a task, the rows that it reads; else empty.
         kinds: Of a task, the kinds of plugin that act in some tasks only and do in this one; else empty.
+        follows: Of an engine, whether it can draw from a model in training.
     """
 
     documentation: str = ""
@@ -81,6 +82,7 @@ class Description(NamedTuple):
     needs: str = ""
     rows: str = ""
     kinds: frozenset[str] = frozenset()
+    follows: bool = False
 
 
 class _NotInSourceError(Exception):
@@ -142,9 +144,11 @@ def _read(found: FoundPlugin) -> Description:
     declared = options_among(parameters, found.kind, call, constructed=constructed)
     of_function = (function.of_class, function.documentation) if function else ()
     described = _described(declared, parameters, own, *of_function)
-    if found.kind != "task":
-        return described
-    return described._replace(rows=_attribute(definition, "rows"), kinds=frozenset(_attribute(definition, "kinds")))
+    if found.kind == "engine":
+        return described._replace(follows=_attribute(definition, "follows"))
+    if found.kind == "task":
+        return described._replace(rows=_attribute(definition, "rows"), kinds=frozenset(_attribute(definition, "kinds")))
+    return described
 
 
 def _imported(found: FoundPlugin) -> Description:
@@ -163,9 +167,11 @@ def _imported(found: FoundPlugin) -> Description:
     own = plugin if inspect.isclass(plugin) or inspect.isroutine(plugin) else type(plugin)
     texts = "" if isinstance(plugin, tuple) else inspect.getdoc(own) or "", inspect.getdoc(function) or ""
     described = _described(declared, parameters, *texts)
-    if found.kind != "task":
-        return described
-    return described._replace(rows=str(getattr(plugin, "rows", "")), kinds=frozenset(getattr(plugin, "kinds", ())))
+    if found.kind == "engine":
+        return described._replace(follows=bool(getattr(plugin, "follows", False)))
+    if found.kind == "task":
+        return described._replace(rows=str(getattr(plugin, "rows", "")), kinds=frozenset(getattr(plugin, "kinds", ())))
+    return described
 
 
 def _described(declared: DeclaredOptions, parameters: Iterable[Parameter], *docstrings: str) -> Description:
