@@ -142,7 +142,7 @@ class PlugTrainer(Trainer):
             self._logged.add_all(self.rollouts.logged)
         elif self.loss_computer.adds_up:  # the mean of none is nan
             batches[-1] = self._without_repeated_rows(batches[-1])
-        idle = self.rollouts.idle if self.rollouts is not None else []
+        idle = self.rollouts.drawn.idle if self.rollouts is not None else []
         counts = [self.loss_computer.counts(batch) for batch in [*batches, *idle]]
         totals = {name: torch.stack([count[name] for count in counts]).sum().to(device) for name in counts[0]}
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -159,7 +159,7 @@ class PlugTrainer(Trainer):
             state = self.keeper.resume(Path(str(resume_from_checkpoint)), self.control)
             self.first_step = state.global_step
             if self.rollouts is not None:
-                self.rollouts.load(Path(str(resume_from_checkpoint)), self.first_step)
+                self.rollouts.drawn.load(Path(str(resume_from_checkpoint)), self.first_step)
             self.args.eval_on_start = False  # the run was evaluated at its start
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -384,7 +384,7 @@ class PlugTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)  # in each process
         if self.rollouts is not None:
-            self.rollouts.save(Path(output_dir), self.state.global_step)
+            self.rollouts.drawn.save(Path(output_dir), self.state.global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Nothing: the tuner plugin has loaded the weights, before this trainer was made."""

@@ -24,12 +24,11 @@ from accelerate import Accelerator
 from rich.console import Console
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from swiftplug.plugin import Sampling
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.runs.console import RunProgress
 from swiftplug.sampling.rows import Row
+from swiftplug.training.online.batches import DrawnBatches
 from swiftplug.training.online.record import DrawnCandidate
-from swiftplug.training.online.rollouts import Rollouts
 from swiftplug.training.task_loss import TaskLossComputer
 
 PROMPTS, GROUP, END = 3, 4, 2
@@ -85,10 +84,8 @@ def own_step(
     assert arguments.device.type == "cpu"  # makes the state that accelerate has only one of
     accelerator = Accelerator(cpu=True)
     computer = TaskLossComputer(plugin, model, accelerator, arguments, reference, None, temperature)
-    rollouts: Any = object.__new__(Rollouts)
-    rollouts.task, rollouts.accelerator, rollouts.pad_token_id = plugin.bound, accelerator, 0
-    rollouts.progress = RunProgress(Console(quiet=True))
-    rollouts.sampling = Sampling(GROUP, LONGEST, temperature, 1.0, 0, 0)
+    progress = RunProgress(Console(quiet=True))
+    drawn_batches = DrawnBatches(plugin.bound, accelerator, progress, GROUP, pad_token_id=0)
     candidates = [
         DrawnCandidate(
             index,
@@ -106,8 +103,9 @@ def own_step(
         Row(str(start), "here:1", candidates=candidates[start : start + GROUP])
         for start in range(0, len(candidates), GROUP)
     ]
-    with rollouts.progress:
-        batches = rollouts._make_batches(groups, 3, 0, computer)
+    with progress:
+        drawn_batches.make(groups, 3, 0, computer)
+    batches = drawn_batches.batches
     model.load_state_dict(dict(weights[1]))
     model.train()
     counts = [computer.counts(batch) for batch in batches]

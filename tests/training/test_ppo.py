@@ -207,7 +207,7 @@ def test_the_value_head_is_in_checkpoints_and_not_in_the_model(
         else:
             PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), place)
     assert not (folder / "value_head.safetensors").exists()
-    assert (folder / "checkpoint-2" / "drawn-0.safetensors").exists()
+    assert (folder / "checkpoint-2" / "drawn-0.pt").exists()
 
 
 def test_a_resume_amid_a_drawing_needs_what_was_drawn(run: Any, tmp_path: Path) -> None:
@@ -217,8 +217,8 @@ def test_a_resume_amid_a_drawing_needs_what_was_drawn(run: Any, tmp_path: Path) 
     with pytest.raises(UserError, match="checkpoint-2 is in the middle of the 3 steps with one drawing") as error:
         run(sets=[*SETS, *others], resume=True, **online())
     assert "\n" not in str(error.value)
-    (checkpoint / "drawn-0.safetensors").unlink()
-    with pytest.raises(UserError, match=r"checkpoint-2 has no drawn-0\.safetensors"):
+    (checkpoint / "drawn-0.pt").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-2 has no drawn-0\.pt"):
         run(sets=SETS, resume=True, **online())
     (checkpoint / "value_head.safetensors").unlink()
     with pytest.raises(UserError, match=r"checkpoint-2 has no value_head\.safetensors"):

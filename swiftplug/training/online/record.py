@@ -1,6 +1,7 @@
 """Every candidate that an online run has drawn, in a file of the run's folder."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from swiftplug.formatting import format_count
 from swiftplug.plugin import Unscored
 from swiftplug.runs.folder import atomic_path
 from swiftplug.sampling.outputs import CANDIDATES, candidate_line
@@ -57,6 +59,41 @@ def drawn_candidates(groups: Sequence[Row]) -> Iterator[DrawnCandidate]:
         for candidate in group.candidates:
             assert isinstance(candidate, DrawnCandidate)
             yield candidate
+
+
+@dataclass
+class Lost:
+    """What drawing has cost: candidates without a reward, prompts without candidates, and prompts replaced.
+
+    Attributes:
+        counts: Their numbers, by `candidate`, `prompt` and `replaced`.
+        reasons: Of the first two, the first reason.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, reason: str) -> None:
+        """Count one."""
+        self.counts[kind] += 1
+        self.reasons.setdefault(kind, reason)
+
+    def merge(self, other: "Lost") -> None:
+        """Add the counts of another."""
+        self.counts.update(other.counts)
+        self.reasons = other.reasons | self.reasons
+
+    def __str__(self) -> str:
+        """All of it in one line; empty if nothing was lost."""
+        endings = {"candidate": "without a reward", "prompt": "without candidates"}
+        parts = [
+            f"{format_count(self.counts[kind], kind)} {ending} ({self.reasons[kind]})"
+            for kind, ending in endings.items()
+            if self.counts[kind]
+        ]
+        if replaced := self.counts["replaced"]:
+            parts.append(f"{format_count(replaced, 'prompt')} replaced, as all their rewards were equal")
+        return ", ".join(parts)
 
 
 class RecordedStep(NamedTuple):
