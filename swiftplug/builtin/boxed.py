@@ -34,6 +34,8 @@ def last_box(text: str) -> Box | None:
         >>> last_box(r"\boxed{1}, no: \boxed{\frac{1}{2}}.")
         Box(content='\\frac{1}{2}', end=34)
     """
+    if "box" not in text:
+        return None
     last = {"boxed": (-1, -1), "fbox": (-1, -1)}
     open_braces: list[tuple[str, int]] = []  # what each belongs to ("" for no box), and the start of its content
     for token in _TOKEN.finditer(text):
@@ -70,7 +72,7 @@ def has_open_box(text: str) -> bool:
 
 def without_reasoning(text: str) -> str:
     """A text without its `<think>...</think>`."""
-    return _REASONING.sub("", text)
+    return _REASONING.sub("", text) if "think>" in text else text
 
 
 def answer_part(text: str) -> str:

@@ -23,6 +23,7 @@ REFERENCE_COLUMNS = ("reference", "solution", "answer")
 TEMPLATE_KWARGS = "chat_template_kwargs"
 READ_COLUMNS = {*REFERENCE_COLUMNS, TEMPLATE_KWARGS}
 """The columns that are read without a scorer."""
+_PLAIN, _SORTED = (json.JSONEncoder(ensure_ascii=False, sort_keys=by_key, default=str) for by_key in (False, True))
 _SYSTEM_ROLES = ("system", "developer")
 
 WriteAnswer = Callable[[Conversation], str]
@@ -195,7 +196,7 @@ def prompt_key(prompt: list[dict[str, Any]]) -> str:
 
 def to_json(value: Any, *, sort_keys: bool = False) -> str:
     """JSON without ASCII escapes; values that JSON has no type for, such as dates, become strings."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=sort_keys, default=str)
+    return (_SORTED if sort_keys else _PLAIN).encode(value)
 
 
 def _hash(content: Any) -> str:

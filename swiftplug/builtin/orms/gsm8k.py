@@ -3,6 +3,7 @@ r"""The ORM for answers that end in a number, such as GSM8K's."""
 import re
 from decimal import Context, Decimal, Inexact
 from fractions import Fraction
+from functools import lru_cache
 
 from swiftplug.builtin.boxed import answer_part, has_open_box, last_box
 from swiftplug.builtin.numbers import join_groups, plain_numbers, without_powers
@@ -54,7 +55,7 @@ class GSM8K(ComparingORM):
 
     def score(self, answer: str, reference: str) -> float | Unscored:
         """1.0 for the right number, else 0.0."""
-        found, expected = final_number(answer), final_number(reference)
+        found, expected = final_number(answer), _number_of_reference(reference)
         if expected is None:
             return Unscored(f"the reference has no number: {reference[:60]!r}")
         if found is None or found == expected:
@@ -100,6 +101,10 @@ def final_number(text: str) -> str | None:
         return number
     numbers = [*_NUMBER.finditer(text)] if not has_open_box(text) else []
     return _canonical(numbers[-1]) if numbers else None
+
+
+# All candidates of a row, one after the other, are compared with the same reference.
+_number_of_reference = lru_cache(maxsize=1)(final_number)
 
 
 def _stated_number(statement: str) -> str | None:
