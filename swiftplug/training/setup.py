@@ -24,7 +24,7 @@ from swiftplug.sampling.scoring import resolve_scorers
 from swiftplug.training.arguments import training_arguments
 from swiftplug.training.evaluation import measured_names
 from swiftplug.training.loss import optional_arguments
-from swiftplug.training.online.prompts import check_settings, draw_sampler, read_prompts
+from swiftplug.training.online.prompts import check_settings, draw_sampler, not_in_force, read_prompts
 from swiftplug.training.online.rollouts import evaluated_names
 from swiftplug.training.reference import planned_reference
 
@@ -50,7 +50,7 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
         args.notes.append(f"model: there is no folder {config.model.name} any more; {kept_base} is used")
     if args.task.head == "language":
         args.check_writes()
-    if args.task.rows is Rows.PROMPTS:
+    if is_online:
         check_settings(args)
     _check_metrics(args)
     with naming_plugins(plugins.all()):
@@ -65,6 +65,8 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
         task = plugins.one("task").found.name
         raise UserError(f"{config.where('reference')}: task {task} needs no reference model; drop it")
     args.notes += _not_in_force(config, arguments)
+    if is_online:
+        args.notes += not_in_force(args)
     return args
 
 
@@ -131,8 +133,8 @@ def read_data(args: Arguments, progress: RunProgress, labels: Labels | None = No
     config, plugins = args.config, args.plugins
     tokenizer: Any = args.load_tokenizer()
     names = [choice.name for choice in [*config.dataset, *config.eval_dataset]]
+    is_online = args.task.rows is Rows.PROMPTS
     with naming_plugins(plugins.all()), progress.start("reading the data", live=on_disk(names)):
-        is_online = args.task.rows is Rows.PROMPTS
         data = (
             read_prompts(args, progress)
             if is_online
@@ -172,7 +174,7 @@ def read_data(args: Arguments, progress: RunProgress, labels: Labels | None = No
             f"(loss_scale: {scales}); choose another of the two"
         )
     rows, batch = len(data.train), args.per_device_train_batch_size * args.world_size
-    if args.dataloader_drop_last and rows < batch:
+    if args.dataloader_drop_last and rows < batch and not is_online:
         raise UserError(
             f"training.dataloader_drop_last: drops all {format_count(rows, 'example')}, as a batch takes {batch}"
         )

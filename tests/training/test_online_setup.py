@@ -132,6 +132,15 @@ def test_scorers_that_cannot_score_the_rows_are_refused(options: dict[str, Any],
         ),
         ({}, ["data.packing=true"], "data.packing: task grpo keeps each row apart"),
         ({}, ["data.too_long=split"], "--set data.too_long=split: task grpo takes each prompt whole; expected drop"),
+        (
+            {},
+            ["data.group_by_length=false"],
+            "--set data.group_by_length=false: task grpo sorts the candidates",
+        ),
+        ({"task": "rloo"}, ["reference=precompute"], "--set reference=precompute: task rloo draws its answers while"),
+        ({}, ["reference=precompute"], "--set reference=precompute: task grpo needs no reference model"),
+        ({}, ["task.kl=reward"], "--task: option 'kl': the divergence has no weight; give option 'beta' one"),
+        ({}, ["task.loss=cispo", "task.epsilon=0.1"], "--task: option 'epsilon': loss cispo clips weights from above"),
         ({"task": "sft"}, [], "--orm: an orm does not act in task sft, but in .*grpo"),
         ({"task": "sft", "orm": [], "engine": "vllm"}, [], "--engine: an engine does not act in task sft, but in "),
         ({"task": "dpo", "orm": [], "temperature": 0.5}, [], "--temperature: does not act in task dpo, but in .*grpo"),
@@ -145,6 +154,17 @@ def test_settings_are_refused_before_the_data_is_read(
     config = load_train_config(None, {**options, "dataset": ["nothing.jsonl"], **changed}, sets).config
     with pytest.raises(UserError, match=f"^{message}"):
         set_up(config)
+
+
+def test_what_has_no_effect_is_said(options: dict[str, Any]) -> None:
+    assert set_up(load_train_config(None, options, []).config).notes == []
+    sets = ["data.num_proc=2", "data.cache_dir=cache", "training.per_device_eval_batch_size=4", "prm_reduce=mean"]
+    sets += ["training.dataloader_drop_last=true", "training.eval_accumulation_steps=2"]
+    notes = set_up(load_train_config(None, options, sets).config).notes
+    assert sorted(note.partition(": not in force, as ")[0] for note in notes) == sorted(
+        each.partition("=")[0] for each in sets
+    )
+    assert len(read(options, "training.dataloader_drop_last=true").prompts) == 5  # fewer than a micro-batch
 
 
 def test_a_preview_shows_prompts_as_the_engine_gets_them(options: dict[str, Any], tiny_model_dir: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from swiftplug.plugin import Drawn, Estimator, PolicyTask
+from swiftplug.plugin import Drawn, Estimator, PolicyTask, UserError
 
 _NO_DIVISION = 1e-4  # as in TRL, added to a standard deviation that is divided by
 
@@ -67,6 +67,7 @@ class GRPO(PolicyTask):
         scale_rewards: What the rewards above the mean of a group are divided by: the standard deviation of the `group`
             or of the whole `batch`, or `none`. None is as the paper of the loss has it.
         epsilon: The ratio of new and old probabilities is clipped to at least `1 - epsilon`; None as the paper has it.
+            Not for `cispo`, which clips from above alone.
         epsilon_high: And to at most `1 + epsilon_high` (with `cispo` to at most `epsilon_high`); None as the paper has
             it.
         beta: The weight of the KL divergence from the reference model; 0 needs no reference.
@@ -91,6 +92,10 @@ class GRPO(PolicyTask):
         mask_cut_off: bool | None = None,
         importance_cap: PositiveFloat = 2.0,
     ) -> None:
+        if kl == "reward" and beta == 0:
+            raise UserError("option 'kl': the divergence has no weight; give option 'beta' one, or drop it")
+        if loss == "cispo" and epsilon is not None:
+            raise UserError("option 'epsilon': loss cispo clips weights from above alone, by epsilon_high; drop it")
         low, high = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (0.2, 5.0)}.get(loss, (0.2, 0.2))
         self.estimator = GroupNormalised(scale_rewards or ("none" if loss == "dr_grpo" else "group"))
         self.ratio = "sequence" if loss == "gspo" else "token"

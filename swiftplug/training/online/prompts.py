@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -60,6 +60,16 @@ def check_settings(args: Arguments) -> None:
             )
     if config.data.too_long not in (None, "drop"):
         raise UserError(f"{config.where('data', 'too_long')}: task {task} takes each prompt whole; expected drop")
+    if not config.data.group_by_length:
+        raise UserError(
+            f"{config.where('data', 'group_by_length')}: task {task} sorts the candidates of each step by length; "
+            "expected true"
+        )
+    if config.reference != "auto" and args.task.needs_reference:
+        raise UserError(
+            f"{config.where('reference')}: task {task} draws its answers while it trains, so that nothing of them can "
+            "be computed before; expected auto"
+        )
     if config.temperature == 0:
         raise UserError(f"{config.where('temperature')}: found 0, where all answers are the same; expected more")
     group, least = config.num_return_sequences, args.task.min_group
@@ -78,6 +88,27 @@ def check_settings(args: Arguments) -> None:
             f"num_return_sequences ({group}); the nearest that fits: "
             f"--set training.gradient_accumulation_steps={nearest}"
         )
+
+
+def not_in_force(args: Arguments) -> Iterator[str]:
+    """What a config asks for and an online task does not do."""
+    config, task = args.config, args.plugins.one("task").found.name
+    whole = f"task {task} reads its prompts in one process and stores none"
+    drawn = f"engine {args.plugins.one('engine').found.name} has batches of its own"
+    for key, is_given, why in (
+        ("data.num_proc", config.data.num_proc > 1, whole),
+        ("data.cache_dir", config.data.cache_dir is not None, whole),
+        ("training.per_device_eval_batch_size", "per_device_eval_batch_size" in config.training, drawn),
+        ("training.eval_accumulation_steps", "eval_accumulation_steps" in config.training, drawn),
+        (
+            "training.dataloader_drop_last",
+            args.training_args.dataloader_drop_last,
+            f"every step of task {task} is full",
+        ),
+        ("prm_reduce", config.prm_reduce != "min" and not config.prm, "there is no PRM"),
+    ):
+        if is_given:
+            yield f"{key}: not in force, as {why}"
 
 
 def draw_sampler(args: Arguments, prompts: int) -> DrawSampler:
