@@ -72,7 +72,8 @@ class CandidatesFile:
         reader = reader_of(self.path) or read_json
         try:
             for value, origin in reader(self.path):
-                yield _parse_line(value, str(origin))
+                if not (isinstance(value, dict) and value.get("failure")):  # a prompt of a training, without candidates
+                    yield _parse_line(value, str(origin))
         except IncompleteLineError as error:  # its writer was stopped in the middle of this line
             self.torn = error.place
 

@@ -52,12 +52,17 @@ def candidate_line(row: Row, candidate: Candidate) -> dict[str, Any]:
     return {
         "id": row.id,
         "index": candidate.index,
-        **_conversation(row, candidate),
+        **_conversation(row, candidate.messages),
         "reference": row.reference,
         "finish_reason": candidate.finish_reason,
         "scores": candidate.rewards or {},
         "reasons": candidate.reasons,
     }
+
+
+def row_line(row: Row) -> dict[str, Any]:
+    """A row without candidates as a line of that file."""
+    return {"id": row.id, **_conversation(row, ()), "reference": row.reference}
 
 
 def _sample_lines(row: Row) -> Iterator[dict[str, Any]]:
@@ -67,13 +72,13 @@ def _sample_lines(row: Row) -> Iterator[dict[str, Any]]:
         rejected = rejected_of(row, candidate)
         yield {
             "id": row.id,
-            **_conversation(row, candidate),
+            **_conversation(row, candidate.messages),
             **({"rejected_response": rejected.text} if rejected else {}),
             "scores": candidate.scores,
         }
 
 
-def _conversation(row: Row, candidate: Candidate) -> dict[str, Any]:
-    messages = [*row.prompt, *candidate.messages]
+def _conversation(row: Row, answer: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    messages = [*row.prompt, *answer]
     rendered_with = {"tools": row.tools, TEMPLATE_KWARGS: row.columns.get(TEMPLATE_KWARGS)}
     return {"messages": messages, **{key: value for key, value in rendered_with.items() if value}}

@@ -11,6 +11,8 @@ import pytest
 
 from swiftplug.config.load import load_train_config
 from swiftplug.errors import Interrupted
+from swiftplug.sampling.candidates_file import CandidatesFile
+from swiftplug.sampling.ledger import Ledger
 from swiftplug.training.online.record import RecordedStep
 from swiftplug.training.page.candidates import shown_steps
 from swiftplug.training.page.curves import History, best_of, in_order
@@ -185,8 +187,8 @@ def test_the_lines_of_a_run_are_short_and_say_what_was_lost(
     )
 
 
-def test_prompts_that_fail_or_are_replaced_are_counted(
-    run: Any, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+def test_prompts_that_fail_or_are_replaced_are_counted_and_kept(
+    browser: Any, run: Any, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = [f"training.{each}" for each in ("max_steps=4", "logging_steps=1", "per_device_train_batch_size=8")]
     sets.append("task.filter_groups=1")
@@ -203,10 +205,33 @@ def test_prompts_that_fail_or_are_replaced_are_counted(
         ]
         assert each and re.findall(pattern, end) == [str(sum(each))]
     # The second of the 4 prompts of a step fails; one that was replaced is in the file beside the one in its place.
-    steps = [[*group] for _, group in groupby(_lines(folder / "candidates.jsonl"), key=lambda each: each["step"])]
+    written = _lines(folder / "candidates.jsonl")
+    failures = [line for line in written if "failure" in line]
+    [failed] = re.findall(r"(\d+) prompts? without candidates", end)
+    assert len(failures) == int(failed) >= 4
+    assert all(line["failure"] == "no answer" and line["messages"][-1]["role"] == "user" for line in failures)
+    drawn = [line for line in written if "failure" not in line]
+    steps = [[*group] for _, group in groupby(drawn, key=lambda each: each["step"])]
     [replaced] = re.findall(r"(\d+) prompts? replaced", end)
     assert len(steps) == 4 and all(6 <= len(step) <= 6 + 2 * 4 for step in steps)
     assert sum(map(len, steps)) >= 4 * 6 + 2 * int(replaced) > 4 * 6
+
+    # Each is on the page of its step with the reason, and no candidate to score again.
+    browser.open(f"{(folder / 'report.html').as_uri()}#step=4")
+    of_step = [line for line in failures if line["step"] == 4]
+    assert (
+        f"{len(of_step)} prompt{'s' if len(of_step) > 1 else ''} without candidates" in browser.texts("#step-facts")[0]
+    )
+    assert [item.count("no answer") for item in browser.texts("#list li")].count(1) == len(of_step)
+    step_lines = [line for line in written if line["step"] == 4]
+    starts = [line for line in step_lines if "failure" in line or line["index"] == 0]
+    place = starts.index(of_step[0])
+    browser.open(f"{(folder / 'report.html').as_uri()}#step=4&row={place}")
+    assert browser.texts(".notice") == ["No candidates: no answer"]
+    ledger = Ledger(folder / "again", is_new=True)
+    source = CandidatesFile(folder / "candidates.jsonl")
+    source.read_into(ledger, has_dataset=False)
+    assert source.taken == len(drawn)
 
 
 def test_of_a_long_run_the_page_shows_the_most_telling_steps(tmp_path: Path) -> None:

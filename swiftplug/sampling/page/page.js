@@ -12,7 +12,7 @@ const rows = (draws ? steps.flatMap(rowsOfStep) : JSON.parse(byId("rows").textCo
 function rowsOfStep({ step, rows: ofStep }) {
   const bare = { turns: [], scores: {}, steps: {}, right: null, score: null, advantage: null, answer: null, reasons: [], sampled: true };
   return ofStep.map((row) => ({
-    ...row, step, origin: "", problem: "", leftOut: "",
+    ...row, step, origin: "", leftOut: "",
     candidates: row.candidates.map((candidate) => ({ ...bare, ...candidate })),
   }));
 }
@@ -173,13 +173,14 @@ function draw() {
 // What is shown of which step, and the way to others.
 function drawStep() {
   const place = steps.findIndex(({ step }) => step === state.step);
-  const { step, reward, prompts, teaching, missing, is } = steps[place];
+  const { step, reward, prompts, teaching, missing, failed, is } = steps[place];
   const slider = byId("step");
   slider.value = place;
   const mean = reward === null ? "no reward" : `mean reward ${short(reward)}${is ? ` (${is})` : ""}`;
   const shown = steps[place].rows.length;
   const facts = [mean, `${teaching} of ${prompts} ${prompts === 1 ? "prompt" : "prompts"} teach`];
   if (missing) facts.push(`${missing} ${missing === 1 ? "candidate" : "candidates"} without a reward`);
+  if (failed) facts.push(`${failed} ${failed === 1 ? "prompt" : "prompts"} without candidates`);
   if (shown < prompts) facts.push(`the first ${shown} prompts are in this page`);
   byId("step-name").textContent = `Step ${step.toLocaleString("en")}`;
   byId("step-facts").textContent = facts.join(" · ");
@@ -215,7 +216,7 @@ function listItem(row) {
   const foot = make("span", "tally");
   if (draws || row.judged) foot.append(pips(row));
   if (row.judged) foot.append(make("span", "", `${row.right}/${row.judged} right`));
-  if (draws) {
+  if (draws && !row.problem) {
     foot.append(make("span", "", row.reward === null ? "no reward" : `reward ${short(row.reward)}`));
     if (!row.teaches) foot.append(make("span", "out", "teaches nothing"));
   } else if (row.kept) foot.append(make("span", "kept", row.kept));

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from swiftplug.formatting import format_count
 from swiftplug.plugin import Unscored
 from swiftplug.runs.folder import atomic_path
-from swiftplug.sampling.outputs import CANDIDATES, candidate_line
+from swiftplug.sampling.outputs import CANDIDATES, candidate_line, row_line
 from swiftplug.sampling.rows import Candidate, Row, to_json
 
 
@@ -108,6 +108,8 @@ class RecordedStep(NamedTuple):
 class CandidateRecord:
     """Appends the candidates of each drawing to `candidates.jsonl`, as `sample` writes them.
 
+    A prompt at which the engine failed is a line too: without a candidate, with the reason as `failure`.
+
     Attributes:
         steps: The steps in the file, in order; none but in the first process.
 
@@ -132,23 +134,8 @@ class CandidateRecord:
                     self._write(file, list(lines))
 
     def add(self, groups: Sequence[Row], step: int) -> None:
-        """Append the candidates that all processes have drawn for a step, which is counted from 1."""
-        own = [
-            (
-                group.position,
-                [
-                    {
-                        "step": step,
-                        **candidate_line(group, candidate),
-                        **({"turns": candidate.count_turns()} if candidate.turns else {}),
-                        "reward": candidate.reward,
-                        "advantage": candidate.advantage,
-                    }
-                    for candidate in drawn_candidates([group])
-                ],
-            )
-            for group in groups
-        ]
+        """Append what all processes have drawn for a step, which is counted from 1."""
+        own = [(group.position, [*_lines_of(group, step)]) for group in groups]
         everywhere: list[tuple[int, list[dict[str, Any]]]] = gather_object(own)
         if self.is_main:
             lines = [line for _, group in sorted(everywhere, key=lambda group: group[0]) for line in group]
@@ -160,9 +147,23 @@ class CandidateRecord:
         if not lines:
             return
         text = "".join(f"{to_json(line)}\n" for line in lines).encode()
-        rewards = [line["reward"] for line in lines if line["reward"] is not None]
+        rewards = [line["reward"] for line in lines if line.get("reward") is not None]
         self.steps.append(RecordedStep(lines[0]["step"], file.tell(), len(text), fmean(rewards) if rewards else None))
         file.write(text)
+
+
+def _lines_of(group: Row, step: int) -> Iterator[dict[str, Any]]:
+    """The candidates to a prompt, or the one line that says why there are none."""
+    if group.failure:
+        yield {"step": step, **row_line(group), "failure": group.failure}
+    for candidate in drawn_candidates([group]):
+        yield {
+            "step": step,
+            **candidate_line(group, candidate),
+            **({"turns": candidate.count_turns()} if candidate.turns else {}),
+            "reward": candidate.reward,
+            "advantage": candidate.advantage,
+        }
 
 
 def _lines_until(path: Path, step: int) -> Iterator[dict[str, Any]]:

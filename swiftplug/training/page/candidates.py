@@ -66,7 +66,7 @@ def _read(
         file.seek(step.start)
         lines = [json.loads(line) for line in file.read(step.size).splitlines()]
     # A prompt may come twice in a step; each has its own candidate 0.
-    starts = [place for place, line in enumerate(lines) if line["index"] == 0]
+    starts = [place for place, line in enumerate(lines) if "failure" in line or line["index"] == 0]
     groups = [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
     rows: list[dict[str, Any]] = []
     size = 0
@@ -80,8 +80,9 @@ def _read(
         "step": step.step,
         "reward": step.reward,
         "prompts": len(groups),
-        "teaching": sum(len({line["reward"] for line in group if line["reward"] is not None}) > 1 for group in groups),
-        "missing": sum(line["reward"] is None for line in lines),
+        "teaching": sum(len({line.get("reward") for line in group} - {None}) > 1 for group in groups),
+        "missing": sum("failure" not in line and line["reward"] is None for line in lines),
+        "failed": sum("failure" in line for line in lines),
         "rows": rows,
     }
 
@@ -89,13 +90,15 @@ def _read(
 def _row(
     position: int, group: Sequence[Mapping[str, Any]], judges: Mapping[str, float], reduce: Callable[[Reward], float]
 ) -> dict[str, Any]:
-    reference = group[0]["reference"]
+    first, reference = group[0], group[0]["reference"]
+    asked = first["messages"] if "failure" in first else first["messages"][: _first_turn(first)]
     return {
         "position": position,
-        "id": group[0]["id"],
-        "prompt": message_texts(group[0]["messages"][: _first_turn(group[0])], _shortened),
+        "id": first["id"],
+        "prompt": message_texts(asked, _shortened),
         "reference": None if reference is None else _shortened(str(reference)),
-        "candidates": [_candidate(line, judges, reduce) for line in group],
+        "problem": first.get("failure", ""),
+        "candidates": [_candidate(line, judges, reduce) for line in group if "failure" not in line],
     }
 
 
