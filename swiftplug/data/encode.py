@@ -3,7 +3,9 @@
 `RowEncoder.encode_rows` calls each step in order. Unusable rows are counted with a reason.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, groupby, islice
 from typing import Any, NamedTuple
@@ -121,10 +123,11 @@ class RowEncoder:
         """Encode raw rows: their examples, with the columns of `schema`, and the counts."""
         report = SplitReport(rows=len(rows))
         read = []
-        for row in rows:
-            with report.dropping(row.origin):
-                read.append(self.read(row, report.unread))
-        examples = pa.RecordBatch.from_pylist(self.encode(read, report), schema=self.schema)
+        with without_collection():
+            for row in rows:
+                with report.dropping(row.origin):
+                    read.append(self.read(row, report.unread))
+            examples = _columnar(self.encode(read, report), self.schema)
         _count_tokens(examples, self.task, report)
         return examples, report
 
@@ -346,6 +349,18 @@ class RowEncoder:
         return _NO_GENERATION
 
 
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """No garbage collection, which would search through the many small objects of a chunk, none of them in a cycle."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _render_text(text: str) -> Rendered:
     """A plain text as one response. Its suffix is the end-of-text token, which stands after the last character."""
     length = len(text)
@@ -396,6 +411,20 @@ def _batches(rows: Sequence[tuple[Conversation, ...]]) -> Iterator[list[tuple[Co
     ending = zip(rows, ends, strict=True)
     for _, batch in groupby(ending, key=lambda row: (row[0][0].text is None, row[1] // BATCH_CHARACTERS)):
         yield [conversations for conversations, _ in batch]
+
+
+def _columnar(examples: Sequence[Example], schema: pa.Schema) -> pa.RecordBatch:
+    """Examples as columns; lists are joined by NumPy, as Arrow's `from_pylist` would convert each number by itself."""
+    columns = []
+    for field in schema:
+        values = [example[field.name] for example in examples]
+        if pa.types.is_list(field.type):
+            offsets = np.fromiter(accumulate(map(len, values), initial=0), np.int32, len(values) + 1)
+            joined = pa.array(np.concatenate([np.empty(0, bool), *values]), field.type.value_type)
+            columns.append(pa.ListArray.from_arrays(pa.array(offsets), joined))
+        else:
+            columns.append(pa.array(values, field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _count_tokens(examples: pa.RecordBatch, task: Task, report: SplitReport) -> None:

@@ -43,16 +43,25 @@ class CombinedLossScale(LossScale):
         self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
     ) -> tuple[list[str], list[float]]:
         """Cut the context where any of the loss scales does."""
-        spans = [WeightedSpan(0, len(context), 1.0)]
-        for scale, name in self._scales[:1] if context_type is ContextType.OTHER else self._scales:
-            spans = _multiply(spans, cut_context(scale, name, 0, context, context_type, is_last_round, **kwargs))
+        spans = self.cut(0, context, context_type, is_last_round, **kwargs)
         return [context[span.start : span.end] for span in spans], [span.weight for span in spans]
+
+    def cut(
+        self, start: int, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
+    ) -> list[WeightedSpan]:
+        """The same as spans; see `cut_context`."""
+        first, *others = self._scales
+        spans = cut_context(*first, start, context, context_type, is_last_round, **kwargs)
+        for each in others if context_type is not ContextType.OTHER else ():
+            spans = _multiply(spans, cut_context(*each, start, context, context_type, is_last_round, **kwargs))
+        return spans
 
 
 def _multiply(one: Sequence[WeightedSpan], other: Sequence[WeightedSpan]) -> list[WeightedSpan]:
     """Spans that are cut where either list is, with the product of the weights. Both lists cover the same text."""
     product = []
-    position = first = second = 0
+    first = second = 0
+    position = one[0].start if one else 0
     while first < len(one) and second < len(other):
         end = min(one[first].end, other[second].end)
         product.append(WeightedSpan(position, end, one[first].weight * other[second].weight))
@@ -83,6 +92,8 @@ def cut_context(
         UserError: The parts do not add up to the context, or a part does not have exactly one weight that is a finite
             number and at least 0.
     """
+    if isinstance(scale, CombinedLossScale):
+        return scale.cut(start, context, context_type, is_last_round, **kwargs)
     if not _takes_role(type(scale).get_loss_scale):
         kwargs.pop("role", None)
     returned: Any = scale.get_loss_scale(context, context_type, is_last_round, **kwargs)
@@ -90,6 +101,8 @@ def cut_context(
         parts, weights = check_weights(returned, context, context_type)
     except ContractError as error:
         raise UserError(f"{name}: {error}") from None
+    if len(parts) == 1:
+        return [WeightedSpan(start, start + len(context), weights[0])]
     spans: list[WeightedSpan] = []
     for part, weight in zip(parts, weights, strict=True):
         spans.append(WeightedSpan(start, start + len(part), weight))
@@ -134,7 +147,7 @@ def lay_weights(
             cut = [span._replace(weight=factor) for span in cut]
         elif kind is ContextType.SUFFIX and not trains:
             cut = [span._replace(weight=0.0) for span in cut]
-        else:
+        elif factor != 1:
             cut = [span._replace(weight=span.weight * factor) for span in cut]
         spans += cut
     return spans

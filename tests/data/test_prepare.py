@@ -312,3 +312,27 @@ def test_few_rows_are_encoded_in_this_process() -> None:
     few = prepare_module.CHUNK * prepare_module.CHUNKS_ALONE
     assert processes(few) == {os.getpid()}
     assert os.getpid() not in processes(few + prepare_module.CHUNK // 8)
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_rows_are_read_once_and_no_faster_than_they_are_encoded(num_proc: int) -> None:
+    """So that 20,000 rows take no more memory than a few chunks do."""
+    read = 0
+
+    def rows() -> Any:
+        nonlocal read
+        while read < 20_000:
+            read += 1
+            yield read
+
+    def encode(chunk: list[Any]) -> Any:
+        return chunk
+
+    seen: list[Any] = []
+    most = 0
+    for chunk in prepare_module.map_chunks(encode, rows(), num_proc):
+        most = max(most, read - len(seen))
+        seen += chunk
+    assert seen == [*range(1, 20_001)]
+    ahead = 1 if num_proc == 1 else prepare_module.CHUNKS_ALONE + prepare_module.CHUNKS_AHEAD * num_proc
+    assert most <= prepare_module.CHUNK * (ahead + 2)

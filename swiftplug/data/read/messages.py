@@ -91,7 +91,7 @@ def parse_messages(value: Any, column: str) -> Messages:
 def check_media(holder: Mapping[str, Any], where: str) -> None:
     """Refuse a row or message with images, audio or video, without which its text means something else."""
     for name in MEDIA:
-        if has_value(holder.get(name)):
+        if name in holder and has_value(holder[name]):
             raise RowError(MEDIA_REASON, f"{where} has `{name}`")
 
 
@@ -138,7 +138,7 @@ def check_turns(messages: Messages) -> None:
 
 def check_text(text: str, where: str) -> str:
     """Refuse a text with the placeholder of an image, or with an unpaired surrogate, which no tokenizer accepts."""
-    if found := PLACEHOLDER.search(text):
+    if "<" in text and (found := PLACEHOLDER.search(text)):
         raise RowError(MEDIA_REASON, f"{where} has {found.group().strip()!r}")
     check_unicode(text, where)
     return text

@@ -172,5 +172,5 @@ def _is_number(value: Any) -> bool:
 
 def _number(value: Any) -> float:
     """A finite number as a float; nan for anything else."""
-    number = float(value) if _is_number(value) else math.nan
+    number = float(value) if type(value) is float or _is_number(value) else math.nan
     return number if math.isfinite(number) else math.nan
