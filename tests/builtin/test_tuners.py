@@ -4,14 +4,16 @@ import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import peft
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from swiftplug.builtin.tuners.lora_layer import round_once
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.runs.folder import Marker
@@ -209,6 +211,54 @@ def test_lora_is_that_of_peft(base: Callable[[], Any]) -> None:
     trained = {key for key, parameter in ours.named_parameters() if parameter.requires_grad}
     linears = {key for key, module in base().named_modules() if isinstance(module, torch.nn.Linear)} - {"lm_head"}
     assert trained == {f"base_model.model.{key}.lora_{ab}.default.weight" for key in linears for ab in "AB"}
+
+
+def lora_layer(bias: Literal["none", "all"] = "none") -> Any:
+    """A layer with a LoRA that adds a four-thousandth of its output, which has a bias."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LoraConfig(target_modules=["0"], bias=bias)
+        layer = round_once(get_peft_model(torch.nn.Sequential(torch.nn.Linear(64, 48)), config))
+        torch.nn.init.normal_(layer.base_model.model[0].lora_B["default"].weight, std=1e-4)
+    return layer
+
+
+def test_in_bf16_a_small_adapter_is_not_rounded_away() -> None:
+    layer = lora_layer()
+    x = torch.randn(600, 64, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    exact = layer(x)
+    with layer.disable_adapter():
+        change = exact - layer(x)
+    assert (change.std() / exact.std()).item() == pytest.approx(2.5e-4, rel=0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = layer(x)
+        own = peft.tuners.lora.Linear.forward(layer.base_model.model[0], x)  # for comparison: why it is not used
+    assert rounded.dtype == torch.bfloat16
+    # How much of what the adapter adds arrives, on average.
+    without = exact - change
+    shares = [((output - without) * change).sum() / change.square().sum() for output in (rounded, own)]
+    assert shares[0].item() == pytest.approx(1, abs=0.2)
+    assert shares[1].item() < 0.3
+
+
+def test_in_bf16_gradients_are_those_of_float32() -> None:
+    layer = lora_layer()
+    x = torch.randn(3, 200, 64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    weights = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    exact = torch.autograd.grad(layer(x).square().sum(), [x, *weights])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = layer(x).float().square().sum()
+    for found, expected in zip(torch.autograd.grad(loss, [x, *weights]), exact, strict=True):
+        assert found.dtype == torch.float32
+        assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+def test_in_bf16_biases_train_too() -> None:
+    layer = lora_layer(bias="all")
+    x = torch.randn(400, 64, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).sum().backward()
+    assert layer.base_model.model[0].base_layer.bias.grad.tolist() == pytest.approx([400] * 48, rel=0.01)
 
 
 @pytest.mark.parametrize("text", ["q_proj", "q_proj, v_proj", "self_attn.q_proj"])

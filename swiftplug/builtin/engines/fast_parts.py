@@ -9,6 +9,8 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from swiftplug.builtin.tuners.lora_layer import RoundsOnce
+
 _SPARE_TOKENS = 128
 
 
@@ -144,7 +146,9 @@ def _packable(module: nn.Module, linear: Any) -> torch.Tensor | None:
     weight = linear.weight.detach()
     if module is linear:
         return weight
-    if type(module) is not LoRALinear or module.merged or module.disable_adapters:
+    if not isinstance(module, LoRALinear) or type(module) not in (LoRALinear, RoundsOnce):
+        return None
+    if module.merged or module.disable_adapters:
         return None
     active = [name for name in module.active_adapters if name in module.lora_A]
     if any(name in module.lora_variant or module.lora_bias[name] for name in active):

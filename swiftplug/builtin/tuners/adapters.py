@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import peft
 import torch
@@ -14,6 +14,7 @@ from peft import IA3Config, LoraConfig, PeftConfig, PeftModel
 from pydantic import Field, PositiveInt
 
 from swiftplug.builtin.patterns import matching_names
+from swiftplug.builtin.tuners.lora_layer import round_once
 from swiftplug.plugin import Tuner, UserError, find_all_linears, nearest
 
 # Fields that record where an adapter came from; PEFT fills them in itself.
@@ -65,7 +66,7 @@ class Adapter(Tuner):
                 )
             _prepare_quantized(model)
         with _tied_weights_allowed():
-            return PeftModel.from_pretrained(model, model_id, is_trainable=is_trainable)
+            return round_once(PeftModel.from_pretrained(model, model_id, is_trainable=is_trainable))
 
     @staticmethod
     def disabled(model: torch.nn.Module) -> AbstractContextManager[Any] | None:
@@ -250,7 +251,7 @@ def _wrap(tuner: str, model: torch.nn.Module, config_class: type[PeftConfig], **
     _prepare_quantized(model)
     try:
         with _tied_weights_allowed():
-            return peft.get_peft_model(model, config)
+            return cast(PeftModel, round_once(peft.get_peft_model(model, config)))
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise UserError(f"tuner {tuner}: {_one_line(error)}") from error
 
