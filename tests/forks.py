@@ -1,4 +1,4 @@
-"""The `swiftplug` command in processes of their own, forked from a server that has imported what it needs.
+"""The `swiftplug` command, or a script, in a process of its own, forked from a server that has imported what it needs.
 
 Such a process starts in a hundredth of a second in place of the six that Transformers and PyTorch take to import. What
 it shares with the others is what was imported, and the seed of Python's hashes.
@@ -27,6 +27,7 @@ PRELOADED = [
 RUN_COMMAND = """
 import gc
 import os
+import runpy
 import sys
 
 import torch
@@ -41,8 +42,12 @@ sys.path[:0] = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os
 os.chdir(folder)
 for stream, path in ((sys.stdout, stdout), (sys.stderr, stderr)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream.fileno())
-sys.argv = ["swiftplug", *arguments]
-main()
+sys.argv = [script or "swiftplug", *arguments]
+if script:
+    sys.path.insert(0, os.path.dirname(script))
+    runpy.run_path(script, run_name="__main__")
+else:
+    main()
 """
 
 
@@ -64,8 +69,9 @@ def start(
     stdout: str = "output.txt",
     stderr: str = "output.txt",
     environment: Mapping[str, str] | None = None,
+    script: str = "",
 ) -> BaseProcess:
-    """Start `swiftplug ARGUMENTS` in a folder, which gets what it prints in a file.
+    """Start `swiftplug ARGUMENTS`, or a Python script with them, in a folder, which gets what it prints in a file.
 
     It works from the first moment on: a process that is killed is killed at its work, not while it imports.
 
@@ -75,11 +81,13 @@ def start(
         stdout: The file for what it prints, relative to the folder.
         stderr: The file for its errors.
         environment: Variables besides those of this process.
+        script: The script's path.
     """
     cache_dir = {"SWIFTPLUG_CACHE": f"{folder}/cache"}
     variables = {
         "folder": str(folder),
         "arguments": list(arguments),
+        "script": script,
         "stdout": stdout,
         "stderr": stderr,
         "environment": {**os.environ, **(cache_dir if environment is None else environment)},
