@@ -182,7 +182,11 @@ class EvaluatedModel:
                 data_collator=collate_prompts if data.prompts else Collator(args.load_tokenizer().pad_token_id),
             )
             trainer.remove_callback(PrinterCallback)
-            metrics = trainer.evaluate()
+            try:
+                metrics = trainer.evaluate()
+            finally:
+                if trainer.rollouts is not None:
+                    trainer.rollouts.engine.close()
         for key, value in metrics.items():
             if key not in BOOKKEEPING:
                 self.figures[key.removeprefix("eval_")] = Figure(float(value), {})

@@ -7,7 +7,8 @@ from swiftplug.config.schema import SampleConfig
 from swiftplug.data.read.conversation import RowError
 from swiftplug.data.read.report import UnreadKeys
 from swiftplug.errors import UserError
-from swiftplug.plugin.engine import Answered, Completion, Engine, Prompt, Sampling
+from swiftplug.plugin.engine import Answered, Engine, Prompt, Sampling
+from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.tools_format import ToolsFormat
 from swiftplug.runs.console import Activity, RunProgress
 from swiftplug.runs.plugins import RunPlugins
@@ -100,12 +101,7 @@ class SampleLoop:
 
     def _record(self, row: Row, answered: Answered, activity: Activity) -> None:
         """Write the candidates of a row, or why there are none."""
-        expected, found = self.sampling.num_return_sequences, len(answered.completions)
-        if not answered.failure and found != expected:
-            raise UserError(
-                f"{self._engine_plugin.found} returned {found} candidates for {row.origin}; expected {expected}"
-            )
-        row.failure = answered.failure or self._check_texts(answered.completions)
+        row.failure = failure_of(answered, row, self.sampling.num_return_sequences, self._engine_plugin)
         if not row.failure:
             row.candidates = [
                 Candidate(index, completion.text, completion.finish_reason)
@@ -117,18 +113,6 @@ class SampleLoop:
             self._ledger.set_failure(row)
             self._ledger.add_candidates(row.position, row.candidates)
         activity.advance(1, candidate=len(row.candidates))
-
-    def _check_texts(self, completions: Sequence[Completion]) -> str:
-        """Why the completions cannot be stored; empty if they can."""
-        for completion in completions:
-            for value in (completion.text, completion.finish_reason):
-                if not isinstance(value, str):
-                    raise UserError(f"{self._engine_plugin.found} returned {value!r:.60}; expected text")
-        try:
-            check_encodable([completion.text for completion in completions])
-        except RowError as error:
-            return str(error)
-        return ""
 
     def _score(self, batch: list[Row], progress: RunProgress) -> None:
         """Score all candidates of the rows of a batch that have an unscored one."""
@@ -159,3 +143,24 @@ class SampleLoop:
         if least is not None and not any(isinstance(each, float) and each >= least for each in rewards):
             check_judge(scorer, batch, self._registry, self._config.score_timeout)
         self._proven.append(scorer)
+
+
+def failure_of(answered: Answered, row: Row, count: int, engine: LoadedPlugin) -> str:
+    """Why a row has no candidates: the engine failed at it, or they cannot be stored; empty if it has them.
+
+    Raises:
+        UserError: The engine returned another number of them, or something other than text.
+    """
+    if answered.failure:
+        return answered.failure
+    if (found := len(answered.completions)) != count:
+        raise UserError(f"{engine.found} returned {found} candidates for {row.origin}; expected {count}")
+    for completion in answered.completions:
+        for value in (completion.text, completion.finish_reason):
+            if not isinstance(value, str):
+                raise UserError(f"{engine.found} returned {value!r:.60}; expected text")
+    try:
+        check_encodable([completion.text for completion in answered.completions])
+    except RowError as error:
+        return str(error)
+    return ""

@@ -108,7 +108,7 @@ def _know_eval_names(args: Arguments) -> None:
     if logged and (both := sorted(names.intersection(logged))):
         raise UserError(f"{args.plugins.one('task').found} logs {both[0]!r}, which a metric returns too; rename one")
     if isinstance(args.task, OnlineTask):
-        args.eval_names = evaluated_names(resolve_scorers(args.config, args.plugins), args.config.num_return_sequences)
+        args.eval_names = evaluated_names(args)
     elif not failed:
         args.eval_names = None if logged is None else names.union(logged)
     elif (wanted or args.plugins.of("callback")) and (args.labels or args.task.rows is not Rows.LABELLED):

@@ -264,6 +264,9 @@ def test_evaluation_plays_episodes_too(options: list[str]) -> None:
     [evaluated] = [line for line in log() if "eval_reward" in line]
     assert 1 < evaluated["eval_turns"] <= 3
     assert evaluated["eval_rewards/counts"] == evaluated["eval_reward"] > 0
+    best = (*options, "--environment=counts", *evaluation, "--overwrite", "--dry-run")
+    for name in ("rewards/counts", "turns"):
+        command(*best, f"--set=training.metric_for_best_model={name}")
 
 
 def test_a_call_in_the_tools_format_of_the_run_is_answered_in_it(options: list[str], ending_model_dir: Path) -> None:

@@ -13,8 +13,29 @@ from tests import forks
 
 PLUGINS = """
 import torch
+from swiftplug.builtin.engines.transformers import TransformersEngine
 from swiftplug.builtin.tasks.online import GRPO
-from swiftplug.plugin import ORM, Unscored, register_orm, register_task
+from swiftplug.plugin import ORM, Answered, Unscored, register_engine, register_orm, register_task
+
+class Fails(TransformersEngine):
+    def draw(self, prompts, sampling):
+        yield Answered("of nobody", [])
+        for place, answered in enumerate(super().draw(prompts, sampling)):
+            yield answered if place else self.spoil(answered)
+
+    def close(self):
+        super().close()
+        print("closed the engine")
+
+@register_engine("falls_silent")
+class FallsSilent(Fails):
+    def spoil(self, answered):
+        return answered._replace(completions=answered.completions[1:], failure="the server is away")
+
+@register_engine("miscounts")
+class Miscounts(Fails):
+    def spoil(self, answered):
+        return answered._replace(completions=answered.completions[1:])
 
 @register_task("reads_all")
 class ReadsAll(GRPO):
@@ -38,6 +59,13 @@ class Silent(Vowels):
     def score(self, text):
         self.calls += 1
         return Unscored("the server is away") if self.calls * self.share % 1 < self.share else super().score(text)
+
+@register_orm("knows_some")
+class KnowsSome(Vowels):
+    def __call__(self, infer_requests, ground_truths, **kwargs):
+        rewards = super().__call__(infer_requests, ground_truths)
+        known = [request.columns.get("known", True) for request in infer_requests]
+        return [reward if it else None for reward, it in zip(rewards, known, strict=True)]
 
 @register_orm("breaks")
 class Breaks(Vowels):
@@ -187,4 +215,40 @@ def test_a_run_that_drew_is_evaluated_as_in_training_and_by_other_tasks(
     for name in ("reward", "length", "pass@1", "pass@4"):
         assert figures[name] == logged[f"eval_{name}"]
     done = forks.run(*command[:2], f"--output-dir={tmp_path / 'sft'}", "--task=sft", "--metric=acc", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_prompt_at_which_the_engine_fails_is_left_out(
+    tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
+) -> None:
+    options = ["--orm=vowels", "--engine=falls_silent", f"--eval-dataset={chat_file}#3"]
+    done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, *options, "--set=training.max_steps=1")
+    assert done.returncode == 0, done.stderr
+    assert "1 prompt without candidates (the server is away)" in done.stdout
+    assert len(lines(tmp_path / "run/candidates.jsonl")) == 8
+    assert done.stdout.count("closed the engine") == 1
+    done = forks.run("evaluate", str(tmp_path / "run"), f"--output-dir={tmp_path / 'own'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("closed the engine") == 1
+
+
+def test_an_engine_that_leaves_out_a_candidate_is_named(
+    tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
+) -> None:
+    done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, "--orm=vowels", "--engine=miscounts")
+    assert done.returncode == 2
+    assert "returned 3 candidates for" in done.stderr and "; expected 4" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_evaluation_in_which_nothing_is_judged_has_no_best_model(
+    tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "2 + 2?", "known": False}]
+    (tmp_path / "unknown.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    sets = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 2}
+    sets |= {"load_best_model_at_end": "true", "metric_for_best_model": "pass@1", "save_strategy": "steps"}
+    options = ["--orm=knows_some", f"--eval-dataset={tmp_path / 'unknown.jsonl'}"]
+    options += [f"--set=training.{name}={value}" for name, value in sets.items()]
+    done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, *options)
     assert done.returncode == 0, done.stderr

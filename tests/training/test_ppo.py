@@ -225,6 +225,13 @@ def test_a_resume_amid_a_drawing_needs_what_was_drawn(run: Any, tmp_path: Path) 
         run(sets=SETS, resume=True, **online())
 
 
+def test_a_step_whose_answers_are_all_cut_off_trains_nothing(run: Any, tmp_path: Path) -> None:
+    done = run(sets=[*SETS, "task.mask_cut_off=true", "task.beta=0"], **online(max_new_tokens=2))
+    drawn = [json.loads(line) for line in (tmp_path / "run" / "candidates.jsonl").read_text().splitlines()]
+    assert {line["finish_reason"] for line in drawn} == {"length"}
+    assert done.metrics["train_loss"] == done.metrics["grad_norm"] == 0
+
+
 def test_a_model_whose_head_runs_within_it_alone_is_refused(run: Any) -> None:
     with pytest.raises(UserError, match="needs a value head beside the output head, but that of LlamaForCausalLM"):
         run(sets=[*SETS, "training.ddp_find_unused_parameters=true"], **online())

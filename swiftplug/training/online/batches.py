@@ -122,8 +122,9 @@ class DrawnBatches:
         estimated = dict(self.task.estimate(drawn))
         advantages = estimated["advantages"].reshape(len(candidates), -1)
         for each, own, trained in zip(candidates, advantages, trains, strict=True):
-            mean = (own[trained] if len(own) > 1 else own).mean().item()
-            each.advantage = None if math.isnan(mean) else mean
+            own = own[trained] if len(own) > 1 else own
+            mean = own.sum().item() / max(len(own), 1)  # that of a candidate whose tokens do not train is 0
+            each.advantage = None if each.reward is None or math.isnan(mean) else mean
         return {name: value.nan_to_num() for name, value in estimated.items()}  # what is left out may fill up a step
 
     def save(self, checkpoint: Path, step: int) -> None:

@@ -16,6 +16,7 @@ from swiftplug.data.read.conversation import RowError
 from swiftplug.errors import ContractError, UserError
 from swiftplug.formatting import format_count
 from swiftplug.plugin import Chat, Completion, Environment, InferRequest, Message, Prompt, Unscored
+from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.registry.returns import check_messages, check_reward
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.errors import naming_plugins
@@ -67,6 +68,11 @@ class Episode:
         return f"candidate {self.index} of {self.row.origin}"
 
 
+def gives_reward(environment: LoadedPlugin) -> bool:
+    """Whether an environment gives rewards at all."""
+    return environment.bound.func.reward is not Environment.reward
+
+
 class Environments:
     """The environment plugin of a run, of which each candidate gets an instance.
 
@@ -92,11 +98,6 @@ class Environments:
         probe = Row("", ":0", [_QUESTION, _ANSWER])
         self._tool_role = "tool" if self._writes_tools(probe) else "user"
         self._reply_ids(probe, [{"role": self._tool_role, "content": "Reply"}])
-
-    @property
-    def gives_reward(self) -> bool:
-        """Whether the environment gives rewards at all."""
-        return self.plugin.bound.func.reward is not Environment.reward
 
     def begin(self, groups: Sequence[Row], count: int) -> list[list[Episode]]:
         """Begin the episodes of so many candidates of each row; those of a row begin alike."""

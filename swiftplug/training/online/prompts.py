@@ -24,7 +24,7 @@ from swiftplug.sampling.intake import answer_writer, count_messages, count_unren
 from swiftplug.sampling.judging import check_judges, tried_positions
 from swiftplug.sampling.rows import Row, read_rows
 from swiftplug.sampling.scoring import Scorer, check_parameters, check_references, resolve_scorers
-from swiftplug.training.online.episodes import Environments
+from swiftplug.training.online.episodes import Environments, gives_reward
 from swiftplug.training.online.steps import rewards_steps
 
 
@@ -45,7 +45,7 @@ def check_settings(args: Arguments) -> None:
         )
     environment = Environments(args, args.load_chat()) if args.plugins.of("environment") else None
     scorers = resolve_scorers(config, args.plugins)
-    if not scorers and not (environment and environment.gives_reward):
+    if not scorers and not (environment and gives_reward(environment.plugin)):
         found = f", which {environment.plugin.found} does not give" if environment else ""
         raise UserError(f"task {task} needs a reward{found}: name one with --orm")
     if environment and any(scorer.name == environment.name for scorer in scorers):

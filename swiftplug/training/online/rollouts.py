@@ -28,13 +28,14 @@ from swiftplug.plugin import Answered, Engine, OnlineTask, Prompt, Sampling
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.errors import naming_plugins
+from swiftplug.sampling.loop import failure_of
 from swiftplug.sampling.rows import Row, is_cut_off
 from swiftplug.sampling.scoring import Scorer, resolve_scorers
 from swiftplug.sampling.selection import reduced
 from swiftplug.sampling.statistics import pass_at
 from swiftplug.training.loss import Means
 from swiftplug.training.online.batches import Batch, DrawnBatches
-from swiftplug.training.online.episodes import Environments, Episode
+from swiftplug.training.online.episodes import Environments, Episode, gives_reward
 from swiftplug.training.online.record import CandidateRecord, DrawnCandidate, Lost, drawn_candidates
 from swiftplug.training.online.steps import rewards_steps, token_rewards
 from swiftplug.training.online.values import without_value_head
@@ -43,13 +44,19 @@ from swiftplug.training.task_loss import TaskLossComputer
 _REPLACED = "another prompt was drawn in place of this one, or this one in vain: all its rewards are equal"
 
 
-def evaluated_names(scorers: Sequence[Scorer], candidates: int) -> frozenset[str]:
-    """What an evaluation gives, by so many candidates to each prompt."""
-    judged = any(scorer.bound.right_from is not None for scorer in scorers)
-    passes = [f"pass@{k}" for k in (1, candidates)] if judged else []
-    return frozenset(
-        ["reward", *(f"rewards/{each.name}" for each in scorers), "length", "cut_off", "missing_rewards", *passes]
-    )
+def reward_names(args: Arguments) -> list[str]:
+    """What rewards are called: the scorers, and the environment if it gives one."""
+    scorers = [scorer.name for scorer in resolve_scorers(args.config, args.plugins)]
+    return [*scorers, *(args.config.environment.name for it in args.plugins.of("environment") if gives_reward(it))]
+
+
+def evaluated_names(args: Arguments) -> frozenset[str]:
+    """What an evaluation gives."""
+    rewards = [f"rewards/{name}" for name in reward_names(args)]
+    turns = ["turns"] if args.plugins.of("environment") else []
+    judged = any(scorer.bound.right_from is not None for scorer in resolve_scorers(args.config, args.plugins))
+    passes = [f"pass@{k}" for k in (1, args.config.num_return_sequences)] if judged else []
+    return frozenset(["reward", *rewards, "length", *turns, "cut_off", "missing_rewards", *passes])
 
 
 class Rollouts:
@@ -79,6 +86,8 @@ class Rollouts:
         self.prompts, self.eval_prompts = prompts, eval_prompts
         self.engine: Engine = args.plugins.one("engine").bound
         self.scorers: list[Scorer] = resolve_scorers(self.config, args.plugins)
+        self.judges = {it.name: it.bound.right_from for it in self.scorers if it.bound.right_from is not None}
+        self.reward_names = reward_names(args)
         self.sampling = Sampling(**{name: getattr(self.config, name) for name in Sampling._fields})
         self.chat = args.load_chat(model)
         self.environments = Environments(args, self.chat, model) if args.plugins.of("environment") else None
@@ -90,12 +99,6 @@ class Rollouts:
         self._lost_here = Lost()  # since, in this process
         with without_value_head(model):
             self.engine.follow(args, model)
-
-    @property
-    def reward_names(self) -> list[str]:
-        """What rewards are called: the scorers, and the environment if it gives one."""
-        names = [scorer.name for scorer in self.scorers]
-        return names if not (self.environments and self.environments.gives_reward) else [*names, self.environments.name]
 
     def step(self, slots: Sequence[Batch], step: int, loss: TaskLossComputer) -> list[Batch]:
         """The batches of an optimizer step.
@@ -120,11 +123,6 @@ class Rollouts:
                 self.drawn.make(groups, len(slots), step, loss)
             self.logged = self._figures([*groups, *replaced])
             self.record.add([*groups, *replaced], step + 1)
-        if (drawn := len(self.drawn.batches)) != len(slots):
-            raise UserError(
-                f"training.gradient_accumulation_steps: step {step + 1} goes on with what was drawn for {drawn} "
-                f"micro-batches, found {len(slots)}"
-            )
         return self.drawn.batches
 
     def _draw(self, drawing: int, rows: Sequence[int]) -> tuple[list[Row], list[Row]]:
@@ -212,15 +210,20 @@ class Rollouts:
         self.environments.end(episodes)
 
     def _answers(self, asked: Mapping[str, tuple[Prompt, Row]], sampling: Sampling) -> Iterator[Answered]:
-        """What the engine draws for prompts, which are given by their ids, each with its row.
+        """What the engine draws for prompts, which are given by their ids, each with its row; all candidates or none.
 
         Raises:
-            UserError: It leaves one out, or gives no tokens.
+            UserError: It leaves a prompt or a candidate out, or gives no tokens.
         """
         plugin, waiting = self.args.plugins.one("engine"), dict(asked)
         with naming_plugins([plugin]), without_value_head(self.model):
             for answered in self.engine.draw([prompt for prompt, _ in asked.values()], sampling):
-                del waiting[answered.id]
+                if answered.id not in waiting:
+                    continue
+                _, row = waiting.pop(answered.id)
+                if failure := failure_of(answered, row, sampling.num_return_sequences, plugin):
+                    yield Answered(answered.id, failure=failure)
+                    continue
                 if not all(completion.ids for completion in answered.completions):
                     raise UserError(f"{plugin.found} returned a candidate without its tokens, expected `ids`")
                 yield answered
@@ -282,18 +285,15 @@ class Rollouts:
         means = Means()
         for name, values in self._figures(groups).items():
             means.add(name, values.sum().item(), values.numel())
-        for counts in filter(None, map(self._count_right, groups)):
-            for k in {1, self.sampling.num_return_sequences}:
-                means.add(f"pass@{k}", pass_at(min(k, counts[0]), *counts), 1)
+        for k in dict.fromkeys([1, self.sampling.num_return_sequences]) if self.judges else ():
+            shares = [pass_at(min(k, count), count, right) for count, right in map(self._count_right, groups) if count]
+            means.add(f"pass@{k}", sum(shares), len(shares))
         return {f"{prefix}_{name}": mean for name, mean in means.gather().items() if name != "teaching_groups"}
 
-    def _count_right(self, group: Row) -> tuple[int, int] | None:
-        """How many of a group's candidates were judged, and of them are right; None if nothing judges."""
-        judges = {it.name: it.bound.right_from for it in self.scorers if it.bound.right_from is not None}
-        judged = [each for each in group.candidates if judges and judges.keys() <= each.scores.keys()]
-        if not judged:
-            return None
-        return len(judged), sum(all(each.scores[name] >= least for name, least in judges.items()) for each in judged)
+    def _count_right(self, group: Row) -> tuple[int, int]:
+        """How many of a group's candidates were judged, and how many of these are right."""
+        judged = [each.scores for each in group.candidates if self.judges.keys() <= each.scores.keys()]
+        return len(judged), sum(all(it[name] >= least for name, least in self.judges.items()) for it in judged)
 
     def report_lost(self, step: int) -> None:
         """Print what was lost since the last time, if anything was; all processes take part."""

@@ -206,9 +206,8 @@ class RunReport(TrainerCallback):
 
 def _steps(rollouts: Rollouts) -> list[dict[str, Any]]:
     """The steps of a run that draws, with their candidates."""
-    judges = {it.name: it.bound.right_from for it in rollouts.scorers if it.bound.right_from is not None}
-    how = rollouts.config.prm_reduce
-    return shown_steps(rollouts.record.path, rollouts.record.steps, judges, lambda reward: reduced(reward, how))
+    how, record = rollouts.config.prm_reduce, rollouts.record
+    return shown_steps(record.path, record.steps, rollouts.judges, lambda reward: reduced(reward, how))
 
 
 def charts_of(history: History) -> list[dict[str, Any]]:
