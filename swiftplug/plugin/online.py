@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+from swiftplug.errors import ContractError, nearest
 from swiftplug.plugin.task import Batch, Rows, Task, TaskLoss, TaskModel, TokenLogps
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class PolicyTask(OnlineTask):
     """Base class of clipped policy gradients whose advantages come from groups: set `estimator`, and what differs.
 
     Attributes:
-        estimator: Makes advantages of the rewards.
+        estimator: Makes advantages of the rewards; of no use to a task with an `estimate` of its own.
         ratio: What the ratio of the new and the old probabilities is taken of: each `token`; the geometric mean over
             the `sequence` (GSPO, arXiv 2507.18071); or the whole `answer`, the product over its tokens.
         clip: Whether the objective is `clipped` (PPO, arXiv 1707.06347), or its `weights` are, behind which each token
@@ -160,7 +161,7 @@ class PolicyTask(OnlineTask):
         ...     estimator = AboveMedian()
     """
 
-    estimator: Estimator
+    estimator: Estimator = Estimator()
     ratio: Literal["token", "sequence", "answer"] = "token"
     clip: Literal["clipped", "weights"] = "clipped"
     epsilon: float = 0.2
@@ -192,7 +193,21 @@ class PolicyTask(OnlineTask):
         return self.estimator.min_group
 
     def check_run(self, args: Any) -> None:
-        """Take the longest answer from the run."""
+        """Take the longest answer from the run.
+
+        Raises:
+            ContractError: The estimator or another attribute is none of those that there are.
+        """
+        own, expected = self.estimator, "expected an instance of a subclass of Estimator"
+        if type(self).estimate is PolicyTask.estimate:
+            if not isinstance(own, Estimator):
+                raise ContractError(f"has {own!r:.60} as its estimator, {expected}")
+            if type(own).__call__ is Estimator.__call__:
+                raise ContractError(f"has no estimator that defines __call__(rewards, drawn), {expected}")
+        for name in ("ratio", "clip", "mean", "kl"):
+            found, known = getattr(self, name), get_args(PolicyTask.__annotations__[name])
+            if found not in known:
+                raise ContractError(f"has {found!r} as its {name}{nearest(str(found), known)}")
         self._max_new_tokens = args.max_new_tokens
 
     def estimate(self, drawn: Drawn) -> "Mapping[str, torch.Tensor]":
@@ -201,7 +216,13 @@ class PolicyTask(OnlineTask):
         if self.needs_logps:
             assert drawn.logps is not None and drawn.reference_logps is not None
             rewards = rewards - self.beta * (drawn.logps - drawn.reference_logps).sum(dim=1).reshape(rewards.shape)
-        return {"advantages": self.estimator(rewards, drawn).reshape(-1)}
+        advantages: Any = self.estimator(rewards, drawn)
+        if getattr(advantages, "shape", None) != rewards.shape:
+            found = f"a tensor of shape {tuple(advantages.shape)}" if hasattr(advantages, "shape") else repr(advantages)
+            raise ContractError(
+                f"got {found:.60} from its estimator, expected a tensor of shape {tuple(rewards.shape)}"
+            )
+        return {"advantages": advantages.reshape(-1)}
 
     def log_names(self) -> Iterable[str]:
         """The entropy of what tokens are drawn from, the share of clipped ones, and the divergence if it is weighed.

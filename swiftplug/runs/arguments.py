@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiftplug.config.resume import CONFIG
 from swiftplug.config.schema import ModelOptions, RunConfig
-from swiftplug.errors import UserError
+from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin import Labels
 from swiftplug.plugin.arguments import RunArguments
 from swiftplug.plugin.registry import PluginChoice
@@ -84,7 +84,10 @@ class Arguments(RunArguments):
         """Let each plugin that has a `check_run(args)` refuse a run that it cannot act in."""
         for plugin in self.plugins.all():
             if check := getattr(plugin.bound, "check_run", None):
-                check(self)
+                try:
+                    check(self)
+                except ContractError as error:
+                    raise UserError(f"{plugin.found} {error}") from None
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         if self.tokenizer is None:
@@ -188,6 +191,19 @@ class Arguments(RunArguments):
         marker = Marker.read(name) if name is not None and is_adapter_run(name) else None
         chosen = {"name": tuner.found.qualified_name, "options": json.loads(json.dumps(tuner.options, default=str))}
         return name if marker is not None and (marker.tuner, marker.head) == (chosen, self.head) else None
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model reads, as far as that is known before it is loaded."""
+        from swiftplug.runs.model import load_config
+
+        name = self._checkpoint
+        if self.config.model is None or (name is not None and is_adapter_run(name)):
+            return self.base_of(name or self._adapter).context
+        config = (
+            load_config(name, self.config.model_options) if name is not None else getattr(self._built, "config", None)
+        )
+        return getattr(config and config.get_text_config(), "max_position_embeddings", None)
 
     @property
     def base(self) -> "Arguments":

@@ -77,11 +77,13 @@ def _put_off_torch() -> None:
 
 
 def with_padding_token(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """Let a tokenizer without a padding token pad with its end token."""
+    """Let a tokenizer without a padding token pad with its end token, and none warn of long texts."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(f"model: the tokenizer of {name!r} has neither a padding token nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
+    # Long rows are cut, left out or drawn from by rules of our own, which say so; Transformers need not warn of them.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
 

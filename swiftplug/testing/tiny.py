@@ -18,6 +18,7 @@ from swiftplug.data.prepare import PreparedData
 from swiftplug.data.read.conversation import RawRow, RowOrigin
 from swiftplug.plugin import IGNORED_LABEL, Drawn, LossScale
 from swiftplug.plugin.registry import LoadedPlugin, Registry
+from swiftplug.plugin.registry.returns import check_estimate
 from swiftplug.plugin.task import TASK_KINDS, Rows, Task
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
@@ -142,7 +143,12 @@ class TinyRun:
         zeros, behind = torch.zeros(trains.shape), -2.0 * trains
         rewards = torch.tensor([[1.0, 0.5], [0.25, 0.75], [-1.0, 2.0]])
         drawn = Drawn(rewards, trains, zeros, behind, behind, zeros, lambda tensor: tensor)
-        return {**batch, "reference_logps": behind, "values": zeros, **self.args.task.estimate(drawn)}
+        return {
+            **batch,
+            "reference_logps": behind,
+            "values": zeros,
+            **check_estimate(self.args.task.estimate(drawn), trains),
+        }
 
     def trainer(self, callbacks: Sequence[Any] = (), checkpoint: Path | None = None) -> PlugTrainer:
         """A trainer with a new model, or with that of a checkpoint."""

@@ -10,7 +10,7 @@ import torch
 
 from swiftplug.cli.main import app
 from swiftplug.errors import ContractError, UserError
-from swiftplug.plugin import ORM, PRM, LossScale, PreferenceTask, Rows, Task, TaskLoss, Unscored
+from swiftplug.plugin import ORM, PRM, Estimator, LossScale, PolicyTask, PreferenceTask, Rows, Task, TaskLoss, Unscored
 from swiftplug.plugin.registry.trials import try_out
 
 
@@ -149,9 +149,32 @@ def test_what_cannot_be_called_without_more_is_not_tried(plugin: Any, cause: str
         try_out("orm", "mine", plugin)
 
 
+def online(estimate: Any) -> type[PolicyTask]:
+    """A task that draws, of whose `estimate` something is wrong."""
+    return type("Online", (PolicyTask,), {"estimate": estimate})
+
+
+def estimating(advantages: Any) -> type[PolicyTask]:
+    """A task whose estimator has something wrong."""
+    estimator = type("Own", (Estimator,), {"__call__": advantages})()
+    return type("Estimating", (PolicyTask,), {"estimator": estimator})
+
+
 @pytest.mark.parametrize(
     ("kind", "plugin", "cause"),
     [
+        ("task", online(lambda self, drawn: None), "returned None from estimate, expected a dict with 'advantages'"),
+        ("task", online(lambda self, drawn: {"advantage": drawn.rewards}), "returned 'advantage' from estimate, exp"),
+        ("task", online(lambda self, drawn: {"advantages": [1.0, 0.0]}), r"returned 'advantages' : \[1.0, 0.0\] from"),
+        ("task", online(lambda self, drawn: {"advantages": drawn.rewards}), r"'advantages' of shape \(1, 2\) from est"),
+        (
+            "task",
+            online(lambda self, drawn: {"advantages": drawn.rewards[0], "other": drawn.rewards}),
+            r"returned 'other' of shape \(1, 2\) from estimate, expected .* first dimension is of the 2 candidates",
+        ),
+        ("task", online(lambda self, drawn: {"advantages": drawn.rewards[0].long()}), r"shape \(2,\) and torch.int64"),
+        ("task", estimating(lambda self, rewards, drawn: rewards.T), r"got a tensor of shape \(2, 1\) from its est"),
+        ("task", estimating(lambda self, rewards, drawn: rewards.tolist()), r"got \[\[1.0, 0.0\]\] from its estimator"),
         ("task", Summed, r"returned a tensor of shape \(\) from pair_loss, expected one loss per pair"),
         ("task", NotANumber, "returned nan as the part 'pairs' of a loss, expected a finite number"),
         ("task", WithoutGradient, "returned a loss without a gradient"),

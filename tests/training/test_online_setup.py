@@ -1,12 +1,15 @@
 """What comes before the model of a run that draws: its prompts, as `sample` reads them, and what is refused."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from swiftplug.config.load import load_sample_config, load_train_config
 from swiftplug.data.prepare import PreparedData
@@ -52,7 +55,16 @@ def read(options: dict[str, Any], *sets: str) -> PreparedData:
         return read_data(args, progress)
 
 
+def reading(tokens: int, model: Path, tmp_path: Path) -> Path:
+    """A copy of a model, said to read so many tokens."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), key: tokens}))
+    return folder
+
+
 def test_prompts_are_those_that_sample_reads(options: dict[str, Any], tmp_path: Path) -> None:
+    options["model"] = str(reading(2000, options["model"], tmp_path))
     given = {name: options[name] for name in ("model", "dataset", "orm", "output_dir")} | {"tools": "hermes"}
     config = load_sample_config(None, given, []).config
     plugins = resolve_plugins(config)
@@ -89,6 +101,20 @@ def test_prompts_have_the_length_of_the_template_and_long_ones_are_left_out(
     # What resuming compares is what other tasks record of the same rows.
     answers = read({**options, "task": "sft", "orm": []})
     assert data.report.fingerprints() == answers.report.fingerprints()
+
+
+def test_prompts_that_the_model_cannot_read_are_left_out(
+    options: dict[str, Any], tiny_model_dir: Path, write_jsonl: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = reading(100, tiny_model_dir, tmp_path)
+    logging.enable_propagation()
+    report = read({**options, "model": str(folder)}).report.train
+    [example] = report.dropped["longer than the model reads"].examples
+    assert re.fullmatch(rf"{options['dataset'][0]}:8 \(\d+ tokens, it reads at most 100\)", example)
+    assert report.longest < 100
+    assert not caplog.records
+    with pytest.raises(UserError, match=r"none usable: longer than the model reads .*it reads at most 100"):
+        read({**options, "model": str(folder), "dataset": [str(write_jsonl(ROWS[7:], "long.jsonl"))]})
 
 
 def test_rows_to_evaluate_on_are_held_out(options: dict[str, Any]) -> None:
@@ -165,6 +191,26 @@ def test_what_has_no_effect_is_said(options: dict[str, Any]) -> None:
         each.partition("=")[0] for each in sets
     )
     assert len(read(options, "training.dataloader_drop_last=true").prompts) == 5  # fewer than a micro-batch
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("pass", r"has no estimator that defines __call__\(rewards, drawn\), expected an instance of a subclass"),
+        ("estimator = Half", "has <class '.*Half'> as its estimator, expected an instance"),
+        ("estimator = Half(); mean = 'token'", r"has 'token' as its mean; did you mean 'tokens'\?"),
+    ],
+)
+def test_a_policy_that_lacks_something_is_refused_before_the_data_is_read(
+    options: dict[str, Any], body: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "policies.py"
+    half = "class Half(Estimator):\n    def __call__(self, rewards, drawn): return rewards - 0.5\n"
+    own = f'@register_task("own")\nclass Own(PolicyTask):\n    """One of a file."""\n    {body}\n'
+    file.write_text(f"from swiftplug.plugin import Estimator, PolicyTask, register_task\n{half}{own}")
+    given = {**options, "task": "own", "dataset": ["nothing.jsonl"], "plugins.files": [str(file)]}
+    with pytest.raises(UserError, match=f"^task 'own' of .*policies.py {message}"):
+        set_up(load_train_config(None, given, []).config)
 
 
 def test_a_preview_shows_prompts_as_the_engine_gets_them(options: dict[str, Any], tiny_model_dir: Path) -> None:

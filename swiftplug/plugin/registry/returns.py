@@ -54,6 +54,31 @@ def check_task_loss(computed: Any, counts: Mapping[str, Any]) -> TaskLoss:
     return computed
 
 
+def check_estimate(returned: Any, trains: Any) -> dict[str, Any]:
+    """What an online task returns from `estimate`: tensors of the candidates; `trains` says which tokens train."""
+    import torch
+
+    if not isinstance(returned, Mapping) or "advantages" not in returned:
+        found = (
+            f"{returned!r:.60}" if not isinstance(returned, Mapping) else ", ".join(map(repr, returned)) or "nothing"
+        )
+        raise ContractError(f"returned {found} from estimate, expected a dict with 'advantages'")
+    for name, value in returned.items():
+        if not isinstance(value, torch.Tensor) or value.shape[:1] != trains.shape[:1]:
+            found = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f": {value!r:.60}"
+            raise ContractError(
+                f"returned {name!r} {found} from estimate, expected a tensor whose first dimension is of the "
+                f"{format_count(len(trains), 'candidate')}"
+            )
+    advantages = returned["advantages"]
+    if advantages.shape not in (trains.shape[:1], trains.shape) or not advantages.is_floating_point():
+        raise ContractError(
+            f"returned advantages of shape {tuple(advantages.shape)} and {advantages.dtype} from estimate, expected "
+            f"{tuple(trains.shape[:1])} or {tuple(trains.shape)}, of a floating point type"
+        )
+    return dict(returned)
+
+
 def check_weights(returned: Any, context: str, context_type: ContextType) -> tuple[list[str], list[float]]:
     """What a loss scale returns for a context: parts that join to it, and a weight for each."""
     try:

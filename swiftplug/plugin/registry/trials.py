@@ -20,6 +20,7 @@ from swiftplug.plugin.online import Drawn, OnlineTask
 from swiftplug.plugin.registry.declared import declared_options
 from swiftplug.plugin.registry.options import BoundMetric, bind, check_options
 from swiftplug.plugin.registry.returns import (
+    check_estimate,
     check_loss,
     check_metrics,
     check_optimizer,
@@ -121,7 +122,7 @@ def _try_task(task: Task) -> None:
         trains, zeros = labels != IGNORED_LABEL, torch.zeros(labels.shape)
         facts |= {"reference_logps": zeros - 2, "values": zeros}
         drawn = Drawn(torch.tensor([[1.0, 0.0]]), trains, zeros, zeros - 2, zeros - 2, zeros, lambda tensor: tensor)
-        facts |= task.estimate(drawn)
+        facts |= check_estimate(task.estimate(drawn), trains)
     loss = check_task_loss(task.loss(_TinyModel(task), {**batch, **facts}), task.counts({**batch, **facts}))
     for name, part in loss.sums.items():
         if not torch.isfinite(part):

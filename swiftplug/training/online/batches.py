@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from swiftplug.errors import UserError
 from swiftplug.plugin import IGNORED_LABEL, Drawn, OnlineTask
+from swiftplug.plugin.registry.returns import check_estimate
 from swiftplug.runs.console import RunProgress
 from swiftplug.sampling.rows import Row, is_cut_off
 from swiftplug.training.online.record import DrawnCandidate, drawn_candidates
@@ -48,6 +49,7 @@ class DrawnBatches:
 
         Raises:
             UserError: No candidate of any process can train.
+            ContractError: The task returns something else than it should.
         """
         candidates = list(drawn_candidates(groups))
         if not candidates:  # all processes compute together
@@ -119,7 +121,7 @@ class DrawnBatches:
             whole.get("values"),
             lambda tensor: self.accelerator.reduce(tensor),
         )
-        estimated = dict(self.task.estimate(drawn))
+        estimated = check_estimate(self.task.estimate(drawn), trains)
         advantages = estimated["advantages"].reshape(len(candidates), -1)
         for each, own, trained in zip(candidates, advantages, trains, strict=True):
             own = own[trained] if len(own) > 1 else own

@@ -165,6 +165,7 @@ def read_prompts(args: Arguments, progress: RunProgress) -> PreparedData:
 def _read(source: Source, args: Arguments, scorers: Sequence[Scorer], progress: RunProgress) -> Prompts:
     options, tools_format, tokenizer = args.config.data, args.plugins.one("tools").bound, args.load_tokenizer()
     chat, renderer, write_answer = args.load_chat(), ChatRenderer(tokenizer, tools_format), answer_writer(args)
+    context = args.context
     report, digest = SplitReport(), hashlib.sha256()
     rows: list[Row] = []
     lengths: list[int] = []
@@ -181,6 +182,8 @@ def _read(source: Source, args: Arguments, scorers: Sequence[Scorer], progress: 
                 if length > options.max_length:
                     report.shortest_too_long = min(length, report.shortest_too_long or length)
                     raise RowError(TOO_LONG, f"{length} tokens, max_length is {options.max_length}")
+                if context is not None and length > context:
+                    raise RowError("longer than the model reads", f"{length} tokens, it reads at most {context}")
             except (RowError, UserError) as error:
                 reason, _, detail = str(error).partition(": ")
                 report.drop(reason, f"{row.origin} ({detail})" if detail else row.origin)

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import set_seed
 
-from swiftplug.errors import UserError
+from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin import Answered, Engine, OnlineTask, Prompt, Sampling
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
@@ -120,7 +120,10 @@ class Rollouts:
             rows = torch.cat([each["row"] for each in slots])[:: self.sampling.num_return_sequences].tolist()
             with _random_numbers_of(self.sampling.seed_of(f"drawing {drawing}", self.accelerator.process_index)):
                 groups, replaced = self._draw(drawing, rows)
-                self.drawn.make(groups, len(slots), step, loss)
+                try:
+                    self.drawn.make(groups, len(slots), step, loss)
+                except ContractError as error:
+                    raise UserError(f"{self.args.plugins.one('task').found} {error}") from None
             self.logged = self._figures([*groups, *replaced])
             self.record.add([*groups, *replaced], step + 1)
         return self.drawn.batches
