@@ -13,13 +13,16 @@ checked right after step 4. Nothing in the folder changes before; then `--overwr
 
 import os
 import shutil
+import socket
 import time
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import broadcast_object_list, gather_object, wait_for_everyone
 from rich.console import Console
 from transformers import PrinterCallback
 
@@ -67,6 +70,8 @@ from swiftplug.training.trackers import Trackers
 from swiftplug.training.trainer import PlugTrainer
 
 RUN = "train"
+
+_SECONDS_TO_APPEAR = 10  # of a file on another machine, at most
 
 
 class TrainResult(NamedTuple):
@@ -123,6 +128,8 @@ def train(
             args = set_up(config, kept if resume and kept.is_dir() and checkpoints(run_dir) else None)
         if not dry_run:
             _check_folder(run_dir, config, resume=resume, overwrite=overwrite)
+            if args.world_size > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+                _check_shared(run_dir, is_first=is_first)
         if resume:
             check_same_run(run_dir, args, allow_changed_plugins)
             if (run_dir / MARKER).is_file() and not checkpoints(run_dir):  # to begin anew would remove its model
@@ -237,6 +244,32 @@ def _check_folder(run_dir: Path, config: TrainConfig, *, resume: bool, overwrite
         datasets = [choice.name for choice in (*config.dataset, *config.eval_dataset)]
         inputs = [model, *base_models(model), *datasets, *config.plugins.files, *filter(None, [config.data.template])]
         check_inputs_are_kept(run_dir, saved_files(run_dir), inputs)
+
+
+def _check_shared(run_dir: Path, *, is_first: bool) -> None:
+    """Check that the processes on all machines see one folder: each writes its part of a checkpoint there.
+
+    Raises:
+        UserError: There is one that does not see what the first process writes.
+    """
+    told = [f".{uuid.uuid4().hex}.partial", socket.gethostname()]
+    broadcast_object_list(told)
+    probe, first_host = run_dir / told[0], told[1]
+    with run_folder(run_dir) if is_first else nullcontext():
+        if is_first:
+            probe.touch()
+        wait_for_everyone()
+        end = time.monotonic() + _SECONDS_TO_APPEAR
+        while not probe.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        unseen = [] if probe.exists() else [f"process {os.environ.get('RANK')} on {socket.gethostname()}"]
+        unseen = gather_object(unseen)
+        probe.unlink(missing_ok=True)
+    if unseen:
+        raise UserError(
+            f"output_dir: {run_dir} is not one folder for all machines: {unseen[0]} does not see what process 0 on "
+            f"{first_host} wrote there; name a folder on a disk that they share"
+        )
 
 
 def _stopped_at(run_dir: Path, trainer: PlugTrainer | None, resume: bool) -> str:
