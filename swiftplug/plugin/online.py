@@ -61,7 +61,7 @@ class Estimator:
     """Base class of what makes advantages of the rewards of groups of candidates to one prompt.
 
     Attributes:
-        min_group: The candidates that a group must have with a reward; the others are left out.
+        min_group: The candidates that each prompt needs, so that advantages can be made of their rewards.
 
     Example:
         >>> class AboveMedian(Estimator):

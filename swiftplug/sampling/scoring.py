@@ -62,7 +62,7 @@ class Scorer:
         references = [row.ground_truth for row, _ in pairs]
         late = (
             f"{self.plugin.found} did not score {format_count(len(pairs), 'candidate')} within {timeout:g} s "
-            "(score_timeout); what was sampled is kept: continue with --resume"
+            "(score_timeout); what is saved is kept: continue with --resume"
         )
         with naming_plugins([self.plugin]):  # in the main thread: libraries that use signals need that
             returned = call_within(timeout, partial(self.bound, requests, references), late)

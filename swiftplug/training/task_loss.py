@@ -43,7 +43,7 @@ class TaskLossComputer(LossComputer, TaskModel):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(plugin, model, accelerator)
-        self.temperature = temperature or 1.0  # greedy candidates are scored as the model has them
+        self.temperature = temperature
         self.task: Task = plugin.bound
         self.model = self.unwrapped = model
         self.without_tuner = without_tuner

@@ -105,7 +105,7 @@ class PlugTrainer(Trainer):
             self.args,
             self.reference,
             disabled,
-            getattr(self.run_args.config, "temperature", 1.0),
+            self.run_args.config.temperature,
         )
 
     def _order_callbacks(self) -> None:

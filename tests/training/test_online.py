@@ -201,10 +201,11 @@ def test_groups_that_teach_nothing_are_replaced(
     assert entry["reward"] == pytest.approx(sum(line["reward"] for line in after) / len(after))
 
 
+@pytest.mark.parametrize("task", ["grpo", "ppo"])
 def test_a_run_that_drew_is_evaluated_as_in_training_and_by_other_tasks(
-    tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
+    tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path, task: str
 ) -> None:
-    options = ["--orm=vowels", f"--eval-dataset={chat_file}#3", "--set=training.eval_strategy=epoch"]
+    options = [f"--task={task}", "--orm=vowels", f"--eval-dataset={chat_file}#3", "--set=training.eval_strategy=epoch"]
     done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, *options, "--set=training.max_steps=1")
     assert done.returncode == 0, done.stderr
     logged = next(entry for entry in lines(tmp_path / "run/log.jsonl") if "eval_reward" in entry)

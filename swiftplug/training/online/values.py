@@ -39,7 +39,7 @@ class ValueHead(nn.Module):
 
 
 def add_value_head(args: Arguments, model: nn.Module, checkpoint: Path | None) -> None:
-    """Give a model its value head, a new one or that of a checkpoint.
+    """Give a model its value head: that of a checkpoint, or a new one, also where a finished run is evaluated.
 
     Raises:
         UserError: The states that the model's output head reads cannot be had, or the checkpoint has no value head.
@@ -56,7 +56,7 @@ def add_value_head(args: Arguments, model: nn.Module, checkpoint: Path | None) -
         ids = torch.ones(1, 2, dtype=torch.long, device=next(model.parameters()).device)
         _, states = run_headless(model, head, {"input_ids": ids})
     added = ValueHead(states.shape[-1])
-    if checkpoint is not None:
+    if checkpoint is not None and checkpoint.name.startswith("checkpoint-"):
         if not (checkpoint / _FILE).is_file():
             raise UserError(f"--resume: {checkpoint} has no {_FILE}, which {task} saves in each checkpoint")
         added.load_state_dict(load_file(checkpoint / _FILE))
