@@ -27,7 +27,17 @@ def train(config: Path, *more: object) -> subprocess.CompletedProcess[str]:
 def test_there_is_one_for_each_thing_that_the_readme_names() -> None:
     assert {path.stem for path in CONFIGS} == {
         *RUNS_ANYWHERE,
-        *("sft_lora", "sft_full", "pretrain_packed", "agent_tools", "dpo_lora", "classification", "rm", "prm"),
+        *(
+            "sft_lora",
+            "sft_full",
+            "sft_mixed",
+            "pretrain_packed",
+            "agent_tools",
+            "dpo_lora",
+            "classification",
+            "rm",
+            "prm",
+        ),
         *DRAWING,
     }
 

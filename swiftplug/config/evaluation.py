@@ -210,7 +210,9 @@ def _train_config(
             "dataset": config.eval_dataset,
             "callbacks": [],
             "optimizer": defaults["optimizer"].default,
-            "data": config.data.model_copy(update={"packing": False, "val_size": 0}),
+            "data": config.data.model_copy(
+                update={"packing": False, "val_size": 0, "mix": "shuffle", "mix_temperature": None}
+            ),
             "training": {name: value for name, value in config.training.items() if name in _TRAINING},
         }
     )

@@ -3,6 +3,7 @@
 A key declared here is known to YAML and `--set`; with a panel, it is an option of the command line too.
 """
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -118,12 +119,32 @@ class DataOptions(SampleDataOptions):
     val_size: float | int = key(
         0, "Rows to hold out for evaluation if there is no eval_dataset: a fraction (below 1.0) or a number.", ge=0
     )
+    mix: Literal["shuffle", "order"] | list[float] = key(
+        "shuffle",
+        "How several datasets make an epoch: all their rows shuffled together, one dataset after the other (order), or "
+        "drawn anew in each epoch by a list of weights, one per dataset.",
+    )
+    mix_temperature: float | None = key(
+        None, "Weigh each dataset by the T-th root of its size instead: 1 as they are, more for more even shares.", ge=1
+    )
     group_by_length: bool = key(True, "Batch examples of similar length together, so that less padding is needed.")
     cache_dir: str | None = key(
         None,
         "Folder for encoded datasets, limited to 20 GB (least recently used removed); "
         "null is $SWIFTPLUG_CACHE, else ~/.cache/swiftplug/data.",
     )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether datasets are kept apart, to be drawn from by weight or one after the other."""
+        return self.mix != "shuffle" or self.mix_temperature is not None
+
+    @field_validator("mix")
+    @classmethod
+    def _check_mix(cls, value: str | list[float]) -> str | list[float]:
+        if isinstance(value, list) and not all(0 < weight < math.inf for weight in value):
+            raise ValueError(f"found {value}, expected weights above 0")
+        return value
 
     @field_validator("val_size")
     @classmethod

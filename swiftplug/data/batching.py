@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -15,8 +15,31 @@ from swiftplug.plugin.loss import IGNORED_LABEL
 BATCHES_TO_SORT = 50
 
 
+class Mixture(NamedTuple):
+    """How several datasets, whose examples stand one after the other, make an epoch.
+
+    Attributes:
+        sizes: Number of examples of each dataset.
+        draws: Number of examples to draw of each in an epoch; None takes all, one dataset after the other.
+    """
+
+    sizes: Sequence[int]
+    draws: Sequence[int] | None
+
+    @classmethod
+    def by_weight(cls, sizes: Sequence[int], weights: Sequence[float]) -> Self:
+        """As many draws as there are examples, shared out by weight; what rounding leaves goes to the largest rests."""
+        exact = np.array(weights) / sum(weights) * sum(sizes)
+        draws = np.floor(exact).astype(int)
+        draws[np.argsort(draws - exact, kind="stable")[: sum(sizes) - draws.sum()]] += 1
+        return cls(sizes, draws.tolist())
+
+
 class EpochSampler(Sampler[int]):
     """Every index once per epoch, in an order that depends only on the seed and the epoch.
+
+    Of a mixture, each epoch has a new draw: all examples of a dataset as often as they fit into its share, and for the
+    rest of it some of them at random.
 
     The global random state and earlier draws have no influence, so a resumed run sees the same order as an
     uninterrupted one. A data loader cuts the order into steps of `batch_size` from the front.
@@ -31,15 +54,22 @@ class EpochSampler(Sampler[int]):
         batch_size: Number of examples in a step, over all its micro-batches and processes.
         seed: The run's seed.
         group_by_length: Whether to group examples of similar length into steps.
+        mixture: How several datasets make an epoch; None takes all their examples alike.
     """
 
     def __init__(
-        self, lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int, group_by_length: bool = True
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        batch_size: int,
+        seed: int,
+        group_by_length: bool = True,
+        mixture: Mixture | None = None,
     ) -> None:
         self.lengths = np.asarray(lengths[:])  # reads a column of a dataset at once
         self.batch_size = batch_size
         self.seed = seed
         self.group_by_length = group_by_length
+        self.mixture = mixture or Mixture([len(self.lengths)], None)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -51,10 +81,24 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(len(self.lengths))
-        if self.group_by_length and len(order):
-            order = self._grouped(order, generator)
-        return iter(order.tolist())
+        for order in self._parts(generator):
+            grouped = self._grouped(order, generator) if self.group_by_length and len(order) else order
+            yield from grouped.tolist()
+
+    def _parts(self, generator: np.random.Generator) -> Iterator[np.ndarray]:
+        """What the epoch has one after the other, each part in random order."""
+        sizes, draws = self.mixture
+        starts = np.cumsum([0, *sizes[:-1]])
+        if draws is None:
+            for start, size in zip(starts, sizes, strict=True):
+                yield start + generator.permutation(size)
+            return
+        drawn = [
+            start
+            + np.concatenate([np.tile(np.arange(size), count // size), generator.permutation(size)[: count % size]])
+            for start, size, count in zip(starts, sizes, draws, strict=True)
+        ]
+        yield generator.permutation(np.concatenate(drawn))
 
     def _grouped(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         lengths = self.lengths[order]

@@ -21,6 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from itertools import chain, islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -29,11 +30,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import tokenizers
 import transformers
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerFast
 
 from swiftplug import __version__
 from swiftplug.config.schema import DataOptions
+from swiftplug.data.batching import Mixture
 from swiftplug.data.encode import SPLITTABLE, EncodedRows, RowEncoder
 from swiftplug.data.labels import number_labels
 from swiftplug.data.packing import packed_batches
@@ -43,7 +45,7 @@ from swiftplug.data.read.sources import Source, check_columns, concatenate, hold
 from swiftplug.data.store import EncodedStore, StoredRows
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
-from swiftplug.formatting import format_count
+from swiftplug.formatting import format_count, format_percent
 from swiftplug.plugin import Labels, Rows, Task
 from swiftplug.plugin.registry import LoadedPlugin, PluginChoice, Registry
 from swiftplug.processes import describe_death, end_with_parent
@@ -70,6 +72,7 @@ class PreparedData(NamedTuple):
         prompts: The questions of an online task, as `sample` reads them; its examples are the number of each (`row`)
             and the tokens of its prompt (`length`).
         eval_prompts: Those to evaluate on.
+        mixture: How several datasets make an epoch, if they are not shuffled together.
     """
 
     train: Dataset
@@ -80,6 +83,7 @@ class PreparedData(NamedTuple):
     labels: Labels | None = None
     prompts: Sequence[Any] = ()
     eval_prompts: Sequence[Any] = ()
+    mixture: Mixture | None = None
 
 
 def open_splits(
@@ -88,8 +92,8 @@ def open_splits(
     registry: Registry,
     options: DataOptions,
     seed: int,
-) -> tuple[Source, Source | None]:
-    """The rows to train on, and those to evaluate on; see `prepare_data`.
+) -> tuple[list[Source], Source | None]:
+    """The rows to train on, by dataset if these are mixed, and those to evaluate on; see `prepare_data`.
 
     Raises:
         UserError: A dataset is missing or broken.
@@ -97,10 +101,11 @@ def open_splits(
     train_sources = [open_source(choice, registry, "dataset") for choice in dataset]
     eval_sources = [open_source(choice, registry, "eval_dataset") for choice in eval_dataset]
     check_columns(options.columns, [*train_sources, *eval_sources])
-    train_source, eval_source = concatenate(train_sources), concatenate(eval_sources) if eval_sources else None
-    if eval_source is None and options.val_size:
-        return hold_out(train_source, options.val_size, seed)
-    return train_source, eval_source
+    parts = [concatenate([each]) for each in train_sources] if options.mixes else [concatenate(train_sources)]
+    if eval_sources or not options.val_size:
+        return parts, concatenate(eval_sources) if eval_sources else None
+    rests, held_out = zip(*(hold_out(part, options.val_size, seed) for part in parts), strict=True)
+    return [*rests], concatenate(held_out)
 
 
 def prepare_data(
@@ -121,7 +126,7 @@ def prepare_data(
     """Read, encode and pack the data of a run, or reuse what is stored.
 
     Args:
-        dataset: Datasets to train on; they are concatenated.
+        dataset: Datasets to train on; they are concatenated, each packed by itself if they are mixed.
         eval_dataset: Datasets to evaluate on; without any, `options.val_size` may hold out rows of `dataset`.
         registry: Finds dataset plugins.
         tokenizer: A tokenizer with its chat template set.
@@ -137,7 +142,7 @@ def prepare_data(
     Raises:
         UserError: A dataset is missing, empty or broken, or no row of it can be used.
     """
-    train_source, eval_source = open_splits(dataset, eval_dataset, registry, options, seed)
+    train_sources, eval_source = open_splits(dataset, eval_dataset, registry, options, seed)
     store = EncodedStore(options.cache_dir)
     loss_scale = combine(loss_scales)
 
@@ -146,33 +151,78 @@ def prepare_data(
         return store.get(key, lambda report: _encode(source, encoder, options.num_proc, report, progress))
 
     encoder = RowEncoder(tokenizer, tools.bound, loss_scale, task, options)
-    train = encode(train_source, encoder)
+    stored = [encode(source, encoder) for source in train_sources]
+    report = _joined([each.report for each in stored])
     evaluation = encode(eval_source, replace(encoder, generation=generation)) if eval_source else None
-    weighted = train.report.weighted or (evaluation is not None and evaluation.report.weighted)
+    weighted = report.weighted or (evaluation is not None and evaluation.report.weighted)
     unneeded = [] if weighted else ["loss_scale"]
-    train_rows = train.examples.remove_columns(unneeded)
+    parts = [each.examples.remove_columns(unneeded) for each in stored]
+    if options.packing:
+        suffix = f"packed{'-weighted' if weighted else ''}"
+        parts = [
+            store.get(f"{each.folder.name}-{suffix}", partial(_packed, part.data.table, options.max_length)).examples
+            for each, part in zip(stored, parts, strict=True)
+        ]
+        report.packed_rows = sum(map(len, parts))
+    train_rows = concatenate_datasets(parts) if parts[1:] else parts[0]
     eval_rows = evaluation.examples.remove_columns(unneeded) if evaluation else None
     labelled = number_labels(train_rows, eval_rows, task, labels) if task.rows is Rows.LABELLED else None
     if labelled is not None:
         train_rows, eval_rows = labelled.train, labelled.eval
-    if options.packing:
-        table = train_rows.data.table
-        key = f"{train.folder.name}-packed{'-weighted' if weighted else ''}"
-        train_rows = store.get(key, lambda _: packed_batches(table, options.max_length)).examples
-        train.report.packed_rows = len(train_rows)
+    mixture = None
+    notes = [*(labelled.notes if labelled else []), *store.notes]
+    if options.mixes:
+        mixture = _mixture([each.name for each in train_sources], [*map(len, parts)], options)
+        notes += _describe(mixture, [each.name for each in train_sources])
     return PreparedData(
         train=train_rows.with_format("numpy"),
         eval=eval_rows.with_format("numpy") if eval_rows is not None else None,
         report=DataReport(
-            train.report,
+            report,
             evaluation.report if evaluation else None,
-            train.folder,
-            [*(labelled.notes if labelled else []), *store.notes],
+            stored[0].folder.parent if stored[1:] else stored[0].folder,
+            notes,
         ),
-        source=train_source,
+        source=concatenate(train_sources),
         encoder=encoder,
         labels=labelled.labels if labelled else None,
+        mixture=mixture,
     )
+
+
+def _joined(reports: Sequence[SplitReport]) -> SplitReport:
+    """The counts of several datasets together."""
+    if len(reports) == 1:
+        return reports[0]
+    joined = SplitReport(sha256=hashlib.sha256("".join(each.sha256 for each in reports).encode()).hexdigest())
+    for each in reports:
+        joined.add(each)
+    return joined
+
+
+def _packed(table: pa.Table, max_length: int, _: SplitReport) -> Generator[pa.RecordBatch, None, None]:
+    return packed_batches(table, max_length)
+
+
+def _mixture(names: Sequence[str], sizes: Sequence[int], options: DataOptions) -> Mixture:
+    """How an epoch is made of datasets of these sizes; raises a UserError if one would have no part in it."""
+    if options.mix == "order":
+        return Mixture(sizes, None)
+    root = 1 / (options.mix_temperature or 1)
+    weights = options.mix if isinstance(options.mix, list) else [size**root for size in sizes]
+    mixture = Mixture.by_weight(sizes, weights)
+    for name, weight, draws in zip(names, weights, mixture.draws or (), strict=True):
+        if not draws:
+            share = format_percent(weight / sum(weights))
+            raise UserError(f"data.mix: {name} gets {share} of {format_count(sum(sizes), 'example')}, which is none")
+    return mixture
+
+
+def _describe(mixture: Mixture, names: Sequence[str]) -> Iterator[str]:
+    """What an epoch has of each dataset."""
+    for name, size, draws in zip(names, mixture.sizes, mixture.draws or mixture.sizes, strict=True):
+        share = format_percent(draws / sum(mixture.sizes))
+        yield f"each epoch: {share} from {name}, {draws:,} drawn of {format_count(size, 'example')}"
 
 
 def _key(source: Source, encoder: RowEncoder, plugins: Sequence[LoadedPlugin]) -> str:

@@ -167,6 +167,7 @@ def train(
             progress,
             reference,
             (data.prompts, data.eval_prompts),
+            data.mixture,
             train_dataset=data.train,
             eval_dataset=data.eval,
             data_collator=collate_prompts if data.prompts else Collator(args.load_tokenizer().pad_token_id),

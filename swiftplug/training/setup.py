@@ -52,6 +52,7 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
         args.check_writes()
     if is_online:
         check_settings(args)
+    _check_mix(config, is_online)
     _check_metrics(args)
     with naming_plugins(plugins.all()):
         args.check_plugins()
@@ -68,6 +69,27 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
     if is_online:
         args.notes += not_in_force(args)
     return args
+
+
+def _check_mix(config: TrainConfig, is_online: bool) -> None:
+    """Refuse a mixture that the datasets of the run cannot make."""
+    data, count = config.data, len(config.dataset)
+    if not data.mixes:
+        return
+    where = config.where("data", "mix" if data.mix != "shuffle" else "mix_temperature")
+    if data.mix != "shuffle" and data.mix_temperature is not None:
+        raise UserError(f"{where}: found {data.mix}, and mix_temperature {data.mix_temperature:g}; drop one of them")
+    if count < 2:
+        raise UserError(f"{where}: mixes several datasets, found {count}")
+    if isinstance(data.mix, list) and len(data.mix) != count:
+        raise UserError(f"{where}: found {len(data.mix)} weights, expected {count}, one for each dataset")
+    if is_online:
+        raise UserError(f"{where}: tasks that draw answers take all prompts alike; drop it")
+    if data.val_size and not config.eval_dataset and isinstance(data.val_size, int):
+        raise UserError(
+            f"{config.where('data', 'val_size')}: found {data.val_size}, expected a fraction, as each of the datasets "
+            "that data.mix keeps apart gives its share; or name an eval_dataset"
+        )
 
 
 def _not_in_force(config: TrainConfig, arguments: TrainingArguments) -> Iterator[str]:

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from swiftplug.data.batching import DrawSampler, EpochSampler
+from swiftplug.data.batching import DrawSampler, EpochSampler, Mixture
 from swiftplug.errors import ContractError, UserError, nearest
 from swiftplug.plugin import OnlineTask
 from swiftplug.plugin.registry.returns import check_optimizer
@@ -50,6 +50,7 @@ class PlugTrainer(Trainer):
         progress: Shows what it is doing.
         reference: The task's reference model, if it needs one and it is not the model with the tuner disabled.
         prompts: The rows that an online task draws answers to, in training and in evaluation.
+        mixture: How several datasets make an epoch, if they are not shuffled together.
         **kwargs: `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, as `Trainer` takes them.
     """
 
@@ -60,9 +61,11 @@ class PlugTrainer(Trainer):
         progress: RunProgress,
         reference: torch.nn.Module | None = None,
         prompts: tuple[Sequence[Row], Sequence[Row]] = ((), ()),
+        mixture: Mixture | None = None,
         **kwargs: Any,
     ) -> None:
         self.run_args = args
+        self.mixture = mixture
         self.reference = reference
         self.progress = progress
         self.plugins = args.plugins
@@ -123,7 +126,7 @@ class PlugTrainer(Trainer):
         rows = self.get_total_train_batch_size(self.args)
         if self.rollouts is None:
             grouped = self.run_args.config.data.group_by_length
-            return EpochSampler(lengths, rows, self.args.seed, group_by_length=grouped)
+            return EpochSampler(lengths, rows, self.args.seed, grouped, self.mixture)
         return draw_sampler(self.run_args, len(lengths))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler | DrawSampler:

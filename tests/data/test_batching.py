@@ -12,7 +12,7 @@ from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from torch.utils.data import BatchSampler, DataLoader
 
-from swiftplug.data.batching import Collator, DrawSampler, EpochSampler, collate_prompts
+from swiftplug.data.batching import Collator, DrawSampler, EpochSampler, Mixture, collate_prompts
 
 
 def lengths_like_real(count: int, seed: int) -> list[int]:
@@ -35,6 +35,44 @@ def test_every_index_once(count: int, grouped: bool, batch_size: int) -> None:
     sampler = EpochSampler(lengths_like_real(count, 0), batch_size, seed=1, group_by_length=grouped)
     assert sorted(sampler) == list(range(count))
     assert len(sampler) == count
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_mixture_has_its_shares_in_every_epoch_and_other_examples(grouped: bool) -> None:
+    sizes, lengths = [10, 200, 90], lengths_like_real(300, 0)
+    mixture = Mixture.by_weight(sizes, [3, 1, 2])
+    assert mixture.draws == [150, 50, 100]
+    sampler = EpochSampler(lengths, 4, 1, grouped, mixture)
+    seen = set()
+    for epoch in range(8):
+        sampler.set_epoch(epoch)
+        times = np.bincount(list(sampler), minlength=300)
+        assert times.sum() == len(sampler)
+        assert (times[:10] == 15).all()
+        assert times[10:210].sum() == 50 and times[10:210].max() == 1
+        assert times[210:].sum() == 100 and set(times[210:]) == {1, 2}
+        seen |= {*np.flatnonzero(times[10:210]).tolist()}
+    assert len(seen) > 150  # 50 of 200, drawn eight times: 180 on average
+    first, second = (sampler.set_epoch(epoch) or list(sampler) for epoch in (0, 1))
+    assert first != second
+
+
+def test_rests_of_shares_are_rounded_by_size() -> None:
+    assert Mixture.by_weight([5, 5], [1, 2]).draws == [3, 7]
+    assert Mixture.by_weight([1, 1, 1], [1, 1, 1]).draws == [1, 1, 1]
+    assert Mixture.by_weight([100, 1], [0.001, 1]).draws == [0, 101]
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_datasets_come_one_after_the_other(grouped: bool) -> None:
+    sampler = EpochSampler(lengths_like_real(300, 0), 4, 1, grouped, Mixture([10, 200, 90], None))
+    order = list(sampler)
+    assert [sorted(order[:10]), sorted(order[10:210]), sorted(order[210:])] == [
+        [*range(10)],
+        [*range(10, 210)],
+        [*range(210, 300)],
+    ]
+    assert order[10:210] != [*range(10, 210)]
 
 
 @pytest.mark.parametrize("grouped", [True, False])

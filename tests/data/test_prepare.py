@@ -281,6 +281,43 @@ def test_keys_that_nothing_reads_are_counted_once_for_both_splits(prepare: Any, 
     assert "not read" not in " ".join(prepare(write_jsonl([chat("q", "a")])).report.lines())
 
 
+def test_datasets_that_are_mixed_are_encoded_once_whatever_their_weights(
+    prepare: Any, write_jsonl: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [chat(f"few {i}", "a") for i in range(3)]
+    many = [chat(f"many {i}", "b " * i) for i in range(1, 10)]
+    places = write_jsonl(few, "few.jsonl"), write_jsonl(many, "many.jsonl")
+    data = prepare(*places, mix=[1, 1])
+    assert [example["input_ids"].tolist() for example in data.train] == [ids_of(tokenizer, row) for row in few + many]
+    assert data.mixture == ([3, 9], [6, 6])
+    assert data.report.lines()[-2:] == [
+        f"each epoch: 50% from {places[0]}, 6 drawn of 3 examples",
+        f"each epoch: 50% from {places[1]}, 6 drawn of 9 examples",
+    ]
+    assert (data.report.train.rows, data.report.train.examples) == (12, 12)
+    assert data.report.fingerprints() != prepare(*places[::-1], mix=[1, 1]).report.fingerprints()
+
+    monkeypatch.setattr(prepare_module, "_encode", None)  # nothing is encoded a second time
+    assert prepare(*places, mix=[1, 5]).mixture.draws == [2, 10]
+    assert prepare(*places, mix="order").mixture == ([3, 9], None)
+    assert prepare(*places, mix_temperature=1.0).mixture.draws == [3, 9]
+    assert prepare(*places, mix_temperature=2.0).mixture.draws == [4, 8]  # 12 * 3**.5 / (3**.5 + 9**.5) = 4.39
+    with pytest.raises(UserError, match=r"data.mix: .*few.jsonl gets 0.99% of 12 examples, which is none"):
+        prepare(*places, mix=[0.01, 1])
+
+
+def test_datasets_that_are_mixed_are_packed_and_held_out_apart(prepare: Any, write_jsonl: Any) -> None:
+    places = [write_jsonl([chat(f"{name} {i}", "a") for i in range(20)], f"{name}.jsonl") for name in ("one", "two")]
+    data = prepare(*places, mix=[3, 1], packing=True, max_length=64, val_size=0.2)
+    assert len(data.eval) == 8
+    assert data.report.train.packed_rows == len(data.train) == sum(data.mixture.sizes)
+    assert data.report.train.examples == 32
+    alone = prepare(places[0], packing=True, max_length=64, val_size=0.2)
+    assert [row["input_ids"].tolist() for row in alone.train] == [
+        row["input_ids"].tolist() for row in data.train.select(range(data.mixture.sizes[0]))
+    ]
+
+
 def test_no_process_that_encodes_outlives_a_run_that_is_killed() -> None:
     end, held = os.pipe()  # it ends when no process holds it any more
 

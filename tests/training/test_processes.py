@@ -38,7 +38,10 @@ def train(folder: Path, model: Path, data: str, plugin: Path, *options: str) -> 
         # `train_loss` has the second step too, which is not logged.
         (
             12,
-            ["--metric=acc", "--loss-scale=uneven", "--set=training.logging_steps=5"],
+            [
+                *("--metric=acc", "--loss-scale=uneven", "--set=training.logging_steps=5"),
+                *("--dataset=arithmetic#9", "--set=data.mix=[2, 1]"),
+            ],
             ["eval_token_acc", "eval_loss"],
         ),
         # Of the last step's one pair the second process gets none.

@@ -10,6 +10,7 @@ from swiftplug.config.load import load_train_config
 from swiftplug.errors import UserError
 from swiftplug.training.run import train
 
+TWO = {"dataset": ["{data}#8", "arithmetic#8"]}
 EVALUATED = {"eval_dataset": ["{data}#2"], "metrics": ["acc"]}
 
 
@@ -49,6 +50,13 @@ def dry_run(tiny_model_dir: Path, chat_file: Path) -> Any:
             "gives 'rewards/accuracy'; did you mean 'eval_rewards/accuracies'",
         ),
         ({"task": "dpo"}, [], "none usable: no rejected answer"),
+        ({}, ["data.mix=order"], "--set data.mix=order: mixes several datasets, found 1"),
+        (TWO, ["data.mix=[1]"], "found 1 weights, expected 2, one for each dataset"),
+        (TWO, ["data.mix=[1, 0]"], "data.mix=[1, 0]: found [1.0, 0.0], expected weights above 0"),
+        (TWO, ["data.mix=random"], "data.mix"),
+        (TWO, ["data.mix=order", "data.mix_temperature=2"], "found order, and mix_temperature 2; drop one of them"),
+        (TWO, ["data.mix_temperature=0.5"], "data.mix_temperature"),
+        (TWO, ["data.mix=order", "data.val_size=2"], "found 2, expected a fraction, as each of the datasets"),
         ({}, ["training.optim=adalomo"], "optim adalomo: You need to install `lomo_optim`"),
         ({}, ["training.optim_args=foo=1", "training.adam_beta1=2"], "Invalid beta parameter"),
         ({}, ["training.weight_decay=-1"], "Invalid weight_decay value"),

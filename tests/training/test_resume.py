@@ -23,7 +23,9 @@ SCENARIOS = {
         "--set=training.eval_steps=2",
         "--set=training.learning_rate=1e-3",
     ],
-    "full, random order, lisa, accumulation": [
+    "full, random order, lisa, accumulation, two datasets by weight": [
+        "--dataset=arithmetic#30",
+        "--set=data.mix=[2, 1]",
         "--callback=lisa",
         "--set=callbacks.lisa.interval=3",
         "--set=callbacks.lisa.n_layers=1",

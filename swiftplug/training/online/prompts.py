@@ -147,15 +147,15 @@ def read_prompts(args: Arguments, progress: RunProgress) -> PreparedData:
     """
     config, plugins = args.config, args.plugins
     scorers = resolve_scorers(config, plugins)
-    sources = open_splits(config.dataset, config.eval_dataset, plugins.registry, config.data, config.seed)
-    train, evaluation = (_read(source, args, scorers, progress) if source is not None else None for source in sources)
-    assert train is not None
+    [source], held_out = open_splits(config.dataset, config.eval_dataset, plugins.registry, config.data, config.seed)
+    train = _read(source, args, scorers, progress)
+    evaluation = _read(held_out, args, scorers, progress) if held_out else None
     tools = plugins.one("tools").bound
     return PreparedData(
         train=train.as_dataset(),
         eval=evaluation.as_dataset() if evaluation else None,
         report=DataReport(train.report, evaluation.report if evaluation else None),
-        source=sources[0],
+        source=source,
         encoder=RowEncoder(args.load_tokenizer(), tools, combine([]), args.task, config.data),
         prompts=train.rows,
         eval_prompts=evaluation.rows if evaluation else (),
