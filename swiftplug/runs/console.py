@@ -78,8 +78,8 @@ class Activity:
         self._progress = progress
         self._done_before = done
         self._more: Counter[str] = Counter()
-        self._started = time.monotonic()
-        self._next_line = self._started + _FIRST_LINE
+        self.started = time.monotonic()
+        self._next_line = self.started + _FIRST_LINE
         self._has_line = False
 
     def advance(self, done: int = 1, **more: float) -> None:
@@ -95,7 +95,7 @@ class Activity:
 
     def pace(self) -> list[str]:
         """The time left, where that is known, and the rates."""
-        seconds, done = time.monotonic() - self._started, self.done - self._done_before
+        seconds, done = time.monotonic() - self.started, self.done - self._done_before
         if not done:
             return []
         left = [] if self.total is None else [f"{format_duration(seconds / done * (self.total - self.done))} left"]
@@ -104,7 +104,7 @@ class Activity:
 
     def figures(self) -> list[str]:
         """What is counted, both times, and the rates, as far as there are any."""
-        elapsed = f"{format_duration(time.monotonic() - self._started)} elapsed"
+        elapsed = f"{format_duration(time.monotonic() - self.started)} elapsed"
         if not self.noun:
             return [elapsed]
         of_total = "" if self.total is None else f"{self.done:,}/"
@@ -132,6 +132,9 @@ class RunProgress:
     Args:
         console: Where to write.
 
+    Attributes:
+        seconds: How long activities took that have ended, by what was done.
+
     Example:
         >>> with RunProgress(console) as progress, progress.start("sampling", "row", total=100) as activity:
         ...     for row in rows:
@@ -141,6 +144,7 @@ class RunProgress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._has_live_lines = console.is_terminal and not console.is_dumb_terminal
+        self.seconds: Counter[str] = Counter()
         self._activities: list[Activity] = []
         self._live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self._render)
 
@@ -170,6 +174,7 @@ class RunProgress:
         with _writing:
             if activity in self._activities:
                 self._activities.remove(activity)
+                self.seconds[activity.doing] += time.monotonic() - activity.started
                 self._refresh()
 
     def print_line(self, line: str, style: str = "") -> None:

@@ -11,6 +11,8 @@ Five private methods of the base class are overridden, because it has no public 
 """
 
 import shutil
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -38,6 +40,7 @@ from swiftplug.training.online.prompts import draw_sampler
 from swiftplug.training.online.rollouts import Rollouts
 from swiftplug.training.online.values import save_value_head, without_value_head
 from swiftplug.training.page.answers import SHOWN_ANSWERS
+from swiftplug.training.page.curves import SECONDS
 from swiftplug.training.task_loss import TaskLossComputer
 
 
@@ -95,6 +98,7 @@ class PlugTrainer(Trainer):
         self._flops_per_token = 6 * int(num_parameters(exclude_embeddings=True)) if num_parameters else 0
         self.loss_computer = self._make_loss_computer(model)
         self._logged = Means()  # of what the task logs, since the last log
+        self._seconds: Counter[str] = Counter()  # of what an online task does, since then
 
     def _make_loss_computer(self, model: torch.nn.Module) -> LossComputer:
         """The loss plugin's in tasks that have one, else the task's own."""
@@ -141,7 +145,9 @@ class PlugTrainer(Trainer):
             return batches, None
         if self.rollouts is not None:
             assert isinstance(self.loss_computer, TaskLossComputer)
+            self.progress.seconds.clear()
             batches = self.rollouts.step(batches, self.state.global_step, self.loss_computer)
+            self._seconds.update(self.progress.seconds)
             self._logged.add_all(self.rollouts.logged)
         elif self.loss_computer.adds_up:  # the mean of none is nan
             batches[-1] = self._without_repeated_rows(batches[-1])
@@ -205,11 +211,21 @@ class PlugTrainer(Trainer):
         if "loss" in logs:
             logs |= self._logged.gather()
             self._logged = Means()
+            logs |= {f"{SECONDS}{doing.replace(' ', '_')}": round(each, 3) for doing, each in self._seconds.items()}
+            self._seconds.clear()
         super().log(logs, start_time)
         if self.rollouts is not None:
             self.rollouts.report_lost(self.state.global_step)
 
     # Loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The loss and its gradient for one micro-batch; see `Trainer.training_step`."""
+        started = time.monotonic()
+        loss = super().training_step(*args, **kwargs)
+        if self.rollouts is not None:
+            self._seconds["training"] += time.monotonic() - started
+        return loss
 
     def compute_loss(
         self,

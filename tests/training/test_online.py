@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from swiftplug.sampling.statistics import pass_at
+from swiftplug.training.page.curves import History
 from tests import forks
 
 PLUGINS = """
@@ -131,6 +132,12 @@ def test_every_candidate_is_kept_with_its_rewards_and_advantage(
     assert 0 <= evaluated["eval_pass@1"] <= evaluated["eval_pass@4"] <= 1
     assert evaluated["eval_pass@1"] == pytest.approx(evaluated["eval_rewards/vowels"])
     assert pass_at(4, 4, 1) == 1
+    trained = [entry for entry in logged if "loss" in entry]
+    seconds = [{name: entry[name] for name in entry if name.startswith("seconds/")} for entry in trained]
+    for each in seconds:
+        assert each.keys() == {"seconds/drawing", "seconds/scoring_with_vowels", "seconds/training"}
+    assert 0 < sum(sum(each.values()) for each in seconds) < trained[-1]["train_runtime"]
+    assert not any(name.startswith("seconds/") for name in History(logged).names())
 
 
 def test_what_has_no_advantage_is_not_read_and_counts(

@@ -98,11 +98,13 @@ class DrawnBatches:
         blank = torch.zeros(whole["labels"].shape, device=self.accelerator.device)
         found = {name: blank.clone() for name, is_wanted in wanted.items() if is_wanted}
         order = whole["length"].argsort(descending=True)
-        with self.progress.start("computing log-probabilities") as activity:
-            activity.postpone_line()
-            for name in [name for name in found if name != "values"]:
+        for name in [name for name in found if name != "values"]:
+            of_reference = name == "reference_logps"
+            doing = f"computing log-probabilities{' of the reference' if of_reference else ''}"
+            with self.progress.start(doing) as activity:
+                activity.postpone_line()
                 for part in order.split(chunk):
-                    tokens = loss.drawn_logps(_cut(whole, part), of_reference=name == "reference_logps")
+                    tokens = loss.drawn_logps(_cut(whole, part), of_reference=of_reference)
                     found[name][part, : tokens.logps.shape[1]] = tokens.logps
                     if name == "old_logps" and tokens.values is not None:
                         found["values"][part, : tokens.logps.shape[1]] = tokens.values

@@ -33,6 +33,9 @@ DETAILS = {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected
 # What runs that draw log besides rewards and pass@k, of which neither less nor more is better.
 OF_DRAWING = {"length", "teaching_groups", "cut_off", "missing_rewards", "entropy", "clipped", "kl"}
 
+SECONDS = "seconds/"
+"""Begins the names under which a run that draws logs how long what it did took, since the log before."""
+
 _NO_CURVE = {*BOOKKEEPING, "step", "train_loss"} - {"grad_norm"}
 _LAST = ("learning_rate", "grad_norm", TOKENS_PER_SECOND)  # the charts behind those of what was measured
 _BETTER_LOWER = ("loss", "perplexity", "mse", "mae")  # "rmse" ends so too
@@ -90,7 +93,7 @@ class History:
     def names(self) -> list[str]:
         """What has a curve, in the order in which pages show it."""
         logged = dict.fromkeys(name for entry in self.entries for name, value in entry.items() if _is_number(value))
-        names = [name for name in logged if name not in _NO_CURVE]
+        names = [name for name in logged if name not in _NO_CURVE and not name.startswith(SECONDS)]
         if self.rates() and TOKENS_PER_SECOND not in names:
             names.append(TOKENS_PER_SECOND)
         if "reward" in logged:
