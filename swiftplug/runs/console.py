@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
@@ -144,7 +144,7 @@ class RunProgress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._has_live_lines = console.is_terminal and not console.is_dumb_terminal
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._activities: list[Activity] = []
         self._live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self._render)
 

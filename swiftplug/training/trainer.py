@@ -12,7 +12,7 @@ Five private methods of the base class are overridden, because it has no public 
 
 import shutil
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -98,7 +98,7 @@ class PlugTrainer(Trainer):
         self._flops_per_token = 6 * int(num_parameters(exclude_embeddings=True)) if num_parameters else 0
         self.loss_computer = self._make_loss_computer(model)
         self._logged = Means()  # of what the task logs, since the last log
-        self._seconds: Counter[str] = Counter()  # of what an online task does, since then
+        self._seconds: defaultdict[str, float] = defaultdict(float)  # of what an online task does, since then
 
     def _make_loss_computer(self, model: torch.nn.Module) -> LossComputer:
         """The loss plugin's in tasks that have one, else the task's own."""
@@ -147,7 +147,8 @@ class PlugTrainer(Trainer):
             assert isinstance(self.loss_computer, TaskLossComputer)
             self.progress.seconds.clear()
             batches = self.rollouts.step(batches, self.state.global_step, self.loss_computer)
-            self._seconds.update(self.progress.seconds)
+            for doing, seconds in self.progress.seconds.items():
+                self._seconds[doing] += seconds
             self._logged.add_all(self.rollouts.logged)
         elif self.loss_computer.adds_up:  # the mean of none is nan
             batches[-1] = self._without_repeated_rows(batches[-1])
