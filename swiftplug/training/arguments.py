@@ -14,6 +14,7 @@ from swiftplug.config.counterparts import counterparts
 from swiftplug.config.schema import TrainConfig
 from swiftplug.errors import UserError, closest
 from swiftplug.plugin.registry.options import expected_instead
+from swiftplug.training.checkpoint import STEP, step_shares
 from swiftplug.training.trackers import check_trackers
 
 # Fields of TrainingArguments that cannot be set, and what to do instead.
@@ -101,8 +102,7 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool, gro
         "run_name": Path(output_dir).expanduser().resolve().name,
         "project": "swiftplug",
     }
-    if not given.keys() & {"per_device_train_batch_size", "gradient_accumulation_steps"}:
-        defaults["gradient_accumulation_steps"] = group  # a step has as many prompts as others have rows
+    defaults |= dict(zip(STEP, step_shares(given, group), strict=True))
     fixed = {
         "output_dir": output_dir,
         "seed": config.seed,

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ TENSORBOARD = "tensorboard"
 STAGING = ".saving-checkpoint"
 FINAL_STAGING = ".saving-final"
 DELETING = ".deleting-"
-_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")  # with the processes, the rows of a step
+STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")  # with the processes, the rows of a step
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -83,6 +83,12 @@ def marker_of(args: Arguments, run_dir: Path, place: Path) -> Marker:
     )
 
 
+def step_shares(given: Mapping[str, Any], group: int = 1) -> tuple[int, int]:
+    """The values of `STEP` of a `training:` section: without both, a step has as many prompts as others have rows."""
+    size, accumulated = (int(given.get(name, getattr(TrainingArguments, name))) for name in STEP)
+    return size, accumulated if given.keys() & set(STEP) else accumulated * group
+
+
 def check_same_run(folder: Path, args: Arguments, allow_changed_plugins: bool) -> None:
     """Check that what is to be resumed is this run, as far as can be told before the data is read.
 
@@ -95,12 +101,11 @@ def check_same_run(folder: Path, args: Arguments, allow_changed_plugins: bool) -
         return
     before, _ = read_config(str(folder / CONFIG))
     record = read_record(folder)
-    training, arguments = before.get("training") or {}, args.training_args
-    here = [*(int(getattr(arguments, name)) for name in _STEP), arguments.world_size]
-    there = [*(int(training.get(name, getattr(TrainingArguments, name))) for name in _STEP), here[-1]]
-    there[-1] = record.get("processes", here[-1])
+    group = args.config.num_return_sequences if args.task.rows is Rows.PROMPTS else 1
+    here = [*(int(getattr(args.training_args, name)) for name in STEP), args.training_args.world_size]
+    there = [*step_shares(before.get("training") or {}, group), record.get("processes", here[-1])]
     rows, now = math.prod(there), math.prod(here)
-    free = [f"training.{name}" for name in _STEP] if rows == now else []
+    free = [f"training.{name}" for name in STEP] if rows == now else []
     differences = [
         config_difference(
             before,
@@ -111,7 +116,7 @@ def check_same_run(folder: Path, args: Arguments, allow_changed_plugins: bool) -
     ]
     if rows != now and there[-1] != here[-1]:
         fitting, rest = divmod(rows, math.prod(here[1:]))
-        keep = "" if rest else f"; --set training.{_STEP[0]}={fitting} keeps them"
+        keep = "" if rest else f"; --set training.{STEP[0]}={fitting} keeps them"
         differences.append(
             f"processes: {there[-1]} there, {here[-1]} here, so a step takes {now} rows, not {rows}{keep}"
         )

@@ -16,10 +16,12 @@ from swiftplug.data.prepare import PreparedData
 from swiftplug.errors import UserError
 from swiftplug.preview.preview import preview
 from swiftplug.runs.console import RunProgress
+from swiftplug.runs.folder import begin_record
 from swiftplug.runs.plugins import resolve_plugins
 from swiftplug.sampling.intake import read_inputs
 from swiftplug.sampling.ledger import Ledger
 from swiftplug.sampling.scoring import resolve_scorers
+from swiftplug.training.checkpoint import check_same_run
 from swiftplug.training.setup import plan_facts, read_data, set_up
 
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}]
@@ -211,6 +213,22 @@ def test_a_policy_that_lacks_something_is_refused_before_the_data_is_read(
     given = {**options, "task": "own", "dataset": ["nothing.jsonl"], "plugins.files": [str(file)]}
     with pytest.raises(UserError, match=f"^task 'own' of .*policies.py {message}"):
         set_up(load_train_config(None, given, []).config)
+
+
+def test_a_run_is_resumed_with_the_answers_of_its_steps_given_or_not(options: dict[str, Any], tmp_path: Path) -> None:
+    sets = ["task.num_iterations=2", "num_return_sequences=4"]
+    args = set_up(load_train_config(None, options, sets).config)
+    (tmp_path / "run/checkpoint-3").mkdir(parents=True)
+    begin_record(tmp_path / "run", args.config, args.plugins.all(), resumed=False)
+    check_same_run(tmp_path / "run", args, allow_changed_plugins=False)
+    assert args.notes == []
+    given = ["training.per_device_train_batch_size=16", "training.gradient_accumulation_steps=2"]
+    args = set_up(load_train_config(None, options, [*sets, *given]).config)
+    with pytest.raises(UserError, match=r"checkpoint-3 is in the middle .* 8 x 4 accumulated .* found 16 x 2 accumul"):
+        check_same_run(tmp_path / "run", args, allow_changed_plugins=False)
+    (tmp_path / "run/checkpoint-3").rmdir()
+    check_same_run(tmp_path / "run", args, allow_changed_plugins=False)
+    assert len(args.notes) == 1 and "a step takes 32 rows as before" in args.notes[0]
 
 
 def test_a_preview_shows_prompts_as_the_engine_gets_them(options: dict[str, Any], tiny_model_dir: Path) -> None:
