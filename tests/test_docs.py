@@ -86,6 +86,7 @@ class Shell:
             f"  mkdir -p runs && cp -r {shared}/runs/quickstart runs/ && cat {shared}/output\n"
             f'else\n  exec {python} -m swiftplug "$@"\nfi',
         )
+        self._write(environment / "bin" / "torchrun", f'exec {python} -m torch.distributed.run "$@"')
         shutil.copytree(ROOT / "configs", self.folder / "configs")
         self._env = {
             **os.environ,
