@@ -22,6 +22,7 @@ _MAY_CHANGE = {
     "output_dir",
     "plugins",
     "score_timeout",
+    "workers",
     "data.num_proc",
     "data.cache_dir",
     "training.logging_strategy",

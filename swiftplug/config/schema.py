@@ -296,6 +296,9 @@ class SampleConfig(DrawConfig):
     candidates_file: str | None = key(None, "Existing candidates to score, with --engine none.", DATA, metavar="FILE")
     system: str | None = key(None, "System message for rows that have none.", DATA, metavar="TEXT")
     shard: str | None = key(None, "Process only part I (0 to N-1) of N equal parts of the rows.", DATA, metavar="I/N")
+    workers: int = key(
+        1, "Number of processes on this machine that generate and score, each with a device of its own.", RUN, ge=1
+    )
     include_reference: bool = key(False, "Add the reference answer to the generated ones.", GENERATION)
     n_best_to_keep: int = key(1, "Maximum number of answers to keep per question.", SELECTION, ge=1)
     prm_threshold: float | None = key(

@@ -40,8 +40,10 @@ from swiftplug.sampling.intake import check_unchanged, read_inputs
 from swiftplug.sampling.ledger import Ledger, LedgerInUseError
 from swiftplug.sampling.loop import SampleLoop
 from swiftplug.sampling.outputs import CANDIDATES, PAGE, SAMPLES, write_outputs
+from swiftplug.sampling.pool import WorkerPool, check_devices
 from swiftplug.sampling.scoring import check_thresholds, resolve_scorers
 from swiftplug.sampling.statistics import Summary
+from swiftplug.sampling.worker import Executor, Worker
 
 LEDGER = "ledger.sqlite"
 _RESULTS = (LEDGER, f"{LEDGER}-journal", CANDIDATES, SAMPLES, PAGE, MANIFEST, CONFIG)
@@ -116,6 +118,7 @@ class SampleRun:
                 args = Arguments(config, self.plugins)
                 args.check_writes()
                 args.check_plugins()
+            check_devices(config)
         if not dry_run:
             self.check_folder(resume=resume)
         self.facts = run_facts(config, self.plugins, self.scorers)
@@ -200,14 +203,14 @@ class SampleRun:
 
     def generate_and_score(self, ledger: Ledger) -> None:
         """Generate the candidates that are missing, for which the engine loads its model, and score the unscored."""
-        self.loop = loop = SampleLoop(self.config, self.plugins, self.scorers, ledger)
+        worker = Worker(self.config, self.plugins)
+        self.loop = loop = SampleLoop(self.config, worker, self.scorers, ledger)
         with ExitStack() as stack:
-            if loop.to_generate:
+            executor: Executor = worker
+            if loop.to_generate or (loop.pending and self.config.workers > 1):
                 starting = f"starting engine {self.config.engine.name} ({self.model_name})".removesuffix(" ()")
-                stack.callback(loop.engine.close)
-                args = Arguments(self.config, self.plugins)
                 with self.progress.start(starting, live=on_disk([self.model_name])):
-                    loop.engine.open(args, loop.sampling)
+                    executor, args = self._start(worker, stack, loop)
                 for note in args.notes:
                     print_line(self.console, note)
                 if args.tokenizer is not None:
@@ -216,7 +219,20 @@ class SampleRun:
             if ledger.path != self.folder / LEDGER:
                 self._commit_new_run(ledger)
             if loop.pending:
-                loop.run(self.progress)
+                loop.run(self.progress, executor)
+
+    def _start(self, worker: Worker, stack: ExitStack, loop: SampleLoop) -> tuple[Executor, Arguments]:
+        """Have the engine load its model, here or in the processes of workers; what the stack closes ends that."""
+        if self.config.workers == 1:
+            stack.callback(worker.close)
+            return worker, worker.open()
+        args = Arguments(self.config, self.plugins)
+        if worker.engine.uses_chat and loop.to_generate:
+            args.load_tokenizer()
+        pool = WorkerPool(self.config, self.config.workers, generates=loop.to_generate > 0)
+        stack.callback(pool.close)
+        pool.open()
+        return pool, args
 
     def _commit_new_run(self, ledger: Ledger) -> None:
         """Remove the results of an earlier run, if there was one, and give the ledger its final name."""

@@ -28,11 +28,11 @@ from swiftplug.plugin import Answered, Engine, OnlineTask, Prompt, Sampling
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.errors import naming_plugins
-from swiftplug.sampling.loop import failure_of
 from swiftplug.sampling.rows import Row, is_cut_off
 from swiftplug.sampling.scoring import Scorer, resolve_scorers
 from swiftplug.sampling.selection import reduced
 from swiftplug.sampling.statistics import pass_at
+from swiftplug.sampling.worker import failure_of
 from swiftplug.training.loss import Means
 from swiftplug.training.online.batches import Batch, DrawnBatches
 from swiftplug.training.online.episodes import Environments, Episode, gives_reward
