@@ -1,9 +1,10 @@
-"""What holds between a process and those that it starts: none outlives it, and the death of one is explained."""
+"""What holds in every process that a command starts: none outlives it, its death is explained, libraries are quiet."""
 
 import os
 import signal
 import threading
 import time
+import warnings
 
 
 def end_with_parent(parent: int) -> None:
@@ -35,3 +36,19 @@ def describe_death(code: int) -> str:
     name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
     memory = " (as the system does when memory runs out)" if name == "SIGKILL" else ""
     return f"was killed by {name}{memory}"
+
+
+def silence_libraries() -> None:
+    """Hide advice and deprecation warnings of libraries that are not about the user's run."""
+    import logging
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        warnings.filterwarnings(
+            "ignore", category=UserWarning, module=r"(torch|transformers|accelerate|peft|datasets)\b"
+        )

@@ -10,14 +10,13 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swiftplug.errors import Interrupted, UserError
-from swiftplug.processes import describe_death, end_with_parent
+from swiftplug.processes import describe_death, end_with_parent, silence_libraries
 
 if TYPE_CHECKING:
     import subprocess
@@ -132,22 +131,6 @@ def loading_libraries() -> Iterator[None]:
             gc.freeze()
         if collects:
             gc.enable()
-
-
-def silence_libraries() -> None:
-    """Hide advice and deprecation warnings of libraries that are not about the user's run."""
-    import logging
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if not sys.warnoptions:
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.simplefilter("ignore", category)
-        warnings.filterwarnings(
-            "ignore", category=UserWarning, module=r"(torch|transformers|accelerate|peft|datasets)\b"
-        )
 
 
 def run_in_processes(nproc: int, arguments: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
-from swiftplug.processes import describe_death, end_with_parent
+from swiftplug.processes import describe_death, end_with_parent, silence_libraries
 from swiftplug.sampling.worker import Batch, Done, Worker, sendable
 
 _MOST_DEATHS = 3
@@ -154,6 +154,8 @@ def _serve(connection: Connection, parent: int, config: SampleConfig, generates:
     """The life of a worker: load the model, say so, and finish batches until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that started this ends it
     end_with_parent(parent)
+    if "TRANSFORMERS_NO_ADVISORY_WARNINGS" in os.environ:  # as in the process that started it, without --debug
+        silence_libraries()
     try:
         worker = Worker(config)
         if generates:

@@ -178,7 +178,7 @@ def test_an_interrupted_evaluation_keeps_its_answers(dice: Evaluate, monkeypatch
     monkeypatch.setattr(SampleLoop, "_score", lambda self, *them: scored.append(score(self, *them)))
     resumed = dice("one", "--output-dir", "e", "--resume")
     assert resumed["models"] == whole["models"]
-    assert len(scored) == 4
+    assert len(scored) == 2  # batches; the other two were scored before
     assert resumed["models"][0]["answers"]["candidates"] == 16
 
 
