@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swiftplug.cli.process import silence_libraries
 from swiftplug.errors import UserError, nearest
 from swiftplug.plugin.registry import KINDS, Check, FoundPlugin, Registry
+from swiftplug.processes import silence_libraries
 
 if TYPE_CHECKING:
     from rich.text import Text

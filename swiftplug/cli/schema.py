@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from swiftplug.cli.process import loading_libraries, silence_libraries
+from swiftplug.cli.process import loading_libraries
 from swiftplug.errors import UserError
+from swiftplug.processes import silence_libraries
 
 
 def schema(

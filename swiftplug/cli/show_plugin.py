@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import importlib_metadata
 import typer
 
-from swiftplug.cli.process import silence_libraries
 from swiftplug.errors import UserError, nearest
 from swiftplug.formatting import format_command, printable
 from swiftplug.plugin.registry import KINDS, FoundPlugin, Registry
 from swiftplug.plugin.registry.definitions import Description, Expression, Option, describe
 from swiftplug.plugin.task import TASK_KINDS
+from swiftplug.processes import silence_libraries
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,9 +15,10 @@ import importlib_metadata
 import typer
 
 from swiftplug import __version__
-from swiftplug.cli.process import loading_libraries, silence_libraries
+from swiftplug.cli.process import loading_libraries
 from swiftplug.plugin.registry import BUILT_IN
 from swiftplug.plugin.registry.finder import find_installed, missing_requirements
+from swiftplug.processes import silence_libraries
 
 _LIBRARIES = ("transformers", "accelerate", "peft", "datasets", "tokenizers", "huggingface-hub", "safetensors")
 _ALSO = ("trl", "deepspeed", "flash-attn", "liger-kernel", "vllm", "bitsandbytes")  # shown where they are installed
