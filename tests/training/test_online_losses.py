@@ -14,6 +14,7 @@ Where TRL differs from a paper or from what is done here:
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,12 +67,30 @@ def weights(tiny_model_dir: Path) -> tuple[Weights, Weights]:
     return moved[0], moved[1]
 
 
+@pytest.fixture
+def ours(trl_oracle: Any, tiny_model_dir: Path, drawn: Any, weights: tuple[Weights, Weights]) -> Any:
+    """Takes a step of ours: `ours(task, **options)`."""
+    return partial(own_step, oracle=trl_oracle, model_dir=tiny_model_dir, drawn=drawn, weights=weights)
+
+
+@pytest.fixture
+def theirs(trl_oracle: Any, tiny_model_dir: Path, drawn: Any, weights: tuple[Weights, Weights], tmp_path: Path) -> Any:
+    """Takes a step of TRL's: `theirs(task, **options)`."""
+
+    def step(task: str, drawn: Any = drawn, weights: tuple[Weights, Weights] = weights, **options: Any) -> Any:
+        options = {"num_generations": GROUP, **options}
+        return trl_oracle.trl_policy_step(task.upper(), tiny_model_dir, drawn, tmp_path, weights, **options)
+
+    return step
+
+
 def own_step(
     task: str,
+    *,
+    oracle: Any,
     model_dir: Path,
     drawn: Any,
     weights: tuple[Weights, Weights],
-    oracle: Any,
     temperature: float = 1.0,
     **options: Any,
 ) -> Any:
@@ -119,7 +138,7 @@ def own_step(
 
 
 @pytest.mark.parametrize(
-    ("task", "ours", "theirs"),
+    ("task", "own", "trls"),
     [
         ("grpo", {}, {"loss_type": "grpo"}),
         ("grpo", {"scale_rewards": "batch"}, {"loss_type": "grpo", "scale_rewards": "batch"}),
@@ -156,42 +175,29 @@ def own_step(
     ],
 )  # fmt: skip
 def test_the_loss_of_several_iterations_is_that_of_trl(
-    trl_oracle: Any,
-    tiny_model_dir: Path,
-    drawn: Any,
-    weights: tuple[Weights, Weights],
-    tmp_path: Path,
-    task: str,
-    ours: dict[str, Any],
-    theirs: dict[str, Any],
+    trl_oracle: Any, ours: Any, theirs: Any, task: str, own: dict[str, Any], trls: dict[str, Any]
 ) -> None:
-    found = own_step(task, tiny_model_dir, drawn, weights, trl_oracle, num_iterations=2, **ours)
-    options = {"num_generations": GROUP, "num_iterations": 2, **theirs}
-    expected = trl_oracle.trl_policy_step(task.upper(), tiny_model_dir, drawn, tmp_path, weights, **options)
+    found, expected = ours(task, num_iterations=2, **own), theirs(task, num_iterations=2, **trls)
     trl_oracle.assert_same(found, expected, TERMS)
 
 
-@pytest.mark.parametrize(("task", "theirs"), [("grpo", {"loss_type": "grpo", **UNBIASED}), ("rloo", {})])
+@pytest.mark.parametrize(("task", "trls"), [("grpo", {"loss_type": "grpo", **UNBIASED}), ("rloo", {})])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_first_iteration_too_at_any_temperature(
     trl_oracle: Any,
-    tiny_model_dir: Path,
-    drawn: Any,
+    ours: Any,
+    theirs: Any,
     weights: tuple[Weights, Weights],
-    tmp_path: Path,
     task: str,
-    theirs: dict[str, Any],
+    trls: dict[str, Any],
     temperature: float,
 ) -> None:
-    same = (weights[0], weights[0])
-    found = own_step(task, tiny_model_dir, drawn, same, trl_oracle, temperature, beta=0.1)
-    options = {"num_generations": GROUP, "beta": 0.1, "temperature": temperature, **theirs}
-    expected = trl_oracle.trl_policy_step(task.upper(), tiny_model_dir, drawn, tmp_path, same, **options)
-    trl_oracle.assert_same(found, expected, TERMS)
+    options = {"weights": (weights[0], weights[0]), "beta": 0.1, "temperature": temperature}
+    trl_oracle.assert_same(ours(task, **options), theirs(task, **options, **trls), TERMS)
 
 
 @pytest.mark.parametrize(
-    ("task", "ours", "theirs"),
+    ("task", "own", "trls"),
     [
         ("grpo", {"mask_cut_off": True}, {"loss_type": "grpo"}),
         ("grpo", {"loss": "dapo"}, {"loss_type": "dapo", "epsilon_high": 0.28}),
@@ -199,20 +205,10 @@ def test_the_first_iteration_too_at_any_temperature(
     ],
 )
 def test_candidates_that_were_cut_off_need_not_train(
-    trl_oracle: Any,
-    tiny_model_dir: Path,
-    drawn: Any,
-    weights: tuple[Weights, Weights],
-    tmp_path: Path,
-    task: str,
-    ours: dict[str, Any],
-    theirs: dict[str, Any],
+    trl_oracle: Any, ours: Any, theirs: Any, task: str, own: dict[str, Any], trls: dict[str, Any]
 ) -> None:
-    found = own_step(task, tiny_model_dir, drawn, weights, trl_oracle, num_iterations=2, beta=0.0, **ours)
-    options = {"num_generations": GROUP, "num_iterations": 2, "mask_truncated_completions": True, "beta": 0.0}
-    expected = trl_oracle.trl_policy_step(
-        task.upper(), tiny_model_dir, drawn, tmp_path, weights, **{**options, **theirs}
-    )
+    found = ours(task, num_iterations=2, beta=0.0, **own)
+    expected = theirs(task, num_iterations=2, beta=0.0, mask_truncated_completions=True, **trls)
     constant = 0.0
     if task == "rloo":  # see the beginning of this file
         grouped = torch.tensor(REWARDS).reshape(PROMPTS, GROUP)
@@ -223,7 +219,7 @@ def test_candidates_that_were_cut_off_need_not_train(
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    ("own", "trls"),
     [
         ({}, {"loss_type": "grpo"}),
         (
@@ -235,12 +231,13 @@ def test_candidates_that_were_cut_off_need_not_train(
 )
 def test_what_another_engine_draws_is_weighed_as_trl_does(
     trl_oracle: Any,
+    ours: Any,
+    theirs: Any,
     tiny_model_dir: Path,
     drawn: Any,
     weights: tuple[Weights, Weights],
-    tmp_path: Path,
-    ours: dict[str, Any],
-    theirs: dict[str, Any],
+    own: dict[str, Any],
+    trls: dict[str, Any],
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
     model.load_state_dict(dict(weights[0]))
@@ -251,14 +248,13 @@ def test_what_another_engine_draws_is_weighed_as_trl_does(
         exact = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
         logps.append([value + draw.gauss(0, 0.1) for value in exact.tolist()])
     drawn = drawn._replace(sampler_logps=logps)
-    found = own_step("grpo", tiny_model_dir, drawn, weights, trl_oracle, num_iterations=2, importance_cap=1.05, **ours)
-    options = {"num_generations": GROUP, "num_iterations": 2, **TRUNCATED, **theirs}
-    expected = trl_oracle.trl_policy_step("GRPO", tiny_model_dir, drawn, tmp_path, weights, **options)
-    trl_oracle.assert_same(found, expected)
+    options = {"drawn": drawn, "num_iterations": 2}
+    found = ours("grpo", importance_cap=1.05, **options, **own)
+    trl_oracle.assert_same(found, theirs("grpo", **options, **TRUNCATED, **trls))
 
 
 @pytest.mark.parametrize(
-    ("task", "theirs", "rewarded"),
+    ("task", "trls", "rewarded"),
     [
         ("grpo", {"loss_type": "grpo"}, OTHERS),  # all but the longest
         ("rloo", {"beta": 0.0}, OTHERS),
@@ -266,22 +262,13 @@ def test_what_another_engine_draws_is_weighed_as_trl_does(
     ],
 )
 def test_a_candidate_without_a_reward_is_left_out(
-    trl_oracle: Any,
-    tiny_model_dir: Path,
-    drawn: Any,
-    weights: tuple[Weights, Weights],
-    tmp_path: Path,
-    task: str,
-    theirs: dict[str, Any],
-    rewarded: Sequence[int],
+    trl_oracle: Any, ours: Any, theirs: Any, drawn: Any, task: str, trls: dict[str, Any], rewarded: Sequence[int]
 ) -> None:
     longest = max(range(len(REWARDS)), key=lambda it: len(drawn.prompts[it]) + len(drawn.answers[it]))
     assert longest not in OTHERS
     rewards = [reward if index in rewarded else float("nan") for index, reward in enumerate(REWARDS)]
-    drawn = drawn._replace(rewards=rewards)
-    found = own_step(task, tiny_model_dir, drawn, weights, trl_oracle, num_iterations=2, beta=0.0)
-    options = {"num_generations": GROUP, "num_iterations": 2, **theirs}
-    expected = trl_oracle.trl_policy_step(task.upper(), tiny_model_dir, drawn, tmp_path, weights, **options)
+    options = {"drawn": drawn._replace(rewards=rewards), "num_iterations": 2}
+    found, expected = ours(task, beta=0.0, **options), theirs(task, **options, **trls)
     assert len(found.texts) == max(len(rewarded), 3)  # a batch that has none keeps step with the others
     counted = len(REWARDS) / len(rewarded)
     gradients = {name: it * counted for name, it in expected.gradients.items()}
