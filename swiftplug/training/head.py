@@ -1,51 +1,23 @@
-"""Token losses from hidden states, in chunks, so that the logits of a batch never exist at once.
+"""A model run up to its output head, which then runs on the labelled positions only.
 
 The output head of a causal language model is its widest layer: for a vocabulary of 128k, the float32 logits of one
 sequence of 4,096 tokens take 2 GB, and most of their rows have no label. Here the head is kept from running inside the
-model; it runs afterwards on the labelled positions only, a few hundred at a time, and the gradient of each chunk is
-taken at once (as Liger does for cross entropy, arXiv 2410.10989; here for any loss that is a sum over tokens).
+model; it runs afterwards, a few hundred positions at a time (see `token_losses`).
 """
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, TrainingArguments
 
 from swiftplug.plugin.loss import IGNORED_LABEL
 from swiftplug.plugin.task import TokenLogps
-
-# 2**26 float32 logits are 256 MB, small beside a model whose vocabulary makes chunks matter.
-LOGITS_IN_CHUNK = 2**26
-
-
-class KnownHead(NamedTuple):
-    """An output head whose logits are `softcap * tanh(scale * module(h) / softcap)`.
-
-    Attributes:
-        module: The head; a linear layer, or one that a tuner wrapped.
-        vocab_size: The width of its logits.
-        scale: The factor on the logits (Cohere, Granite, Falcon-H1); 1 for most models.
-        softcap: The bound of the logits (Gemma); None for most models.
-    """
-
-    module: nn.Module
-    vocab_size: int
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def finish(self, logits: torch.Tensor) -> torch.Tensor:
-        """The model's logits from the head's output, of any shape."""
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
+from swiftplug.training.chunked_losses import KnownHead, TokenLossFunction, token_losses
 
 
 def find_known_head(model: Any) -> KnownHead | None:
@@ -155,6 +127,72 @@ class LabelledForward:
         outputs = model(**inputs)
         return outputs, outputs.logits[:, -labels.shape[1] :][trained].float(), trained
 
+    def sequence_logps(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        labels: torch.Tensor,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """The log-probabilities of the labels of each row, summed.
+
+        Args:
+            model: This and what follows is as `__call__` takes it.
+            inputs: What it takes.
+            labels: The labels.
+            autocast: Gives the context in which the head runs outside the model.
+
+        Returns:
+            The model's output, `(N,)` float32 sums, and `(N,)` numbers of labels.
+        """
+        outputs, _, trained, losses = self._label_losses(_negative_logps, model, inputs, labels, autocast)
+        logps = losses.new_zeros(labels.shape).masked_scatter(trained, -losses).sum(dim=1)
+        return outputs, logps, trained.sum(dim=1)
+
+    def token_logps(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        labels: torch.Tensor,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        temperature: float = 1.0,
+    ) -> tuple[Any, TokenLogps, torch.Tensor]:
+        """The log-probability of each label with its logits divided by `temperature`, and the entropy there.
+
+        Returns:
+            The model's output; `(N, T)` log-probabilities and entropies; and for the P labels, row by row, the `(P, H)`
+            states that the head reads or, without a known head, `(P, V)` logits. What it takes is as above.
+        """
+        entropies: list[torch.Tensor] = []
+
+        def negative_logps(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            logps = (logits if temperature == 1 else logits / temperature).log_softmax(dim=-1)
+            with torch.no_grad():
+                entropies.append(-(logps.exp() * logps).sum(dim=-1))
+            return -logps.gather(1, targets[:, None]).squeeze(1)
+
+        outputs, states, trained, losses = self._label_losses(negative_logps, model, inputs, labels, autocast)
+        trains = trained.roll(1, dims=1)
+        blank = losses.new_zeros(labels.shape)
+        logps = blank.masked_scatter(trains, -losses)
+        return outputs, TokenLogps(logps, trains, blank.masked_scatter(trains, torch.cat(entropies))), states
+
+    def _label_losses(
+        self,
+        loss: TokenLossFunction,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        labels: torch.Tensor,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `__call__` returns, and the loss of each label, row by row."""
+        outputs, states, trained = self(model, inputs, labels)
+        targets = labels[:, 1:][trained[:, :-1]]
+        if self.head is None:
+            return outputs, states, trained, loss(states, targets)
+        with autocast():
+            return outputs, states, trained, token_losses(loss, self.head, states, targets)
+
 
 def _base(model: nn.Module) -> nn.Module:
     """The model under PEFT's wrapper, whose own `forward` hides what it takes."""
@@ -162,215 +200,5 @@ def _base(model: nn.Module) -> nn.Module:
     return get_base_model() if callable(get_base_model) else model
 
 
-TokenLossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""`(logits (N, V), targets (N,)) -> losses (N,)`."""
-
-
-def sequence_logps(
-    forward: LabelledForward,
-    model: nn.Module,
-    inputs: dict[str, Any],
-    labels: torch.Tensor,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """The log-probabilities of the labels of each row, summed.
-
-    Args:
-        forward: Runs the model.
-        model: The model, wrapped for several processes or not.
-        inputs: What it takes.
-        labels: `(N, T)` token ids, not shifted; -100 where there is no target.
-        autocast: Gives the context in which the head runs outside the model.
-
-    Returns:
-        The model's output, `(N,)` float32 sums, and `(N,)` numbers of labels.
-    """
-    outputs, _, trained, losses = _label_losses(_negative_logps, forward, model, inputs, labels, autocast)
-    logps = losses.new_zeros(labels.shape).masked_scatter(trained, -losses).sum(dim=1)
-    return outputs, logps, trained.sum(dim=1)
-
-
-def token_logps(
-    forward: LabelledForward,
-    model: nn.Module,
-    inputs: dict[str, Any],
-    labels: torch.Tensor,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    temperature: float = 1.0,
-) -> tuple[Any, TokenLogps, torch.Tensor]:
-    """The log-probability of each label, and the entropy of what it is drawn from.
-
-    Args:
-        forward: Runs the model.
-        model: The model, wrapped for several processes or not.
-        inputs: What it takes.
-        labels: `(N, T)` token ids, not shifted; -100 where there is no target.
-        autocast: Gives the context in which the head runs outside the model.
-        temperature: What the logits are divided by.
-
-    Returns:
-        The model's output; `(N, T)` log-probabilities and entropies; and for the P labels, row by row, the `(P, H)`
-        states that the head reads or, without a known head, `(P, V)` logits.
-    """
-    entropies: list[torch.Tensor] = []
-
-    def negative_logps(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logps = (logits if temperature == 1 else logits / temperature).log_softmax(dim=-1)
-        with torch.no_grad():
-            entropies.append(-(logps.exp() * logps).sum(dim=-1))
-        return -logps.gather(1, targets[:, None]).squeeze(1)
-
-    outputs, states, _, losses = _label_losses(negative_logps, forward, model, inputs, labels, autocast)
-    trains = nn.functional.pad(labels[:, 1:] != IGNORED_LABEL, (1, 0))
-    blank = losses.new_zeros(labels.shape)
-    logps = blank.masked_scatter(trains, -losses)
-    return outputs, TokenLogps(logps, trains, blank.masked_scatter(trains, torch.cat(entropies))), states
-
-
-def _label_losses(
-    loss: TokenLossFunction,
-    forward: LabelledForward,
-    model: nn.Module,
-    inputs: dict[str, Any],
-    labels: torch.Tensor,
-    autocast: Callable[[], AbstractContextManager[Any]],
-) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What `LabelledForward` returns, and the loss of each label, row by row."""
-    outputs, states, trained = forward(model, inputs, labels)
-    targets = labels[:, 1:][trained[:, :-1]]
-    if forward.head is None:
-        return outputs, states, trained, loss(states, targets)
-    with autocast():
-        return outputs, states, trained, token_losses(loss, forward.head, states, targets)
-
-
 def _negative_logps(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(logits, targets, reduction="none")
-
-
-def token_losses(
-    token_loss: TokenLossFunction, head: KnownHead, hidden: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
-    """The loss of each token, whose logits are computed a chunk at a time.
-
-    As the loss of a token depends on its own state alone, one gradient for each state is all that is kept of a chunk's
-    logits. For the gradient of a head that trains, those of several chunks are computed again.
-
-    Args:
-        token_loss: The loss.
-        head: The model's output head.
-        hidden: `(N, H)` states of the positions that have a target.
-        targets: `(N,)` token ids.
-
-    Returns:
-        `(N,)` float32 losses.
-    """
-
-    def losses(states: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
-        return token_loss(head.finish(head.module(states).float()), chunk)
-
-    with_grad = torch.is_grad_enabled()
-    head_trains = with_grad and any(parameter.requires_grad for parameter in head.module.parameters())
-    # Several buffers of this size exist at once. Where no gradient is added up over chunks, small ones take no longer.
-    size = _chunk_size(head) if head_trains else max(64, _chunk_size(head) // 4)
-    chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
-    if not with_grad or (head_trains and len(chunks) == 1):
-        return torch.cat([losses(*chunk) for chunk in chunks])
-    if head_trains:
-        return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
-    return torch.cat([_TokenLosses.apply(losses, *chunk) for chunk in chunks])
-
-
-class _TokenLosses(torch.autograd.Function):
-    """The losses of tokens, each a function of its own state; takes the gradient of each at once."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        hidden: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> torch.Tensor:
-        with torch.enable_grad():
-            states = hidden.detach().requires_grad_()
-            computed = losses(states, targets)
-            ctx.save_for_backward(*torch.autograd.grad(computed.sum(), states))
-        return computed.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (state_grads,) = ctx.saved_tensors
-        return None, state_grads * grad[:, None].to(state_grads.dtype), None
-
-
-def token_loss_sum(
-    token_loss: TokenLossFunction,
-    head: KnownHead,
-    hidden: torch.Tensor,
-    targets: torch.Tensor,
-    weights: torch.Tensor | None,
-    chunk_size: int | None = None,
-) -> torch.Tensor:
-    """The weighted sum of token losses, whose logits are computed a chunk at a time.
-
-    Args:
-        token_loss: The loss.
-        head: The model's output head.
-        hidden: `(N, H)` states of the positions that have a target.
-        targets: `(N,)` token ids.
-        weights: `(N,)` weights, or None for 1 everywhere.
-        chunk_size: Positions per chunk; None keeps a chunk's logits within 256 MB.
-
-    Returns:
-        A float32 scalar, with a gradient for `hidden` and the head's trainable parameters.
-    """
-    size = chunk_size or _chunk_size(head)
-    chunks = [slice(start, start + size) for start in range(0, len(targets), size)]
-
-    def chunk_sum(states: torch.Tensor, chunk: slice) -> torch.Tensor:
-        losses = token_loss(head.finish(head.module(states).float()), targets[chunk])
-        return (losses if weights is None else losses * weights[chunk]).sum()
-
-    if not torch.is_grad_enabled():
-        return sum((chunk_sum(hidden[chunk], chunk) for chunk in chunks), torch.zeros((), device=hidden.device))
-    trained = [parameter for parameter in head.module.parameters() if parameter.requires_grad]
-    total: torch.Tensor = _ChunkedSum.apply(chunk_sum, chunks, hidden, *trained)
-    return total
-
-
-def _chunk_size(head: KnownHead) -> int:
-    return max(64, LOGITS_IN_CHUNK // head.vocab_size)
-
-
-class _ChunkedSum(torch.autograd.Function):
-    """Sums a function over chunks of rows; takes the gradient of each chunk before the next one's logits exist."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        chunk_sum: Callable[[torch.Tensor, slice], torch.Tensor],
-        chunks: list[slice],
-        hidden: torch.Tensor,
-        *parameters: torch.Tensor,
-    ) -> torch.Tensor:
-        wants_hidden = ctx.needs_input_grad[2]
-        hidden_grad = torch.zeros_like(hidden) if wants_hidden else None
-        parameter_grads = [torch.zeros_like(parameter) for parameter in parameters]
-        total = torch.zeros((), device=hidden.device)
-        for chunk in chunks:
-            with torch.enable_grad():
-                states = hidden[chunk].detach().requires_grad_(wants_hidden)
-                part = chunk_sum(states, chunk)
-            wanted = [*([states] if wants_hidden else []), *parameters]
-            grads = list(torch.autograd.grad(part, wanted))
-            if hidden_grad is not None:
-                hidden_grad[chunk] = grads.pop(0)
-            for total_grad, grad in zip(parameter_grads, grads, strict=True):
-                total_grad += grad
-            total += part.detach()
-        ctx.grads = [hidden_grad, *parameter_grads]
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (None, None, *(None if part is None else part * grad.to(part.dtype) for part in ctx.grads))

@@ -16,7 +16,8 @@ from swiftplug.plugin.loss import IGNORED_LABEL, TokenLoss
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.registry.returns import check_loss
 from swiftplug.plugin.task import Batch, row_count
-from swiftplug.training.head import KnownHead, LabelledForward, token_loss_sum
+from swiftplug.training.chunked_losses import KnownHead, token_loss_sum
+from swiftplug.training.head import LabelledForward
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 

@@ -25,7 +25,7 @@ from swiftplug.plugin import Tuner
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.model import autocast_dtype
-from swiftplug.training.head import LabelledForward, sequence_logps
+from swiftplug.training.head import LabelledForward
 from swiftplug.training.loss import model_inputs
 from swiftplug.training.model import set_precision
 
@@ -130,7 +130,7 @@ def _reference_logps(args: Arguments, reference: torch.nn.Module, rows: Dataset,
     ):
         for indices in mine:
             batch = {name: value.to(device) for name, value in collate([rows[index] for index in indices]).items()}
-            _, logps, _ = sequence_logps(forward, reference, model_inputs(batch), batch["labels"])
+            _, logps, _ = forward.sequence_logps(reference, model_inputs(batch), batch["labels"])
             computed.append((indices, logps.float().view(conversations, -1).T.cpu().numpy()))
             activity.advance(len(indices))
     gathered = gather_object(computed)
@@ -165,7 +165,7 @@ def _hash_of_model(args: Arguments, model: torch.nn.Module) -> str:
         "options": args.config.model_options.model_dump(),
         "device": args.training_args.device.type,
         "dtype": str(autocast_dtype(args.training_args)),
-        "code": code_hash("training/head.py", "training/reference.py"),
+        "code": code_hash("training/head.py", "training/chunked_losses.py", "training/reference.py"),
         "versions": [__version__, torch.__version__, transformers.__version__],
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())

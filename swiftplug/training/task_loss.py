@@ -14,7 +14,7 @@ from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.registry.returns import check_task_loss
 from swiftplug.plugin.task import Batch, SequenceLogps, Task, TaskModel, TokenLogps, row_count
-from swiftplug.training.head import LabelledForward, sequence_logps, token_logps
+from swiftplug.training.head import LabelledForward
 from swiftplug.training.loss import BatchLoss, Counts, LossComputer, model_inputs
 from swiftplug.training.online.values import ValueHead, value_head_of
 
@@ -83,7 +83,7 @@ class TaskLossComputer(LossComputer, TaskModel):
         labels = batch["labels"][picked]
         # The reference first: what the model keeps for its gradient is not there yet.
         references = self._reference_logps(batch, chosen, inputs, labels) if self.task.needs_reference else None
-        computed = sequence_logps(self.forward, self.model, inputs, labels, self.accelerator.autocast)
+        computed = self.forward.sequence_logps(self.model, inputs, labels, self.accelerator.autocast)
         self.last_outputs, logps, lengths = computed
         split = zip(logps.split(rows), lengths.split(rows), references or repeat(None), strict=False)
         return [SequenceLogps(*each) for each in split]
@@ -100,8 +100,8 @@ class TaskLossComputer(LossComputer, TaskModel):
     def _token_logps(
         self, forward: LabelledForward, model: torch.nn.Module, batch: Batch, value_head: ValueHead | None
     ) -> TokenLogps:
-        self.last_outputs, tokens, states = token_logps(
-            forward, model, model_inputs(batch), batch["labels"], self.accelerator.autocast, self.temperature
+        self.last_outputs, tokens, states = forward.token_logps(
+            model, model_inputs(batch), batch["labels"], self.accelerator.autocast, self.temperature
         )
         if value_head is None:
             return tokens
@@ -123,7 +123,7 @@ class TaskLossComputer(LossComputer, TaskModel):
         if REFERENCE_LOGPS in batch:
             return [batch[REFERENCE_LOGPS][:, number] for number in conversations]
         with self._evaluated(of_reference=True) as (forward, model):
-            logps = sequence_logps(forward, model, inputs, labels)[1]
+            logps = forward.sequence_logps(model, inputs, labels)[1]
         return list(logps.split(row_count(batch)))
 
     @contextmanager

@@ -47,7 +47,7 @@ def test_cut_and_packing_leave_the_gradient_alone(gradients: Any, sets: list[str
 
 def test_chunks_leave_the_gradient_alone(gradients: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = gradients("textbook", WHOLE, loss="plain", loss_scale="uneven")
-    monkeypatch.setattr("swiftplug.training.head.LOGITS_IN_CHUNK", 1)  # 64 positions, the fewest
+    monkeypatch.setattr("swiftplug.training.chunked_losses.LOGITS_IN_CHUNK", 1)  # 64 positions, the fewest
     assert_same(gradients("chunked", WHOLE, loss_scale="uneven"), expected)
 
 
@@ -59,7 +59,7 @@ def test_cut_chunks_and_checkpointing_leave_preferences_alone(
     pairs = {"task": "dpo", "tuner": tuner, "dataset": [f"{pair_file}#8"], "eval_dataset": [f"{pair_file}#5"]}
     options = ["task.rpo_alpha=0.5", "training.eval_steps=1", "training.logging_steps=1"]
     expected = gradients("whole", [*options, *WHOLE], **pairs)
-    monkeypatch.setattr("swiftplug.training.head.LOGITS_IN_CHUNK", 1)
+    monkeypatch.setattr("swiftplug.training.chunked_losses.LOGITS_IN_CHUNK", 1)
     small = [*SINGLE, "training.gradient_checkpointing=true", "training.per_device_eval_batch_size=2"]
     assert_same(gradients("single", [*options, *small], **pairs), expected)
     logs = [(tmp_path / name / "log.jsonl").read_text(encoding="utf-8").splitlines() for name in ("whole", "single")]

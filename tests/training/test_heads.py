@@ -20,7 +20,8 @@ from transformers import (
 
 from swiftplug.builtin.losses.token_losses import CrossEntropy
 from swiftplug.plugin.registry import PluginChoice, Registry
-from swiftplug.training.head import find_known_head, run_headless, token_loss_sum
+from swiftplug.training.chunked_losses import token_loss_sum
+from swiftplug.training.head import find_known_head, run_headless
 from swiftplug.training.loss import PluginLossComputer
 
 SMALL = {
