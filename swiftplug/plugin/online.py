@@ -60,6 +60,8 @@ class Drawn:
 class Estimator:
     """Base class of what makes advantages of the rewards of groups of candidates to one prompt.
 
+    What it remembers of earlier steps is in no checkpoint, so that a resumed run would go on differently.
+
     Attributes:
         min_group: The candidates that each prompt needs, so that advantages can be made of their rewards.
 

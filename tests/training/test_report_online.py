@@ -187,6 +187,17 @@ def test_the_lines_of_a_run_are_short_and_say_what_was_lost(
     )
 
 
+def test_prompts_that_are_only_replaced_have_no_line_of_their_own(
+    run: Any, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [f"training.{each}" for each in ("max_steps=2", "logging_steps=1", "per_device_train_batch_size=8")]
+    changed = {"orm": ["even"], "num_return_sequences": 2, "eval_dataset": []}
+    run("r", **{**options, **changed, "sets": [*sets, "task.filter_groups=1"]})
+    printed = capsys.readouterr().out
+    assert "up to step" not in printed
+    assert re.search(r"^since it was started: \d+ prompts? replaced, as all their rewards were equal$", printed, re.M)
+
+
 def test_prompts_that_fail_or_are_replaced_are_counted_and_kept(
     browser: Any, run: Any, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

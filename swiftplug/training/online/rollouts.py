@@ -299,13 +299,16 @@ class Rollouts:
         return len(judged), sum(all(it[name] >= least for name, least in self.judges.items()) for it in judged)
 
     def report_lost(self, step: int) -> None:
-        """Print what was lost since the last time, if anything was; all processes take part."""
+        """Print what was lost since the last time, if anything was; all processes take part.
+
+        That prompts are replaced is what `filter_groups` is for: it is no news in itself.
+        """
         since = Lost()
         for each in gather_object([self._lost_here]):
             since.merge(each)
         self._lost_here = Lost()
         self.lost.merge(since)
-        if self.accelerator.is_main_process and str(since):
+        if self.accelerator.is_main_process and since.reasons:
             self.progress.print_line(f"up to step {step}: {since}", "yellow")
 
 
