@@ -13,7 +13,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from swiftplug.builtin.tuners.lora_layer import round_once
+from swiftplug.builtin.tuners.lora_layer import joined, round_once
 from swiftplug.errors import UserError
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.runs.folder import Marker
@@ -239,6 +239,21 @@ def test_in_bf16_a_small_adapter_is_not_rounded_away() -> None:
     shares = [((output - without) * change).sum() / change.square().sum() for output in (rounded, own)]
     assert shares[0].item() == pytest.approx(1, abs=0.2)
     assert shares[1].item() < 0.3
+
+
+@torch.no_grad()
+def test_in_bf16_decoding_takes_one_matrix_and_gives_the_same() -> None:
+    layer = lora_layer()
+    x = torch.randn(5, 1, 64, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)
+        with joined(layer, torch.bfloat16):
+            matrix = layer.base_model.model[0]._joined
+            assert matrix.shape == (48, 64 + 8)
+            assert torch.equal(layer(x), expected)
+            matrix *= 2  # it is what is used
+            assert not torch.equal(layer(x), expected)
+        assert torch.equal(layer(x), expected)
 
 
 def test_in_bf16_gradients_are_those_of_float32() -> None:

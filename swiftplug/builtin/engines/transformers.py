@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 from swiftplug.builtin.engines.decoding import Decoder, Drawn, GenerationRequest
 from swiftplug.builtin.engines.fast_parts import pack_linears
 from swiftplug.builtin.hardware import pick_device, pick_dtype
+from swiftplug.builtin.tuners.lora_layer import joined
 from swiftplug.plugin import Answered, Chat, Completion, Engine, Prompt, Sampling, UserError
 
 _BROKEN = "the model's output is not a number; try another dtype"
@@ -81,9 +82,9 @@ class TransformersEngine(Engine):
     def draw(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Answered]:
         """Draw candidates from the model in training; see `Engine.draw`.
 
-        The model decodes itself, with its adapter. Only in float32 on a CPU do packed copies of its linear layers, each
-        with its LoRA added, stand in for them until the drawing ends: packing takes about a second per 100 million
-        parameters, and each step is faster.
+        The model decodes itself, with its adapter. In float32 on a CPU, packed copies of its linear layers, each with
+        its LoRA added, stand in for them until the drawing ends: packing takes about a second per 100 million
+        parameters, and each step is faster. In half precision a linear layer and its LoRA are one matrix until then.
 
         Raises:
             UserError: A batch does not fit into the GPU's memory.
@@ -93,8 +94,12 @@ class TransformersEngine(Engine):
 
     @contextmanager
     def _packed(self) -> Iterator[None]:
-        """The model in training with packed layers, where that is faster; then it is again as it was."""
-        replaced = pack_linears(self._model, self.batch_size) if self._autocast is None else []
+        """The model in training with layers that decode faster; then it is again as it was."""
+        if self._autocast is not None:
+            with joined(self._model, self._autocast):
+                yield
+            return
+        replaced = pack_linears(self._model, self.batch_size)
         try:
             yield
         finally:

@@ -1,13 +1,12 @@
 """A linear layer with LoRA that rounds to half precision once, when all of its output is added up."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
 from torch.nn import functional
-
-# With fewer, as in decoding, a copy of the weight would take longer than the product.
-_TOKENS = 256
 
 
 class RoundsOnce(Linear):
@@ -18,37 +17,70 @@ class RoundsOnce(Linear):
     float32 within a product, so both are computed as one: `[x, xA] [W, sB]^T`.
     """
 
+    _joined: torch.Tensor | None = None  # `[W, sB]`, while it does not change
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """See `peft.tuners.lora.Linear.forward`, which does whatever else there may be: variants, several adapters."""
-        base: Any = self.base_layer
-        names = [name for name in self.active_adapters if name in self.lora_A]
         device = x.device.type
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        if (
-            args
-            or kwargs
-            or half not in (torch.bfloat16, torch.float16)
-            or len(names) != 1
-            or self.disable_adapters
-            or self.merged
-            or names[0] in self.lora_variant
-            or self.lora_bias[names[0]]
-            or type(base) is not torch.nn.Linear
-            or base._forward_hooks
-            or base._forward_pre_hooks
-            or base.weight.requires_grad
-            or base.weight.dim() != 2  # its parts are on several devices
-            or x.numel() < _TOKENS * x.shape[-1]
-        ):
+        name = None if args or kwargs or half not in (torch.bfloat16, torch.float16) else self._only_adapter()
+        if name is None:
             output: torch.Tensor = super().forward(x, *args, **kwargs)
             return output
-        [name] = names
+        base: Any = self.base_layer
         x = x.to(half)
         hidden = self.lora_A[name](self.lora_dropout[name](x))
-        up = (self.lora_B[name].weight * self.scaling[name]).to(half)
         bias = None if base.bias is None else base.bias.to(half)
-        summed: torch.Tensor = _Sum.apply(x, hidden, base.weight.to(half), up, bias)
+        if self._joined is not None and not torch.is_grad_enabled():
+            return functional.linear(torch.cat([x, hidden], -1), self._joined, bias)
+        summed: torch.Tensor = _Sum.apply(x, hidden, base.weight.to(half), self._up(name, half), bias)
         return summed
+
+    def _only_adapter(self) -> str | None:
+        """The name of the adapter, if there is one alone, of the plain kind, that acts on a plain layer."""
+        names, base = [name for name in self.active_adapters if name in self.lora_A], self.base_layer
+        is_plain = (
+            len(names) == 1
+            and not self.disable_adapters
+            and not self.merged
+            and names[0] not in self.lora_variant
+            and not self.lora_bias[names[0]]
+            and type(base) is torch.nn.Linear
+            and not base._forward_hooks
+            and not base._forward_pre_hooks
+            and not base.weight.requires_grad
+            and base.weight.dim() == 2  # else its parts are on several devices
+        )
+        return names[0] if is_plain else None
+
+    def _up(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """`sB`."""
+        up: torch.Tensor = (self.lora_B[name].weight * self.scaling[name]).to(dtype)
+        return up
+
+    @torch.no_grad()
+    def join(self, dtype: torch.dtype) -> None:
+        """Keep `[W, sB]`, a copy, until `_joined` is None again."""
+        name = self._only_adapter()
+        if name is not None:
+            base: Any = self.base_layer
+            self._joined = torch.cat([base.weight.to(dtype), self._up(name, dtype)], 1)
+
+
+@contextmanager
+def joined(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Keep the joined weights of a model's layers while its weights do not change: each token takes one product less.
+
+    They take as much memory as the weights of these layers.
+    """
+    layers = [module for module in model.modules() if isinstance(module, RoundsOnce)]
+    try:
+        for layer in layers:
+            layer.join(dtype)
+        yield
+    finally:
+        for layer in layers:
+            layer._joined = None
 
 
 class _Sum(torch.autograd.Function):
