@@ -11,7 +11,6 @@ import torch
 from transformers import PrinterCallback
 
 from swiftplug.config.evaluation import EvaluationConfig
-from swiftplug.data.batching import Collator, collate_prompts
 from swiftplug.data.prepare import PreparedData
 from swiftplug.data.read.report import SplitReport
 from swiftplug.errors import UserError
@@ -171,16 +170,7 @@ class EvaluatedModel:
                 data = add_reference_logps(args, data, self.progress)
             with self.progress.start(f"loading {name}", live=on_disk([name])):
                 model = load_model_to_train(args, self.weights)
-            trainer = PlugTrainer(
-                args,
-                model,
-                self.progress,
-                load_reference(args, model),
-                (data.prompts, data.eval_prompts),
-                train_dataset=data.train,
-                eval_dataset=data.eval,
-                data_collator=collate_prompts if data.prompts else Collator(args.load_tokenizer().pad_token_id),
-            )
+            trainer = PlugTrainer(args, model, self.progress, data, load_reference(args, model))
             trainer.remove_callback(PrinterCallback)
             try:
                 metrics = trainer.evaluate()

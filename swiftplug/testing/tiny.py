@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import PrinterCallback
 
 from swiftplug.config.schema import TrainConfig
-from swiftplug.data.batching import Collator, collate_prompts
+from swiftplug.data.batching import Collator
 from swiftplug.data.encode import RowEncoder
 from swiftplug.data.prepare import PreparedData
 from swiftplug.data.read.conversation import RawRow, RowOrigin
@@ -158,12 +158,9 @@ class TinyRun:
             self.args,
             model,
             self.progress,
+            data,
             load_reference(self.args, model),
-            (data.prompts, data.eval_prompts),
-            train_dataset=data.train,
-            eval_dataset=data.eval,
-            data_collator=collate_prompts if data.prompts else Collator(self.args.load_tokenizer().pad_token_id),
-            callbacks=[*callbacks, RunLog(Path(str(self.args.output_dir)))],
+            [*callbacks, RunLog(Path(str(self.args.output_dir)))],
         )
         trainer.remove_callback(PrinterCallback)
         return trainer

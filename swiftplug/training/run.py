@@ -28,7 +28,6 @@ from transformers import PrinterCallback
 
 from swiftplug.config.resume import read_record
 from swiftplug.config.schema import TrainConfig
-from swiftplug.data.batching import Collator, collate_prompts
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_command, format_duration, format_number, format_percent
 from swiftplug.plugin import OnlineTask
@@ -165,13 +164,9 @@ def train(
             args,
             model,
             progress,
+            data,
             reference,
-            (data.prompts, data.eval_prompts),
-            data.mixture,
-            train_dataset=data.train,
-            eval_dataset=data.eval,
-            data_collator=collate_prompts if data.prompts else Collator(args.load_tokenizer().pad_token_id),
-            callbacks=[*callbacks, RunLog(run_dir), ProgressLine(progress, _drawn_per_step(args))],
+            [*callbacks, RunLog(run_dir), ProgressLine(progress, _drawn_per_step(args))],
         )
         if trainer.rollouts is not None:
             stack.callback(trainer.rollouts.engine.close)

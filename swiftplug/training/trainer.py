@@ -24,14 +24,14 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from swiftplug.data.batching import DrawSampler, EpochSampler, Mixture
+from swiftplug.data.batching import Collator, DrawSampler, EpochSampler, collate_prompts
+from swiftplug.data.prepare import PreparedData
 from swiftplug.errors import ContractError, UserError, nearest
 from swiftplug.plugin import OnlineTask
 from swiftplug.plugin.registry.returns import check_optimizer
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress
 from swiftplug.runs.model import GENERATION_CONFIG
-from swiftplug.sampling.rows import Row
 from swiftplug.training.checkpoint import FINAL_STAGING, STAGING, CheckpointKeeper, SaveAfterEpoch, marker_of, move_into
 from swiftplug.training.evaluation import Metrics, generate_answers
 from swiftplug.training.loss import LossComputer, Means, PluginLossComputer
@@ -51,10 +51,9 @@ class PlugTrainer(Trainer):
         args: The run's arguments, with its plugins.
         model: The model as the tuner prepared it.
         progress: Shows what it is doing.
+        data: What it trains on, and is evaluated on.
         reference: The task's reference model, if it needs one and it is not the model with the tuner disabled.
-        prompts: The rows that an online task draws answers to, in training and in evaluation.
-        mixture: How several datasets make an epoch, if they are not shuffled together.
-        **kwargs: `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, as `Trainer` takes them.
+        callbacks: As `Trainer` takes them.
     """
 
     def __init__(
@@ -62,13 +61,12 @@ class PlugTrainer(Trainer):
         args: Arguments,
         model: torch.nn.Module,
         progress: RunProgress,
+        data: PreparedData,
         reference: torch.nn.Module | None = None,
-        prompts: tuple[Sequence[Row], Sequence[Row]] = ((), ()),
-        mixture: Mixture | None = None,
-        **kwargs: Any,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.run_args = args
-        self.mixture = mixture
+        self.mixture = data.mixture
         self.reference = reference
         self.progress = progress
         self.plugins = args.plugins
@@ -84,14 +82,17 @@ class PlugTrainer(Trainer):
             processing_class=self.tokenizer,
             compute_metrics=self.metrics.compute if self.metrics.of_tokens else None,
             preprocess_logits_for_metrics=self.metrics.preprocess if self.metrics.of_tokens else None,
-            **kwargs,
+            train_dataset=data.train,
+            eval_dataset=data.eval,
+            data_collator=collate_prompts if data.prompts else Collator(self.tokenizer.pad_token_id),
+            callbacks=[*callbacks],
         )
         # What `get_batch_samples` counts is what the loss is divided by: Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
         self.rollouts: Rollouts | None = None
         if isinstance(args.task, OnlineTask):
-            self.rollouts = Rollouts(args, model, self.accelerator, progress, *prompts)
-        self.sampler = self._make_sampler(kwargs["train_dataset"]["length"])
+            self.rollouts = Rollouts(args, model, self.accelerator, progress, data.prompts, data.eval_prompts)
+        self.sampler = self._make_sampler(data.train["length"])
         self._order_callbacks()
         # Six for each parameter outside the embeddings (arXiv 2001.08361); 0 where a module cannot count them.
         num_parameters: Any = getattr(model, "num_parameters", None)
