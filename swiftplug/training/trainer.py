@@ -221,10 +221,12 @@ class PlugTrainer(Trainer):
 
     # Loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         """The loss and its gradient for one micro-batch; see `Trainer.training_step`."""
         started = time.monotonic()
-        loss = super().training_step(*args, **kwargs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
         if self.rollouts is not None:
             self._seconds["training"] += time.monotonic() - started
         return loss
