@@ -201,6 +201,7 @@ def train(
                 trainer.save_final()
         except Exception as error:
             report.error = str(error) if isinstance(error, UserError) else one_line(error)
+            print_line(console, _stopped_at(run_dir, trainer, resume), "yellow")
             raise
         finally:
             if is_first:

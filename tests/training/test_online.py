@@ -38,6 +38,29 @@ class Miscounts(Fails):
     def spoil(self, answered):
         return answered._replace(completions=answered.completions[1:])
 
+@register_engine("breaks_midway")
+class BreaksMidway(TransformersEngine):
+    may_change = ("how",)  # how its second drawing is wrong
+
+    def __init__(self, how: str = "not at all"):
+        super().__init__()
+        self.how, self.drawings = how, 0
+
+    def draw(self, prompts, sampling):
+        self.drawings += 1
+        for answered in super().draw(prompts, sampling):
+            first, *others = answered.completions
+            if self.drawings == 2 and self.how == "raises":
+                raise OSError("no route to the engine")
+            elif self.drawings == 2 and self.how == "type":
+                yield first
+            elif self.drawings == 2 and self.how == "ids":
+                yield answered._replace(completions=[first._replace(ids=[0, 10**6]), *others])
+            elif self.drawings == 2 and self.how == "logps":
+                yield answered._replace(completions=[first._replace(logps=[-1.0] * 99), *others])
+            else:
+                yield answered
+
 @register_task("reads_all")
 class ReadsAll(GRPO):
     skips_zero_advantages = False
@@ -233,7 +256,8 @@ def test_a_prompt_at_which_the_engine_fails_is_left_out(
     done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, *options, "--set=training.max_steps=1")
     assert done.returncode == 0, done.stderr
     assert "1 prompt without candidates (the server is away)" in done.stdout
-    assert len(lines(tmp_path / "run/candidates.jsonl")) == 8
+    drawn = [line.get("failure") for line in lines(tmp_path / "run/candidates.jsonl")]
+    assert (drawn.count(None), drawn.count("the server is away")) == (8, 1)
     assert done.stdout.count("closed the engine") == 1
     done = forks.run("evaluate", str(tmp_path / "run"), f"--output-dir={tmp_path / 'own'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -247,6 +271,33 @@ def test_an_engine_that_leaves_out_a_candidate_is_named(
     assert done.returncode == 2
     assert "returned 3 candidates for" in done.stderr and "; expected 4" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raises", "raised OSError: no route to the engine (online.py:"),
+        ("type", "returned a Completion, expected an Answered"),
+        ("ids", "returned tokens that the model does not have, for "),
+        ("logps", "returned 99 `logps` for "),
+    ],
+)
+def test_an_engine_that_breaks_midway_stops_the_run_which_resumes(
+    how: str, message: str, tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
+) -> None:
+    options = ["--orm=vowels", "--engine=breaks_midway", "--set=training.save_steps=1"]
+    done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, *options, f"--set=engine.how={how}")
+    assert done.returncode == 2
+    assert f"/online.py {message}" in done.stderr and "Traceback" not in done.stderr
+    assert "stopped at step 1 of 3; checkpoint-1 is saved; go on: swiftplug train" in done.stdout
+    assert {line["step"] for line in lines(tmp_path / "run/candidates.jsonl")} == {1}
+    if how == "raises":
+        done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, *options, "--resume")
+        assert done.returncode == 0, done.stderr
+        done = train(tmp_path / "whole", tiny_model_dir, chat_file, plugins, *options)
+        assert done.returncode == 0, done.stderr
+        for name in ("candidates.jsonl", "model.safetensors"):
+            assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_an_evaluation_in_which_nothing_is_judged_has_no_best_model(

@@ -91,6 +91,8 @@ class Rollouts:
         self.sampling = Sampling(**{name: getattr(self.config, name) for name in Sampling._fields})
         self.chat = args.load_chat(model)
         self.environments = Environments(args, self.chat, model) if args.plugins.of("environment") else None
+        config: Any = model.config
+        self.vocabulary: int = config.get_text_config().vocab_size
         self.record = CandidateRecord(args.training_args.output_dir, accelerator)
         pad_token_id = int(args.load_tokenizer().pad_token_id or 0)
         self.drawn = DrawnBatches(self.task, accelerator, progress, self.sampling.num_return_sequences, pad_token_id)
@@ -216,19 +218,29 @@ class Rollouts:
         """What the engine draws for prompts, which are given by their ids, each with its row; all candidates or none.
 
         Raises:
-            UserError: It leaves a prompt or a candidate out, or gives no tokens.
+            UserError: It leaves a prompt or a candidate out, or gives no tokens, or some that the model does not have.
         """
         plugin, waiting = self.args.plugins.one("engine"), dict(asked)
         with naming_plugins([plugin]), without_value_head(self.model):
             for answered in self.engine.draw([prompt for prompt, _ in asked.values()], sampling):
+                if not isinstance(answered, Answered):
+                    raise UserError(f"{plugin.found} returned a {type(answered).__name__}, expected an Answered")
                 if answered.id not in waiting:
                     continue
                 _, row = waiting.pop(answered.id)
                 if failure := failure_of(answered, row, sampling.num_return_sequences, plugin):
                     yield Answered(answered.id, failure=failure)
                     continue
-                if not all(completion.ids for completion in answered.completions):
-                    raise UserError(f"{plugin.found} returned a candidate without its tokens, expected `ids`")
+                for completion in answered.completions:
+                    if not completion.ids:
+                        raise UserError(f"{plugin.found} returned a candidate without its tokens, expected `ids`")
+                    if min(completion.ids) < 0 or max(completion.ids) >= self.vocabulary:
+                        raise UserError(
+                            f"{plugin.found} returned tokens that the model does not have, for {row.origin}"
+                        )
+                    if len(completion.logps) not in (0, len(completion.ids)):
+                        ids, logps = len(completion.ids), len(completion.logps)
+                        raise UserError(f"{plugin.found} returned {logps} `logps` for {ids} `ids`, expected as many")
                 yield answered
         for _, row in waiting.values():
             raise UserError(f"{plugin.found} returned no result for {row.origin}")
