@@ -6,7 +6,9 @@ it shares with the others is what was imported, and the seed of Python's hashes.
 
 import multiprocessing
 import os
+import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from functools import cache
 from multiprocessing import forkserver
@@ -97,16 +99,36 @@ def start(
     return process
 
 
-def run(*arguments: object, cwd: Path, timeout: float = 280, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run `swiftplug ARGUMENTS` in a folder to its end, as `subprocess.run` would."""
+def run(
+    *arguments: object, cwd: Path, timeout: float = 280, processes: int = 1, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run `swiftplug ARGUMENTS` in a folder to its end, as `subprocess.run` would.
+
+    Several processes are started as `torchrun` would start them; the exit code is the highest of theirs.
+    """
     line = [str(argument) for argument in arguments]
     with TemporaryDirectory() as place:
         stdout, stderr = Path(place, "stdout"), Path(place, "stderr")
-        process = start(cwd, *line, stdout=str(stdout), stderr=str(stderr), environment=environment)
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        started = [
+            start(cwd, *line, stdout=str(stdout), stderr=str(stderr), environment={**environment, **own})
+            for own in (of_processes(processes) if processes > 1 else [{}])
+        ]
+        end = time.monotonic() + timeout
+        for process in started:
+            process.join(max(0, end - time.monotonic()))
+        if late := [process for process in started if process.is_alive()]:
+            for process in late:
+                process.kill()
+                process.join()
             raise subprocess.TimeoutExpired(line, timeout, stdout.read_text(), stderr.read_text())
-        assert process.exitcode is not None
-        return subprocess.CompletedProcess(line, process.exitcode, stdout.read_text(), stderr.read_text())
+        code = max((process.exitcode or 0 for process in started), key=abs)
+        return subprocess.CompletedProcess(line, code, stdout.read_text(), stderr.read_text())
+
+
+def of_processes(count: int) -> list[dict[str, str]]:
+    """The variables that tell each of several processes on this machine where the others are."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "CUDA_VISIBLE_DEVICES": ""}
+    return [{**address, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]

@@ -114,10 +114,14 @@ class LossComputer(ABC):
     def first_rows(self, batch: Batch, rows: int) -> dict[str, Any]:
         """A batch of the first rows; for none, one row that does not count, so that the model still runs."""
         before, kept = row_count(batch), max(rows, 1)
-        cut = {
-            name: value.reshape(-1, before, *value.shape[1:])[:, :kept].reshape(-1, *value.shape[1:])
-            for name, value in batch.items()
-        }
+        if "position_ids" in batch:  # packed into one row, of as many tokens as the lengths add up to
+            tokens = int(batch["length"][:kept].sum())
+            cut = {name: value[:kept] if value.ndim == 1 else value[:, :tokens] for name, value in batch.items()}
+        else:
+            cut = {
+                name: value.reshape(-1, before, *value.shape[1:])[:, :kept].reshape(-1, *value.shape[1:])
+                for name, value in batch.items()
+            }
         return cut if rows else {**cut, _UNCOUNTED: torch.ones(1)}
 
     def __call__(self, model: torch.nn.Module, batch: Batch, totals: Counts, need_logits: bool = False) -> BatchLoss:

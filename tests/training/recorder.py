@@ -15,11 +15,12 @@ class Recorder(torch.optim.SGD):
         if not Path(path).exists():
             trained = [p for p in self.param_groups[0]["params"] if p.requires_grad]
             save_file({str(i): p.grad.clone() for i, p in enumerate(trained)}, path)
+        return super().step(closure)
 
 
 @register_optimizer("recorder")
-def recorder(args, model, dataset):
-    return Recorder(model.parameters(), lr=0.0), None
+def recorder(args, model, dataset, *, lr: float = 0.0):
+    return Recorder([p for p in model.parameters() if p.requires_grad], lr=lr), None
 
 
 @register_loss_func("plain")
