@@ -8,9 +8,11 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -293,6 +295,8 @@ def _report(error: Exception) -> int:
     is_bad_input = isinstance(error, (typer.TyperException, UserError))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (is_first() and is_bad_input):
         # Another process has the same error, or has caused this one by its end; the launcher then ends this process.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         time.sleep(_SECONDS_FOR_OTHERS)
     if isinstance(error, typer.TyperException):
         message = error.format_message().replace("Value error, ", "")  # the pydantic that checks it
@@ -315,4 +319,9 @@ def _report(error: Exception) -> int:
 
 def _print_error(message: str) -> None:
     rank = "" if is_first() else f" (process {os.environ['LOCAL_RANK']})"
-    print(f"error{rank}: {printable(' '.join(map(str.strip, message.splitlines())))}", file=sys.stderr)
+    line = f"error{rank}: {printable(' '.join(map(str.strip, message.splitlines())))}"
+    print(line, file=sys.stderr)
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # what torchrun shows at the end of its own report
+        facts = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": facts}), encoding="utf-8")

@@ -1,6 +1,7 @@
 """The `training:` section of a config, checked and made into `TrainingArguments`."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -13,6 +14,7 @@ from transformers.utils.import_utils import is_liger_kernel_available
 from swiftplug.config.counterparts import counterparts
 from swiftplug.config.schema import TrainConfig
 from swiftplug.errors import UserError, closest
+from swiftplug.formatting import format_count
 from swiftplug.plugin.registry.options import expected_instead
 from swiftplug.training.checkpoint import STEP, step_shares
 from swiftplug.training.trackers import check_trackers
@@ -88,7 +90,12 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool, gro
         UserError: A field is unknown, of the wrong type, not settable, or contradicts another key.
     """
     given = check_training_section(config)
+    if _launched_with("DEEPSPEED") and not given.get("deepspeed"):
+        raise UserError(
+            "the config of accelerate launch: asks for DeepSpeed; name DeepSpeed's own config in training.deepspeed"
+        )
     _check_agreement(config, given, has_eval)
+    _check_devices(given)
     defaults = {
         "logging_steps": 10,
         "logging_first_step": True,
@@ -127,7 +134,49 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool, gro
     # One process drives one device; several devices are several processes (--nproc), never DataParallel.
     _ = arguments.device
     arguments._n_gpu = min(arguments._n_gpu, 1)
+    _settle_sharding(arguments)
     return arguments
+
+
+def _check_devices(given: dict[str, Any]) -> None:
+    """Refuse more processes on this machine than it has devices: two on one device share nothing but its memory."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes == 1 or given.get("use_cpu") or not torch.accelerator.is_available():
+        return
+    if (devices := torch.accelerator.device_count()) < processes:
+        name = str(torch.accelerator.current_accelerator()).upper()
+        raise UserError(
+            f"{processes} processes on this machine, which has {format_count(devices, f'{name} device')}: start "
+            f"{devices} (--nproc {devices}), or compute on the CPU with training.use_cpu=true"
+        )
+
+
+def asks_for_fsdp(config: TrainConfig) -> bool:
+    """Whether the config, or that of `accelerate launch`, asks for weights that are shared out among processes."""
+    return bool(config.training.get("fsdp")) or _launched_with("FSDP")
+
+
+def _launched_with(library: str) -> bool:
+    """Whether `accelerate launch` says so, which does it by a variable."""
+    return os.environ.get(f"ACCELERATE_USE_{library}", "").lower() == "true"
+
+
+def _settle_sharding(arguments: TrainingArguments) -> None:
+    """Let `fsdp` say what is in force: several processes share out the weights, whoever has asked for it.
+
+    Raises:
+        UserError: It is FSDP1.
+    """
+    asked = arguments.fsdp
+    if arguments.world_size == 1:
+        arguments.fsdp = arguments.fsdp_plugin_args = None
+    elif _launched_with("FSDP") and not asked:
+        arguments.fsdp, arguments.fsdp_config = "full_shard", {}  # accelerate has the rest, in the environment
+    if arguments.fsdp:
+        place = "training.fsdp_config: version" if asked else "the config of accelerate launch: fsdp_version"
+        version = (arguments.fsdp_plugin_args or {}).get("fsdp_version", os.environ.get("FSDP_VERSION", "1"))
+        if int(version) != 2:
+            raise UserError(f"{place}: found {version}, expected 2: FSDP1 is not supported")
 
 
 def _check_early(arguments: TrainingArguments) -> None:

@@ -127,6 +127,7 @@ def check_same_run(folder: Path, args: Arguments, allow_changed_plugins: bool) -
         )
     if not allow_changed_plugins:
         _check_plugins_unchanged(record, args.plugins.all())
+    _check_same_sharding(folder, args.training_args)
     if there != here:
         shares = [
             f"{size} x {steps} accumulated x {format_count(count, 'process')}" for size, steps, count in (here, there)
@@ -139,6 +140,19 @@ def check_same_run(folder: Path, args: Arguments, allow_changed_plugins: bool) -
             )
         anew = "" if there[-1] == here[-1] else "; random numbers of the model (dropout) start anew"
         args.notes.append(f"--resume: a step takes {rows} rows as before, now {shares[0]}, not {shares[1]}{anew}")
+
+
+def _check_same_sharding(folder: Path, arguments: TrainingArguments) -> None:
+    """Check that the optimizer's state is kept as this run would read it: whole, or in parts (FSDP)."""
+    by_fsdp = {"FULL_STATE_DICT": "optimizer.bin", "SHARDED_STATE_DICT": "optimizer_0"}
+    forms = {"optimizer.pt": "without FSDP", **{file: f"with FSDP and {kind}" for kind, file in by_fsdp.items()}}
+    kind = (arguments.fsdp_plugin_args or {}).get("state_dict_type", os.environ.get("FSDP_STATE_DICT_TYPE", ""))
+    now = by_fsdp.get(kind, "optimizer_0") if arguments.fsdp else "optimizer.pt"
+    for checkpoint in checkpoints(folder)[-1:]:
+        there = [name for name in forms if (checkpoint / name).exists()]
+        if there and now not in there:
+            processes = f"{forms[now]}, in {format_count(arguments.world_size, 'process')}"
+            raise UserError(f"--resume: {checkpoint} was saved {forms[there[0]]}; this run would go on {processes}")
 
 
 def check_same_data(folder: Path, args: Arguments, data: DataReport) -> None:

@@ -147,6 +147,9 @@ def generate_answers(
     )
     # Longest first: prompts of about one length share a batch, and what does not fit into memory fails at once.
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    sharded = bool(args.fsdp or args.deepspeed)
+    if sharded:  # each process needs the others for every token, so all have as many batches
+        order += order[:1] * (-len(order) % args.world_size)
     mine = order[args.process_index :: args.world_size]
     batches = [mine[start : start + args.eval_batch_size] for start in range(0, len(mine), args.eval_batch_size)]
     answered: list[tuple[int, str]] = []
@@ -155,7 +158,12 @@ def generate_answers(
             batch = {"input_ids": [prompts[row] for row in rows]}
             padded = tokenizer.pad(batch, padding_side="left", return_attention_mask=True, return_tensors="pt")
             with torch.no_grad(), accelerator.autocast():
-                output = model.generate(**padded.to(accelerator.device), generation_config=greedy, tokenizer=tokenizer)
+                output = model.generate(
+                    **padded.to(accelerator.device),
+                    generation_config=greedy,
+                    tokenizer=tokenizer,
+                    synced_gpus=sharded and args.world_size > 1,
+                )
             drawn = output[:, padded["input_ids"].shape[1] :].tolist()
             answered += [(row, chat.answer(ids, opened[row])) for row, ids in zip(rows, drawn, strict=True)]
             activity.advance(answer=len(rows))

@@ -1,7 +1,6 @@
 """What comes before the model of a training run: plugins, arguments, tokenizer, data, and the plan of it all."""
 
 import math
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from swiftplug.runs.errors import naming_plugins
 from swiftplug.runs.model import check_loadable
 from swiftplug.runs.plugins import resolve_plugins
 from swiftplug.sampling.scoring import resolve_scorers
-from swiftplug.training.arguments import training_arguments
+from swiftplug.training.arguments import asks_for_fsdp, training_arguments
 from swiftplug.training.evaluation import measured_names
 from swiftplug.training.loss import optional_arguments
 from swiftplug.training.online.prompts import check_settings, draw_sampler, not_in_force, read_prompts
@@ -94,13 +93,8 @@ def _check_mix(config: TrainConfig, is_online: bool) -> None:
 
 def _not_in_force(config: TrainConfig, arguments: TrainingArguments) -> Iterator[str]:
     """What a config asks for and this run does not do."""
-    asked = arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if asked and (arguments.world_size == 1 or arguments.device.type == "cpu"):
-        processes = f"{format_count(arguments.world_size, 'process')} on {arguments.device.type}"
-        yield (
-            f"training.fsdp: not in force, as it needs several processes on GPUs: this run has {processes}, and each "
-            "holds the whole model"
-        )
+    if asks_for_fsdp(config) and not arguments.fsdp:
+        yield "training.fsdp: not in force, as this run has one process, which holds the whole model"
     if (config.dtype == "float16" or config.training.get("fp16")) and not arguments.fp16:
         key = "training.fp16" if config.dtype == "auto" else "dtype: float16"
         yield f"{key}: not in force, as a CPU has no fp16 autocast: this run computes in float32"

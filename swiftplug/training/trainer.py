@@ -7,7 +7,7 @@ What differs from the base class, and where:
 - saving and loading go through the tuner plugin (`save_model`), and a checkpoint appears whole or not at all
   (`CheckpointKeeper`); a resumed run is the same run (`train`).
 
-Five private methods of the base class are overridden, because it has no public hook for them.
+Six private methods of the base class are overridden, because it has no public hook for them.
 """
 
 import shutil
@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, save_fsdp_optimizer
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from swiftplug.data.batching import Collator, DrawSampler, EpochSampler, collate_prompts
@@ -100,6 +103,17 @@ class PlugTrainer(Trainer):
         self.loss_computer = self._make_loss_computer(model)
         self._logged = Means()  # of what the task logs, since the last log
         self._seconds: defaultdict[str, float] = defaultdict(float)  # of what an online task does, since then
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the base class; FSDP2 also on CPUs, where PyTorch has it and accelerate does not switch it on."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
+            if self.accelerator.mixed_precision != "no":
+                plugin.set_mixed_precision(self.accelerator.mixed_precision)
+            self.accelerator.state.fsdp_plugin = plugin
+            self.accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
 
     def _make_loss_computer(self, model: torch.nn.Module) -> LossComputer:
         """The loss plugin's in tasks that have one, else the task's own."""
@@ -373,6 +387,11 @@ class PlugTrainer(Trainer):
         folder = Path(output_dir or self.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if state_dict is not None:  # of tied weights each name has a copy of its own
+            first: dict[int, str] = {}
+            for name, tensor in model.state_dict(keep_vars=True).items():
+                if name in state_dict:
+                    state_dict[name] = state_dict[first.setdefault(id(tensor), name)]
         tuner = self.plugins.one("tuner").bound
         with without_value_head(model):
             tuner.save_pretrained(model, str(folder), state_dict=state_dict, safe_serialization=True)
@@ -403,6 +422,16 @@ class PlugTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         """Where Trainer writes checkpoints; `CheckpointKeeper` moves them out of there when they are whole."""
         return str(self.run_dir / STAGING)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # Not as the base class, which would write the weights too, which `save_model` has written.
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)  # in each process

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 # The plugin file is run before anything slow is imported: here it is what a process is doing when it dies.
 PLUGIN = """
@@ -108,3 +109,36 @@ def test_no_process_outlives_a_command_that_is_killed(launch: Launch, tmp_path: 
     process.kill()
     wait_until(lambda: not any(map(is_running, started)))
     assert process.communicate(timeout=60) == ("", "")
+
+
+def refused(tmp_path: Path, rank: int, **environment: str) -> "subprocess.Popen[str]":
+    """What torchrun starts: one of two processes, which finds no such dataset plugin file."""
+    (tmp_path / "plugin.py").write_text("open('ran', 'w')\nraise ValueError('mine')")
+    command = [sys.executable, "-m", "swiftplug", "train", "--model=tiny", "--dataset=d.jsonl", "--plugin=plugin.py"]
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return subprocess.Popen(
+        [*command, "--output-dir=r"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **own, **environment},
+    )
+
+
+def test_the_report_of_torchrun_ends_with_our_line(tmp_path: Path) -> None:
+    file = tmp_path / "error.json"
+    process = refused(tmp_path, 0, TORCHELASTIC_ERROR_FILE=str(file))
+    line = process.communicate(timeout=60)[1].rstrip()
+    assert process.returncode == 2
+    assert line.startswith("error: ")
+    assert "mine" in line
+    assert ProcessFailure(0, process.pid, 2, str(file)).message["extraInfo"]["py_callstack"] == line
+
+
+def test_a_launcher_ends_the_others_without_a_word(tmp_path: Path) -> None:
+    process = refused(tmp_path, 1)
+    wait_until((tmp_path / "ran").exists)
+    time.sleep(1)  # it waits for five seconds to be ended by the launcher, as the first says what is wrong
+    process.terminate()
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == -signal.SIGTERM

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from swiftplug.plugin import LossScale, register_loss_func, register_loss_scale, register_optimizer
+from swiftplug.plugin import LossScale, register_loss_func, register_loss_scale, register_metric, register_optimizer
 
 
 class Recorder(torch.optim.SGD):
@@ -46,3 +46,15 @@ class Uneven(LossScale):
         if weights == [1.0] and len(context) > 4:
             return [context[:4], context[4:]], [0.25, 1.5]
         return parts, weights
+
+
+@register_metric("letters")
+class Letters:
+    """Two answers in other places, or one that differs by a letter, give another number."""
+
+    generate = True
+    max_new_tokens = 6
+
+    def __call__(self, predictions, references):
+        letters = [ord(each) for answer in predictions for each in answer]
+        return {"letters": sum(place * letter for place, letter in enumerate(letters))}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from swiftplug.config.load import load_train_config
 from swiftplug.errors import UserError
@@ -167,3 +168,14 @@ def test_fsdp_that_is_not_in_force_is_said(
         assert ("fsdp: not in force" in " ".join(capsys.readouterr().out.split())) is told
     with pytest.raises(UserError, match=r"training\.fsdp=3: found 3"):
         dry_run({}, ["training.fsdp=3"])
+
+
+def test_more_processes_than_devices(dry_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
+    with pytest.raises(
+        UserError, match=r"4 processes on this machine, which has 2 CUDA devices: start 2 \(--nproc 2\)"
+    ):
+        dry_run({}, [])

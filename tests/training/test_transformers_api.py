@@ -12,6 +12,7 @@ from swiftplug.training.trainer import PlugTrainer
 
 PRIVATE_METHODS = {
     *("_get_train_sampler", "_get_output_dir", "_save_rng_state", "_load_from_checkpoint", "_load_best_model"),
+    "_save_optimizer_and_scheduler",
 }
 PRIVATE_ATTRIBUTES = {"_n_gpu"}
 OVERRIDDEN = sorted(name for name in vars(PlugTrainer) if hasattr(Trainer, name) and not name.startswith("__"))

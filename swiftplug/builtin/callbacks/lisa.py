@@ -41,6 +41,8 @@ class Lisa(TrainerCallback):
         """
         if args.tuner.name.removeprefix("swiftplug:") in ("lora", "ia3", "peft"):
             raise UserError(f"callback lisa: the tuner {args.tuner.name} freezes the layers; use the tuner full")
+        if args.fsdp or args.deepspeed:
+            raise UserError("callback lisa: cannot switch layers on and off that FSDP or DeepSpeed shards; use DDP")
         if args.world_size > 1 and not args.ddp_find_unused_parameters:
             raise UserError("callback lisa: several processes need training.ddp_find_unused_parameters: true")
         folder = Path(args.model.name).expanduser()

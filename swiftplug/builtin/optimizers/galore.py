@@ -9,7 +9,7 @@ from pytorch_optimizer.optimizer.utils.galore import GaLoreProjector
 
 from swiftplug.builtin.optimizers.groups import OptimizerPair, decay_groups, hidden_matrices, trainable_parameters
 from swiftplug.builtin.patterns import matching_names
-from swiftplug.plugin import UserError
+from swiftplug.plugin import RunArguments, UserError
 
 
 def galore(
@@ -58,6 +58,15 @@ def galore(
     ]
     betas = (args.adam_beta1, args.adam_beta2)
     return _GaLore(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon), None
+
+
+def check_run(args: RunArguments) -> None:
+    """Reject a run in which no process has a whole gradient to project."""
+    if args.fsdp or args.deepspeed:
+        raise UserError("optimizer galore: cannot project gradients that FSDP or DeepSpeed shards; use DDP")
+
+
+vars(galore)["check_run"] = check_run
 
 
 class _GaLore(GaLore):

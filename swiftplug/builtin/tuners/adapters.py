@@ -201,6 +201,10 @@ class Peft(Adapter):
     def check_run(args: Any, *, type: str, **fields: Any) -> None:
         """Refuse a method that cannot train, or would not see, the head of a model that is no language model."""
         config = _make_config("peft", _config_class(type, fields), fields)
+        if config.is_prompt_learning and (args.fsdp or args.deepspeed):
+            raise UserError(
+                f"tuner peft: PEFT cannot save an adapter of type {type} that FSDP or DeepSpeed shards; use DDP"
+            )
         if args.task.head == "language":
             return
         if config.is_prompt_learning:  # its tokens stand before the row's, and hide where a sequence ends
