@@ -50,6 +50,8 @@ class CombinedLossScale(LossScale):
         self, start: int, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
     ) -> list[WeightedSpan]:
         """The same as spans; see `cut_context`."""
+        if not self._scales:  # a task in which no loss scale acts
+            return [WeightedSpan(start, start + len(context), 1.0)]
         first, *others = self._scales
         spans = cut_context(*first, start, context, context_type, is_last_round, **kwargs)
         for each in others if context_type is not ContextType.OTHER else ():
