@@ -109,13 +109,18 @@ def run(
     line = [str(argument) for argument in arguments]
     with TemporaryDirectory() as place:
         stdout, stderr = Path(place, "stdout"), Path(place, "stderr")
-        started = [
-            start(cwd, *line, stdout=str(stdout), stderr=str(stderr), environment={**environment, **own})
-            for own in (of_processes(processes) if processes > 1 else [{}])
-        ]
-        end = time.monotonic() + timeout
-        for process in started:
-            process.join(max(0, end - time.monotonic()))
+        with socket.socket() as port:
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # kept for the first process, which will listen
+            port.bind(("127.0.0.1", 0))
+            started = [
+                start(cwd, *line, stdout=str(stdout), stderr=str(stderr), environment={**environment, **own})
+                for own in (of_processes(processes, port.getsockname()[1]) if processes > 1 else [{}])
+            ]
+            end = time.monotonic() + timeout
+            for process in started:
+                process.join(max(0, end - time.monotonic()))
+                if process.exitcode:  # the others may wait for it
+                    end = min(end, time.monotonic() + 20)
         if late := [process for process in started if process.is_alive()]:
             for process in late:
                 process.kill()
@@ -125,10 +130,8 @@ def run(
         return subprocess.CompletedProcess(line, code, stdout.read_text(), stderr.read_text())
 
 
-def of_processes(count: int) -> list[dict[str, str]]:
+def of_processes(count: int, port: int) -> list[dict[str, str]]:
     """The variables that tell each of several processes on this machine where the others are."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "CUDA_VISIBLE_DEVICES": ""}
     return [{**address, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]

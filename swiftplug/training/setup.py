@@ -1,6 +1,7 @@
 """What comes before the model of a training run: plugins, arguments, tokenizer, data, and the plan of it all."""
 
 import math
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,9 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
     args.notes += _not_in_force(config, arguments)
     if is_online:
         args.notes += not_in_force(args)
+    here, cores = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), os.cpu_count() or 1
+    if arguments.device.type == "cpu" and here > cores:
+        args.notes.append(f"{here} processes share {format_count(cores, 'core')}: no faster than {cores} of them")
     return args
 
 

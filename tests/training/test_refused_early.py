@@ -170,8 +170,13 @@ def test_fsdp_that_is_not_in_force_is_said(
         dry_run({}, ["training.fsdp=3"])
 
 
-def test_more_processes_than_devices(dry_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_devices(
+    dry_run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    dry_run({}, ["training.use_cpu=true"])
+    assert "4 processes share 2 cores" in capsys.readouterr().out
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
