@@ -68,7 +68,7 @@ class Shape(NamedTuple):
     new_tokens: int
 
 
-BIG = Shape(1536, 8960, 28, (12, 2), 151_936, rows=8, length=2048, steps=12, questions=64, new_tokens=256)
+BIG = Shape(1536, 8960, 28, (12, 2), 151_936, rows=4, length=2048, steps=16, questions=64, new_tokens=256)
 TINY = Shape(32, 64, 2, (4, 2), 700, rows=2, length=64, steps=4, questions=2, new_tokens=8)
 SMALL = Shape(256, 1024, 4, (4, 2), 2048, rows=8, length=128, steps=8, questions=2, new_tokens=8)
 CANDIDATES = 8
