@@ -49,6 +49,7 @@ _OTHER_NAMES = {
     "data.packing": "sample_packing",
     "data.val_size": "val_set_size split_dataset_ratio test_size",
     "data.mix": "interleave_probs interleave_prob mix_strategy dataset_mixer dataset_weights stopping_strategy",
+    "data.shuffle_buffer": "shuffle_buffer_size buffer_size",
     "data.num_proc": "preprocessing_num_workers dataset_num_proc",
     "data.template": "chat_template",
     "model_options.quantization": "load_in_4bit load_in_8bit quantization_bit quant_bits quant_method",

@@ -211,7 +211,7 @@ def _train_config(
             "callbacks": [],
             "optimizer": defaults["optimizer"].default,
             "data": config.data.model_copy(
-                update={"packing": False, "val_size": 0, "mix": "shuffle", "mix_temperature": None}
+                update={"packing": False, "val_size": 0, "mix": "shuffle", "mix_temperature": None, "streaming": False}
             ),
             "training": {name: value for name, value in config.training.items() if name in _TRAINING},
         }

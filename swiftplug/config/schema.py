@@ -127,6 +127,12 @@ class DataOptions(SampleDataOptions):
     mix_temperature: float | None = key(
         None, "Weigh each dataset by the T-th root of its size instead: 1 as they are, more for more even shares.", ge=1
     )
+    streaming: bool = key(
+        False,
+        "Read and encode training rows as they are needed, also from the hub, for data larger than the disk; needs "
+        "training.max_steps.",
+    )
+    shuffle_buffer: int = key(4096, "Number of rows that are shuffled together with data.streaming.", ge=1)
     group_by_length: bool = key(True, "Batch examples of similar length together, so that less padding is needed.")
     cache_dir: str | None = key(
         None,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from itertools import chain, islice
@@ -43,6 +43,7 @@ from swiftplug.data.read.conversation import RawRow
 from swiftplug.data.read.report import DataReport, SplitReport
 from swiftplug.data.read.sources import Source, check_columns, concatenate, hold_out, open_source
 from swiftplug.data.store import EncodedStore, StoredRows
+from swiftplug.data.stream import ExampleStream, Reader
 from swiftplug.data.weights import combine
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count, format_percent
@@ -62,8 +63,9 @@ class PreparedData(NamedTuple):
     """The data of a training run.
 
     Attributes:
-        train: Examples with `input_ids`, `labels` (-100 where the weight is 0) and `length`; `loss_scale` if either
-            split has weights other than 0 and 1; and `position_ids` if they are packed. All are NumPy arrays.
+        train: Examples (of streamed data the first ones) with `input_ids`, `labels` (-100 where the weight is 0) and
+            `length`; `loss_scale` if either split has weights other than 0 and 1; and `position_ids` if they are
+            packed. All are NumPy arrays.
         eval: Examples to evaluate on, never packed; with `prompt_ids`, `opened` and `reference` if a metric generates.
         report: What became of the rows.
         source: The rows to train on, as they are read.
@@ -73,6 +75,7 @@ class PreparedData(NamedTuple):
             and the tokens of its prompt (`length`).
         eval_prompts: Those to evaluate on.
         mixture: How several datasets make an epoch, if they are not shuffled together.
+        stream: The examples to train on, if they are streamed.
     """
 
     train: Dataset
@@ -84,6 +87,7 @@ class PreparedData(NamedTuple):
     prompts: Sequence[Any] = ()
     eval_prompts: Sequence[Any] = ()
     mixture: Mixture | None = None
+    stream: ExampleStream | None = None
 
 
 def open_splits(
@@ -98,9 +102,11 @@ def open_splits(
     Raises:
         UserError: A dataset is missing or broken.
     """
-    train_sources = [open_source(choice, registry, "dataset") for choice in dataset]
+    train_sources = [open_source(choice, registry, "dataset", options.streaming) for choice in dataset]
     eval_sources = [open_source(choice, registry, "eval_dataset") for choice in eval_dataset]
     check_columns(options.columns, [*train_sources, *eval_sources])
+    if options.streaming:
+        return train_sources, concatenate(eval_sources) if eval_sources else None
     parts = [concatenate([each]) for each in train_sources] if options.mixes else [concatenate(train_sources)]
     if eval_sources or not options.val_size:
         return parts, concatenate(eval_sources) if eval_sources else None
@@ -151,9 +157,11 @@ def prepare_data(
         return store.get(key, lambda report: _encode(source, encoder, options.num_proc, report, progress))
 
     encoder = RowEncoder(tokenizer, tools.bound, loss_scale, task, options)
+    evaluation = encode(eval_source, replace(encoder, generation=generation)) if eval_source else None
+    if options.streaming:
+        return _streamed(train_sources, encoder, evaluation, store.notes, seed, progress)
     stored = [encode(source, encoder) for source in train_sources]
     report = _joined([each.report for each in stored])
-    evaluation = encode(eval_source, replace(encoder, generation=generation)) if eval_source else None
     weighted = report.weighted or (evaluation is not None and evaluation.report.weighted)
     unneeded = [] if weighted else ["loss_scale"]
     parts = [each.examples.remove_columns(unneeded) for each in stored]
@@ -188,6 +196,83 @@ def prepare_data(
         labels=labelled.labels if labelled else None,
         mixture=mixture,
     )
+
+
+def _streamed(
+    sources: Sequence[Source],
+    encoder: RowEncoder,
+    evaluation: StoredRows | None,
+    notes: Sequence[str],
+    seed: int,
+    progress: Callable[[str], AbstractContextManager[Any]],
+) -> PreparedData:
+    """Read the first rows of streamed data; the report goes on counting while the others are read."""
+    options, together = encoder.options, concatenate(sources)
+    readers, counts = [Reader(sources)], [options.shuffle_buffer]
+    if isinstance(options.mix, list):
+        readers = [Reader([each]) for each in sources]
+        counts = [*(Mixture.by_weight(counts, options.mix).draws or ())]
+        if not all(counts):
+            raise UserError(f"data.mix: {options.mix} gives a dataset none of {options.shuffle_buffer} rows")
+    windows = Windows(encoder, evaluation is not None and evaluation.report.weighted)
+    stream = ExampleStream(readers, counts, windows, seed, options.group_by_length)
+    with progress("encoding the first rows") as activity:
+        train = stream.first()
+        activity.advance(windows.report.rows)
+    check_usable(together, windows.report, encoder.task, options)
+    first = f"the first {format_count(windows.report.rows, 'row')}"
+    return PreparedData(
+        train=train,
+        eval=evaluation.examples.remove_columns(windows.unneeded).with_format("numpy") if evaluation else None,
+        report=DataReport(
+            windows.report,
+            evaluation.report if evaluation else None,
+            evaluation.folder if evaluation else None,
+            [*notes, f"train is streamed: above are {first}, others are read as they are needed"],
+        ),
+        source=together,
+        encoder=encoder,
+        stream=stream,
+    )
+
+
+@dataclass
+class Windows:
+    """Encodes the windows of streamed rows.
+
+    Attributes:
+        encoder: What makes examples of rows.
+        keeps_weights: Whether to keep weights in any case; else if some of the first window are neither 0 nor 1.
+        report: The counts of all rows so far, and the hash of the first window.
+    """
+
+    encoder: RowEncoder
+    keeps_weights: bool
+    report: SplitReport = field(default_factory=SplitReport)
+
+    @property
+    def unneeded(self) -> list[str]:
+        """The columns that examples do not have."""
+        return [] if self.keeps_weights else ["loss_scale"]
+
+    def __call__(self, rows: Iterator[RawRow]) -> pa.Table:
+        digest, batches, before = hashlib.sha256(), [], self.report.rows
+        for examples, counts in map_chunks(self.encoder.encode_rows, hashed(rows, digest), 1):
+            self.report.add(counts)
+            batches.append(examples)
+        if not before:
+            self.report.sha256 = digest.hexdigest()
+            self.keeps_weights = self.keeps_weights or self.report.weighted
+        if self.report.weighted and not self.keeps_weights:
+            raise UserError(
+                f"data.streaming: tokens behind row {before:,} have weights other than 0 and 1, and none before; "
+                "expected some in the first data.shuffle_buffer rows"
+            )
+        table = pa.Table.from_batches(batches, self.encoder.schema).drop_columns(self.unneeded)
+        if self.encoder.options.packing and len(table):
+            table = pa.Table.from_batches([*packed_batches(table, self.encoder.options.max_length)])
+            self.report.packed_rows = (self.report.packed_rows or 0) + len(table)
+        return table
 
 
 def _joined(reports: Sequence[SplitReport]) -> SplitReport:

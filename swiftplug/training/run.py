@@ -216,6 +216,8 @@ def train(
             if confusion is not None and confusion.counts is not None:
                 confusion.draw(run_dir / CONFUSION)
                 print_line(console, f"confusion matrix of the last evaluation: {run_dir / CONFUSION}")
+            for line in data.report.train.lines("train, all that was read") if data.stream else ():
+                print_line(console, line)
             _print_end(console, run_dir, history, time.monotonic() - started)
             if trainer.rollouts is not None:
                 if lost := str(trainer.rollouts.lost):

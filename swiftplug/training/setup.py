@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from swiftplug.config.schema import TrainConfig
+from swiftplug.config.schema import DataOptions, TrainConfig
 from swiftplug.data.prepare import PreparedData, prepare_data
 from swiftplug.data.tokens import check_offsets
 from swiftplug.errors import UserError, nearest
@@ -53,6 +53,7 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
     if is_online:
         check_settings(args)
     _check_mix(config, is_online)
+    _check_streaming(config, args)
     _check_metrics(args)
     with naming_plugins(plugins.all()):
         args.check_plugins()
@@ -88,11 +89,41 @@ def _check_mix(config: TrainConfig, is_online: bool) -> None:
         raise UserError(f"{where}: found {len(data.mix)} weights, expected {count}, one for each dataset")
     if is_online:
         raise UserError(f"{where}: tasks that draw answers take all prompts alike; drop it")
-    if data.val_size and not config.eval_dataset and isinstance(data.val_size, int):
+    if data.val_size and not config.eval_dataset and not data.streaming and isinstance(data.val_size, int):
         raise UserError(
             f"{config.where('data', 'val_size')}: found {data.val_size}, expected a fraction, as each of the datasets "
             "that data.mix keeps apart gives its share; or name an eval_dataset"
         )
+
+
+def _check_streaming(config: TrainConfig, args: Arguments) -> None:
+    """Refuse what needs all rows before the first step."""
+    data, training, task = config.data, config.training, args.plugins.one("task").found.name
+    if not data.streaming:
+        return
+    refused = {
+        "data.mix": len(config.dataset) > 1 and data.mix == "shuffle" and data.mix_temperature is None,
+        "data.mix_temperature": data.mix_temperature is not None,
+        "data.val_size": data.val_size and not config.eval_dataset,
+        "training.num_train_epochs": "num_train_epochs" in training,
+        "training.dataloader_num_workers": args.training_args.dataloader_num_workers,
+        "reference": config.reference == "precompute",
+        "task": args.task.rows in (Rows.LABELLED, Rows.PROMPTS),
+    }
+    instead = {
+        "data.mix": "the sizes of the datasets are not known; expected data.mix: order, or its list of weights",
+        "data.mix_temperature": "the sizes of the datasets are not known; expected weights in data.mix",
+        "data.val_size": "all rows would have to be read; expected an eval_dataset",
+        "training.num_train_epochs": "where an epoch ends is not known; expected training.max_steps alone",
+        "training.dataloader_num_workers": "the process that trains reads and encodes the rows; drop it",
+        "reference": "precompute reads all rows; expected auto",
+        "task": f"{task} reads all rows before it trains",
+    }
+    for name in filter(refused.get, refused):
+        raise UserError(f"{config.where(*name.split('.'))}: with data.streaming {instead[name]}")
+    if training.get("max_steps", -1) < 1:
+        where = config.where("data", "streaming")
+        raise UserError(f"{where}: needs training.max_steps, as where the data ends is not known")
 
 
 def _not_in_force(config: TrainConfig, arguments: TrainingArguments) -> Iterator[str]:
@@ -102,6 +133,8 @@ def _not_in_force(config: TrainConfig, arguments: TrainingArguments) -> Iterator
     if (config.dtype == "float16" or config.training.get("fp16")) and not arguments.fp16:
         key = "training.fp16" if config.dtype == "auto" else "dtype: float16"
         yield f"{key}: not in force, as a CPU has no fp16 autocast: this run computes in float32"
+    if not config.data.streaming and config.data.shuffle_buffer != DataOptions().shuffle_buffer:
+        yield "data.shuffle_buffer: not in force without data.streaming, as all rows are shuffled together"
     for name in ("save", "eval", "logging"):
         strategy = getattr(arguments, f"{name}_strategy").value
         if config.training.get(f"{name}_steps") is not None and strategy != "steps":
@@ -194,7 +227,7 @@ def read_data(args: Arguments, progress: RunProgress, labels: Labels | None = No
             f"(loss_scale: {scales}); choose another of the two"
         )
     rows, batch = len(data.train), args.per_device_train_batch_size * args.world_size
-    if args.dataloader_drop_last and rows < batch and not is_online:
+    if args.dataloader_drop_last and rows < batch and not (is_online or data.stream):
         raise UserError(
             f"training.dataloader_drop_last: drops all {format_count(rows, 'example')}, as a batch takes {batch}"
         )
@@ -220,7 +253,8 @@ def plan_facts(args: Arguments, data: PreparedData) -> Iterator[tuple[str, str]]
         yield "steps", _steps(arguments, len(draw_sampler(args, len(data.train))))
     else:
         yield "batch", batch
-        yield "steps", _steps(arguments, len(data.train))
+        streamed = f"{arguments.max_steps} (max_steps; the data is streamed)"
+        yield "steps", streamed if data.stream else _steps(arguments, len(data.train))
     if args.task.needs_reference:
         yield "reference", planned_reference(args)
     yield "precision", "bf16 autocast" if arguments.bf16 else "fp16 autocast" if arguments.fp16 else "float32"

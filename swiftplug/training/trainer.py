@@ -69,7 +69,10 @@ class PlugTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.run_args = args
-        self.mixture = data.mixture
+        self.mixture, self.stream = data.mixture, data.stream
+        if self.stream is not None:
+            # Each process reads all rows and takes its own; by default the first one would send each its batches.
+            args.training_args.accelerator_config.dispatch_batches = False
         self.reference = reference
         self.progress = progress
         self.plugins = args.plugins
@@ -85,7 +88,7 @@ class PlugTrainer(Trainer):
             processing_class=self.tokenizer,
             compute_metrics=self.metrics.compute if self.metrics.of_tokens else None,
             preprocess_logits_for_metrics=self.metrics.preprocess if self.metrics.of_tokens else None,
-            train_dataset=data.train,
+            train_dataset=data.stream or data.train,
             eval_dataset=data.eval,
             data_collator=collate_prompts if data.prompts else Collator(self.tokenizer.pad_token_id),
             callbacks=[*callbacks],
@@ -95,7 +98,9 @@ class PlugTrainer(Trainer):
         self.rollouts: Rollouts | None = None
         if isinstance(args.task, OnlineTask):
             self.rollouts = Rollouts(args, model, self.accelerator, progress, data.prompts, data.eval_prompts)
-        self.sampler = self._make_sampler(data.train["length"])
+        self.sampler = self._make_sampler(data.train["length"]) if self.stream is None else None
+        if self.stream is not None:
+            self.stream.batch_size = self.get_total_train_batch_size(self.args)
         self._order_callbacks()
         # Six for each parameter outside the embeddings (arXiv 2001.08361); 0 where a module cannot count them.
         num_parameters: Any = getattr(model, "num_parameters", None)
@@ -136,7 +141,8 @@ class PlugTrainer(Trainer):
         reporters = tuple(get_reporting_integration_callbacks(self.args.report_to))
         callbacks.sort(key=lambda callback: isinstance(callback, reporters))
         self.keeper = CheckpointKeeper(self.run_dir, self.accelerator, callbacks)
-        callbacks[:] = [self.keeper, _OrderOfEpoch(self.sampler), *callbacks, SaveAfterEpoch()]
+        order = _OrderOfEpoch(self.sampler) if self.sampler is not None else _ShareOfRun()
+        callbacks[:] = [self.keeper, order, *callbacks, SaveAfterEpoch()]
 
     # Data
 
@@ -148,7 +154,14 @@ class PlugTrainer(Trainer):
             return EpochSampler(lengths, rows, self.args.seed, grouped, self.mixture)
         return draw_sampler(self.run_args, len(lengths))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler | DrawSampler:
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The base class's own; a stream, which a resumed run opens anew, draws no random number where it begins."""
+        loader: Any = super().get_train_dataloader()
+        if self.stream is not None:
+            loader.base_dataloader.generator = torch.Generator()
+        return loader  # type: ignore[no-any-return]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler | DrawSampler | None:
         return self.sampler
 
     def get_batch_samples(
@@ -185,6 +198,9 @@ class PlugTrainer(Trainer):
             self.first_step = state.global_step
             if self.rollouts is not None:
                 self.rollouts.drawn.load(Path(str(resume_from_checkpoint)), self.first_step)
+            if self.stream is not None:
+                self.stream.load(Path(str(resume_from_checkpoint)))
+                self.args.ignore_data_skip = True  # it goes on where it was
             self.args.eval_on_start = False  # the run was evaluated at its start
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -437,6 +453,8 @@ class PlugTrainer(Trainer):
         super()._save_rng_state(output_dir)  # in each process
         if self.rollouts is not None:
             self.rollouts.drawn.save(Path(output_dir), self.state.global_step)
+        if self.stream is not None and self.args.should_save:
+            self.stream.save(Path(output_dir), self.state.global_step * self.stream.batch_size)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Nothing: the tuner plugin has loaded the weights, before this trainer was made."""
@@ -449,6 +467,13 @@ class PlugTrainer(Trainer):
             self.model.to(self.args.device)
         self.callback_handler.model = self.model
         self.loss_computer = self._make_loss_computer(self.model)
+
+
+class _ShareOfRun(TrainerCallback):
+    """Counts as epoch of streamed data, whose end is not known, the share of the run, in a resumed run too."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        state.epoch = state.global_step / state.max_steps
 
 
 class _OrderOfEpoch(TrainerCallback):

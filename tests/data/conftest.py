@@ -17,7 +17,7 @@ from swiftplug.runs.console import RunProgress
 SFT = SupervisedFineTuning()
 
 WEIGHING = """
-from swiftplug.plugin import ContextType, LossScale, register_loss_scale
+from swiftplug.plugin import ContextType, LossScale, register_dataset, register_loss_scale
 
 @register_loss_scale("by_word")
 class ByWord(LossScale):
@@ -28,6 +28,13 @@ class ByWord(LossScale):
         if context == "broken":
             return ["brok"], [1.0]
         return [context], [float(context_type is ContextType.RESPONSE) * (2.5 if "heavy" in context else 1)]
+
+@register_dataset("streamed_rows")
+def streamed_rows():
+    from datasets import Dataset
+    turns = [(f"q{number}", "a" * (number % 7 + 1)) for number in range(50)]
+    rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in turns]
+    return Dataset.from_list(rows).to_iterable_dataset(num_shards=3)
 """
 
 

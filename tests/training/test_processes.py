@@ -92,6 +92,12 @@ def logged(folder: Path) -> dict[str, Any]:
             ["eval_loss"],
             id="prompt",
         ),
+        # The second step crosses two windows.
+        pytest.param(
+            *(12, ["--set=data={streaming: true, shuffle_buffer: 10}", "--metric=acc", EVERY_STEP]),
+            ["eval_token_acc", "eval_loss"],
+            id="streamed",
+        ),
         # Of the last step's one pair the second process gets none.
         pytest.param(
             *(9, ["--task=dpo", "--set=reference=precompute", EVERY_STEP]),

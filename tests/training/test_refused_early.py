@@ -11,6 +11,7 @@ from swiftplug.config.load import load_train_config
 from swiftplug.errors import UserError
 from swiftplug.training.run import train
 
+STREAM = "data.streaming=true", "training.max_steps=2"
 TWO = {"dataset": ["{data}#8", "arithmetic#8"]}
 EVALUATED = {"eval_dataset": ["{data}#2"], "metrics": ["acc"]}
 
@@ -51,6 +52,15 @@ def dry_run(tiny_model_dir: Path, chat_file: Path) -> Any:
             "gives 'rewards/accuracy'; did you mean 'eval_rewards/accuracies'",
         ),
         ({"task": "dpo"}, [], "none usable: no rejected answer"),
+        ({}, ["data.streaming=true"], "--set data.streaming=true: needs training.max_steps"),
+        (TWO, [*STREAM], "with data.streaming the sizes of the datasets are not known; expected data.mix: order"),
+        (TWO, [*STREAM, "data.mix_temperature=2"], "data.mix_temperature=2: with data.streaming the sizes"),
+        ({}, [*STREAM, "data.val_size=0.1"], "with data.streaming all rows would have to be read; expected an eval"),
+        ({}, [*STREAM, "training.num_train_epochs=2"], "num_train_epochs=2: with data.streaming where an epoch ends"),
+        ({}, [*STREAM, "training.dataloader_num_workers=2"], "dataloader_num_workers=2: with data.streaming"),
+        ({"task": "dpo"}, [*STREAM, "reference=precompute"], "precompute reads all rows; expected auto"),
+        ({"task": "seq_cls"}, [*STREAM], "with data.streaming seq_cls reads all rows"),
+        ({}, [*STREAM, "data.max_length=2"], "data.max_length: 2 is shorter than every usable row"),
         ({}, ["data.mix=order"], "--set data.mix=order: mixes several datasets, found 1"),
         (TWO, ["data.mix=[1]"], "found 1 weights, expected 2, one for each dataset"),
         (TWO, ["data.mix=[1, 0]"], "data.mix=[1, 0]: found [1.0, 0.0], expected weights above 0"),

@@ -33,6 +33,15 @@ SCENARIOS = {
         "--set=training.gradient_accumulation_steps=2",
         "--set=training.learning_rate=1e-3",
     ],
+    "streamed and packed, two datasets by weight, dropout, accumulation": [
+        "--dataset=arithmetic#30",
+        "--set=data={streaming: true, shuffle_buffer: 16, mix: [2, 1], packing: true, max_length: 256}",
+        "--tuner=lora",
+        "--set=tuner.lora_dropout=0.2",
+        "--set=training.gradient_accumulation_steps=2",
+        "--set=training.max_steps=10",
+        "--set=training.learning_rate=1e-3",
+    ],
     "dpo, lora, reference computed before, accumulation": [
         "--task=dpo",
         "--tuner=lora",
@@ -75,7 +84,7 @@ SCENARIOS = {
 def start(folder: Path, model: Path, data: Path, scenario: list[str], *extra: str) -> BaseProcess:
     sets = {
         "training.per_device_train_batch_size": 3,
-        "training.num_train_epochs": 2,
+        **({} if "--set=training.max_steps=10" in scenario else {"training.num_train_epochs": 2}),
         "training.save_steps": 2,
         "training.save_total_limit": 3,
         "training.logging_steps": 2,

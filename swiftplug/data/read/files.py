@@ -121,8 +121,8 @@ def read_arrow(path: Path) -> Iterator[RawRow]:
         raise UserError(f"{path}: not an Arrow file: {str(error).splitlines()[0]}") from None
 
 
-def arrow_rows(batches: "Iterable[pa.RecordBatch | pa.Table]", name: str) -> Iterator[RawRow]:
-    """The rows of Arrow tables as plain Python values, numbered from 1.
+def arrow_rows(batches: "Iterable[pa.RecordBatch | pa.Table]", name: str, number: int = 0) -> Iterator[RawRow]:
+    """The rows of Arrow tables as plain Python values, numbered from 1, or behind the given number.
 
     Nulls are left out where Arrow fills them in because the rows of a column have different keys: in columns and
     structs. Those in JSON values, maps and lists are real. Classes that `datasets` has names for (`ClassLabel`) are
@@ -131,7 +131,6 @@ def arrow_rows(batches: "Iterable[pa.RecordBatch | pa.Table]", name: str) -> Ite
     Raises:
         UserError: The values of a column cannot be read.
     """
-    number = 0
     for batch in batches:
         names = batch.schema.names
         if len(set(names)) < len(names):

@@ -17,6 +17,7 @@ from swiftplug.plugin.registry import PluginChoice, Registry, describe_error
 
 if TYPE_CHECKING:
     import numpy as np
+    from datasets import IterableDataset
 
 FIRST_ROWS = 256  # enough to know the columns: Arrow leaves out those without a value
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
@@ -30,14 +31,24 @@ class Source:
         name: The name in the config.
         fingerprint: Changes whenever the rows may have changed.
         read: Reads the rows, from the first one at every call.
+        stream: Opens a dataset that is streamed, whose state says where to go on; None where rows are read from a file.
     """
 
     name: str
     fingerprint: str
     read: Callable[[], Iterator[RawRow]]
+    stream: "Callable[[], IterableDataset] | None" = None
+
+    def read_on(self, stream: "IterableDataset | None", rows: int, state: dict[str, Any] | None) -> Iterator[RawRow]:
+        """The rows behind the first ones: of a stream by its state, of a file by reading it up to there."""
+        if stream is None:
+            return islice(self.read(), rows, None)
+        if state is not None:
+            stream.load_state_dict(state)
+        return arrow_rows(stream, self.name, rows)
 
 
-def open_source(choice: PluginChoice, registry: Registry, where: str = "dataset") -> Source:
+def open_source(choice: PluginChoice, registry: Registry, where: str = "dataset", streaming: bool = False) -> Source:
     """Find a dataset by its name.
 
     The name may be, tried in this order, a dataset plugin, a file, a folder laid out like a hub repository, or a hub
@@ -48,6 +59,7 @@ def open_source(choice: PluginChoice, registry: Registry, where: str = "dataset"
         choice: The name, and the options of a plugin.
         registry: Finds plugins.
         where: The key or option that names the dataset, for errors.
+        streaming: Whether to stream what is on the hub, in place of downloading it.
 
     Returns:
         The source. A file's fingerprint is a hash of its content.
@@ -57,18 +69,24 @@ def open_source(choice: PluginChoice, registry: Registry, where: str = "dataset"
     """
     limit = re.fullmatch(r"(.+)#([^#/\\]*)", choice.name)
     if limit is None or Path(choice.name).exists():
-        return _open(choice, registry, where)
+        return _open(choice, registry, where, streaming)
     name, count = limit.groups()
     if not count.isdecimal() or int(count) == 0:
         raise UserError(f"{where}: {choice.name!r}: expected a number of rows, 1 or more, after '#', found {count!r}")
-    source = _open(choice.model_copy(update={"name": name}), registry, where)
-    return Source(choice.name, f"{source.fingerprint}#{count}", lambda: islice(source.read(), int(count)))
+    source = _open(choice.model_copy(update={"name": name}), registry, where, streaming)
+    opened = source.stream
+    return Source(
+        choice.name,
+        f"{source.fingerprint}#{count}",
+        lambda: islice(source.read(), int(count)),
+        None if opened is None else lambda: opened().take(int(count)),
+    )
 
 
-def _open(choice: PluginChoice, registry: Registry, where: str) -> Source:
+def _open(choice: PluginChoice, registry: Registry, where: str, streaming: bool) -> Source:
     name = choice.name
     if registry.has("dataset", name):
-        return _open_plugin(choice, registry, where)
+        return _open_plugin(choice, registry, where, streaming)
     if choice.options:
         option = next(iter(choice.options))
         raise UserError(f"{where}: {name!r} is no dataset plugin and takes no options, found {option!r}")
@@ -80,9 +98,9 @@ def _open(choice: PluginChoice, registry: Registry, where: str) -> Source:
     location, _, part = name.rpartition(":") if ":" in name else (name, "", "")
     folder = Path(location).expanduser()
     if folder.is_dir():
-        return _open_repository(name, str(folder), part, where)
+        return _open_repository(name, str(folder), part, where, streaming=streaming)
     if (hub := HUB_ID.fullmatch(location)) and reader_of(path) is None:
-        return _open_repository(name, hub[1], part, where, revision=hub[2])
+        return _open_repository(name, hub[1], part, where, revision=hub[2], streaming=streaming)
     raise UserError(f"{where}: no such file, folder, hub id or dataset plugin: {name!r}{_suggest_name(path, registry)}")
 
 
@@ -110,7 +128,9 @@ def _hash(path: Path, where: str) -> str:
         raise UserError(f"{where}: cannot read {path}: {error.strerror}") from None
 
 
-def _open_repository(name: str, location: str, part: str, where: str, revision: str | None = None) -> Source:
+def _open_repository(
+    name: str, location: str, part: str, where: str, revision: str | None = None, streaming: bool = False
+) -> Source:
     """A hub repository, a folder like one, or a folder that `save_to_disk` wrote."""
     from datasets import load_dataset
 
@@ -119,9 +139,11 @@ def _open_repository(name: str, location: str, part: str, where: str, revision: 
     try:
         if any((folder / saved).is_file() for saved in ("state.json", "dataset_dict.json")):
             return _open_dataset(name, _load_from_disk(folder, part.removeprefix("/")))
-        if files := _json_files(location, subset or None, split or "train", revision):
+        here = not streaming or folder.is_dir()  # JSON files of the hub would be downloaded
+        if here and (files := _json_files(location, subset or None, split or "train", revision)):
             return _open_json_files(name, files, where)
-        loaded = load_dataset(location, name=subset or None, split=split or "train", revision=revision)
+        chosen = {"name": subset or None, "split": split or "train", "revision": revision}
+        loaded = load_dataset(location, streaming=streaming, **chosen)
     except UserError:
         raise
     except Exception as error:  # file formats, the network and the hub raise anything
@@ -165,21 +187,26 @@ def _open_json_files(name: str, files: dict[str, Path], where: str) -> Source:
     return Source(name, "\n".join(f"{file}:{_hash(path, where)}" for file, path in files.items()), read)
 
 
-def _open_plugin(choice: PluginChoice, registry: Registry, where: str) -> Source:
-    from datasets import Dataset  # takes a second, which plain files do not need
+def _open_plugin(choice: PluginChoice, registry: Registry, where: str, streaming: bool) -> Source:
+    from datasets import Dataset, IterableDataset  # takes a second, which plain files do not need
 
     plugin = registry.resolve("dataset", choice, where)
     try:
         loaded = plugin.bound()
     except Exception as error:  # a plugin may raise anything
         raise UserError(f"{where}: {plugin.found} failed: {describe_error(error)}") from error
-    if not isinstance(loaded, Dataset):
-        raise UserError(f"{where}: {plugin.found} returned {type(loaded).__name__}, expected datasets.Dataset")
+    if not isinstance(loaded, Dataset | IterableDataset if streaming else Dataset):
+        hint = " (data.streaming takes it)" if isinstance(loaded, IterableDataset) else ""
+        raise UserError(f"{where}: {plugin.found} returned {type(loaded).__name__}, expected datasets.Dataset{hint}")
     return _open_dataset(choice.name, loaded)
 
 
 def _open_dataset(name: str, loaded: Any) -> Source:
+    from datasets import Dataset
+
     rows = loaded.with_format("arrow")
+    if not isinstance(loaded, Dataset):
+        return Source(name, name, lambda: arrow_rows(rows, name), lambda: loaded.with_format("arrow"))
     return Source(name, f"{name}:{loaded._fingerprint}", lambda: arrow_rows(rows.iter(ARROW_BATCH), name))
 
 
