@@ -15,6 +15,7 @@ import re
 import resource
 import statistics
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -72,19 +73,33 @@ def _cpu_seconds() -> float:
     return time.process_time() + of_children.ru_utime + of_children.ru_stime
 
 
-def _peak() -> int:
-    """The most MiB that this process has held so far."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) // 1024 if found else 0
+class Watch(threading.Thread):
+    """Looks ten times a second how many MiB of its own this process holds; pages of mapped files belong to the system.
+
+    Attributes:
+        peak: The most it has seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self.start()
+
+    def run(self) -> None:
+        while found := re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text()):
+            self.peak = max(self.peak, int(found[1]) // 1024)
+            time.sleep(0.1)
 
 
 def at_scale(model: str, loss_scale: str, file: Path, cache: str, num_proc: int) -> dict[str, float]:
     """Encode a file twice in a process of its own: CPU seconds, MiB before and at most, and seconds of the second."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     weighted(tokenizer, loss_scale)  # what the first use loads
-    before = _peak()
+    watch = Watch()
+    time.sleep(0.2)
+    before = watch.peak
     seconds = weighted(tokenizer, loss_scale, file, cache, num_proc)
-    facts = {"seconds": seconds, "before": before, "peak": _peak()}
+    facts = {"seconds": seconds, "before": before, "peak": watch.peak}
     facts["worker"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     started = time.monotonic()
     weighted(tokenizer, loss_scale, file, cache, num_proc)

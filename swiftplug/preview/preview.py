@@ -46,7 +46,7 @@ def preview(config: TrainConfig, *, rows: int, format: Literal["text", "html", "
     """
     plugins, options = resolve_plugins(config, ("task", "model", "tools", "loss_scale")), config.data
     opened = Arguments(config, plugins, tokenizer_only=True)
-    sources = [open_source(choice, plugins.registry, "dataset") for choice in config.dataset]
+    sources = [open_source(choice, plugins.registry, "dataset", options.streaming) for choice in config.dataset]
     check_columns(options.columns, sources)
     source = concatenate(sources)
     with naming_plugins(plugins.all()):
