@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
+from accelerate.utils import is_deepspeed_available
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import OptimizerNames
@@ -90,6 +91,8 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool, gro
         UserError: A field is unknown, of the wrong type, not settable, or contradicts another key.
     """
     given = check_training_section(config)
+    if given.get("deepspeed") and not is_deepspeed_available():
+        raise UserError(f"{config.where('training', 'deepspeed')}: needs DeepSpeed; pip install deepspeed")
     if _launched_with("DEEPSPEED") and not given.get("deepspeed"):
         raise UserError(
             "the config of accelerate launch: asks for DeepSpeed; name DeepSpeed's own config in training.deepspeed"

@@ -194,3 +194,12 @@ def test_more_processes_than_devices(
         UserError, match=r"4 processes on this machine, which has 2 CUDA devices: start 2 \(--nproc 2\)"
     ):
         dry_run({}, [])
+
+
+def test_deepspeed(dry_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swiftplug.training.arguments.is_deepspeed_available", lambda: False)
+    with pytest.raises(UserError, match="deepspeed=.*: needs DeepSpeed; pip install deepspeed"):
+        dry_run({}, ["training.deepspeed={zero_optimization: {stage: 2}}"])
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match=r"accelerate launch: asks for DeepSpeed; name .* in training\.deepspeed"):
+        dry_run({}, [])
