@@ -198,7 +198,7 @@ def test_more_processes_than_devices(
 
 def test_deepspeed(dry_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swiftplug.training.arguments.is_deepspeed_available", lambda: False)
-    with pytest.raises(UserError, match="deepspeed=.*: needs DeepSpeed; pip install deepspeed"):
+    with pytest.raises(UserError, match=r"deepspeed=.*: needs DeepSpeed; pip install deepspeed"):
         dry_run({}, ["training.deepspeed={zero_optimization: {stage: 2}}"])
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(UserError, match=r"accelerate launch: asks for DeepSpeed; name .* in training\.deepspeed"):
