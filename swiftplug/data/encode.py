@@ -21,7 +21,7 @@ from swiftplug.data.read.conversation import Conversation, RawRow, RowError
 from swiftplug.data.read.report import SplitReport, UnreadKeys
 from swiftplug.data.read.tasks import SAME_ANSWERS, to_conversations, with_answer_of
 from swiftplug.data.tokens import Tokens, check_offsets, tokenize
-from swiftplug.data.weights import lay_weights, scale_name, token_weights
+from swiftplug.data.weights import check_binary, lay_weights, scale_name, token_weights
 from swiftplug.errors import UserError
 from swiftplug.plugin import ContextType, LossScale, Rows, Task
 from swiftplug.plugin.loss import IGNORED_LABEL
@@ -219,17 +219,13 @@ class RowEncoder:
             return WeighedRow(rendered, tokens.input_ids, tokens.starts, weights)
         try:
             spans = lay_weights(rendered, self.loss_scale, conversation.messages)
+            weights = token_weights(tokens.starts, spans)
+            if self.task.weights == "binary":
+                own = any("loss_scale" in message for message in conversation.messages)
+                given = f"{scale_name(self.loss_scale)}{' and a `loss_scale` of the row' if own else ''}"
+                check_binary(weights, tokens.starts, spans, rendered.text, given, self.task)
         except UserError as error:
             raise UserError(f"{conversation.origin}: {error}") from None
-        weights = token_weights(tokens.starts, spans)
-        if self.task.weights == "binary" and (found := np.flatnonzero((weights != 0) & (weights != 1))).size:
-            start, end, weight = next(span for span in spans if span.end > tokens.starts[found[0]])
-            own = any("loss_scale" in message for message in conversation.messages)
-            given = f"{scale_name(self.loss_scale)}{' and a `loss_scale` of the row' if own else ''}"
-            raise UserError(
-                f"{conversation.origin}: {given} weighs {rendered.text[start:end]!r:.60} {weight:g}; "
-                f"{type(self.task).__name__} takes the weights 0 and 1 only"
-            )
         return WeighedRow(rendered, tokens.input_ids, tokens.starts, weights)
 
     def _weigh_prompt(self, conversation: Conversation) -> WeighedRow | RowError:

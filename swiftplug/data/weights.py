@@ -9,7 +9,7 @@ import numpy as np
 
 from swiftplug.data.chat.segments import Rendered
 from swiftplug.errors import ContractError, UserError
-from swiftplug.plugin import ContextType, LossScale
+from swiftplug.plugin import ContextType, LossScale, Task
 from swiftplug.plugin.registry import LoadedPlugin
 from swiftplug.plugin.registry.returns import check_weights
 
@@ -170,3 +170,18 @@ def token_weights(starts: np.ndarray, spans: Sequence[WeightedSpan]) -> np.ndarr
     # Without the last end: a token after the last character of the text gets the last weight.
     ends = np.array([span.end for span in filled[:-1]], dtype=np.int64)
     return weights[ends.searchsorted(starts, side="right")]
+
+
+def check_binary(
+    weights: np.ndarray, starts: np.ndarray, spans: Sequence[WeightedSpan], text: str, given: str, task: Task
+) -> None:
+    """Check that tokens have no weight other than 0 and 1; `given` is what an error calls that which gave them.
+
+    Raises:
+        UserError: One has.
+    """
+    if (found := np.flatnonzero((weights != 0) & (weights != 1))).size:
+        start, end, weight = next(span for span in spans if span.end > starts[found[0]])
+        raise UserError(
+            f"{given} weighs {text[start:end]!r:.60} {weight:g}; {type(task).__name__} takes the weights 0 and 1 only"
+        )

@@ -111,7 +111,7 @@ class OnlineTask(Task):
     """
 
     rows = Rows.PROMPTS
-    kinds = frozenset({"engine", "environment", "orm", "prm"})
+    kinds = frozenset({"engine", "environment", "loss_scale", "orm", "prm"})
     num_iterations: int = 1
     filter_groups: int = 0
     trains_cut_off: bool = True

@@ -279,7 +279,7 @@ def test_a_call_in_the_tools_format_of_the_run_is_answered_in_it(options: list[s
     row = Row("id", "data.jsonl:1", [{"role": "user", "content": "12 * 7?"}], tools=[tool])
     [[episode]] = environments.begin([row], 1)
     call = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "12 * 7"}}\n</tool_call>'
-    episode.candidate = DrawnCandidate(0, call, "stop", prompt_ids=[7], ids=[8, 2], trains=[True] * 2, logps=[-1.0] * 2)
+    episode.candidate = DrawnCandidate(0, call, "stop", prompt_ids=[7], ids=[8, 2], drawn=[True] * 2, logps=[-1.0] * 2)
     [(continued, prompt)] = environments.answer([episode], "0/1")
     assert continued is episode and prompt.id == "0/1/0/id/0"
     assert episode.candidate.turns[1:] == [{"role": "tool", "name": "calculator", "content": "84"}]

@@ -1,6 +1,7 @@
 """Runs that draw: what trains, what is left out, and what is written of it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ PLUGINS = """
 import torch
 from swiftplug.builtin.engines.transformers import TransformersEngine
 from swiftplug.builtin.tasks.online import GRPO
-from swiftplug.plugin import ORM, Answered, Unscored, register_engine, register_orm, register_task
+from swiftplug.plugin import (
+    ORM, Answered, ContextType, LossScale, Unscored, register_engine, register_loss_scale, register_orm, register_task
+)
 
 class Fails(TransformersEngine):
     def draw(self, prompts, sampling):
@@ -64,6 +67,17 @@ class BreaksMidway(TransformersEngine):
 @register_task("reads_all")
 class ReadsAll(GRPO):
     skips_zero_advantages = False
+
+@register_loss_scale("from_fourth")
+class FromFourth(LossScale):  # leaves out the first characters of an answer, or weighs them otherwise
+    def __init__(self, weight: float = 0.0, characters: int = 3):
+        self.weight, self.characters = weight, characters
+
+    def get_loss_scale(self, context, context_type, is_last_round, **kwargs):
+        if context_type != ContextType.RESPONSE:
+            return super().get_loss_scale(context, context_type, is_last_round, **kwargs)
+        assert kwargs["query"] and is_last_round
+        return [context[: self.characters], context[self.characters :]], [self.weight, 1.0]
 
 @register_orm("vowels")
 class Vowels(ORM):
@@ -311,3 +325,25 @@ def test_an_evaluation_in_which_nothing_is_judged_has_no_best_model(
     options += [f"--set=training.{name}={value}" for name, value in sets.items()]
     done = train(tmp_path / "run", tiny_model_dir, chat_file, plugins, *options)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_loss_scale_leaves_drawn_tokens_out(
+    tiny_model_dir: Path, chat_file: Path, plugins: Path, tmp_path: Path
+) -> None:
+    def run(name: str, *options: str) -> Any:
+        return train(tmp_path / name, tiny_model_dir, chat_file, plugins, "--orm=vowels", *options)
+
+    trained = {}
+    for characters in ("0", "3", "1000"):
+        done = run(characters, "--loss-scale=from_fourth", f"--set=loss_scale.characters={characters}")
+        assert done.returncode == 0, done.stderr
+        trained[characters] = load_file(tmp_path / characters / "model.safetensors")
+    assert run("all").returncode == 0
+    whole, begun = (load_file(folder / "model.safetensors") for folder in (tmp_path / "all", tiny_model_dir))
+    assert all(weight.equal(whole[name]) for name, weight in trained["0"].items())
+    assert not all(weight.equal(whole[name]) for name, weight in trained["3"].items())
+    assert all(weight.equal(begun[name]) for name, weight in trained["1000"].items())
+    done = run("half", "--loss-scale=from_fourth", "--set=loss_scale.weight=0.5")
+    assert done.returncode == 2
+    line = r"^error: candidate 0 of .*from_fourth.* weighs '.*' 0\.5; GRPO takes the weights 0 and 1 only$"
+    assert re.search(line, done.stderr, re.M), done.stderr

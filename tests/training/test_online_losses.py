@@ -112,7 +112,7 @@ def own_step(
             "stop" if ids[-1] == END else "length",
             prompt_ids=prompt,
             ids=ids,
-            trains=[True] * len(ids),
+            drawn=[True] * len(ids),
             logps=drawn.sampler_logps[index] if drawn.sampler_logps else [],
             reward=None if reward != reward else reward,
         )

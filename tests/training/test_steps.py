@@ -1,22 +1,25 @@
-"""Where the rewards of steps are given: at the tokens that hold the last characters of the steps."""
+"""From texts to drawn tokens: where the rewards of steps are given, and what a loss scale leaves out."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from swiftplug.builtin.prms.arithmetic import Arithmetic, normalize
+from swiftplug.builtin.tasks.online import GRPO
 from swiftplug.config.load import load_train_config
 from swiftplug.errors import UserError
-from swiftplug.plugin import PRM, InferRequest
+from swiftplug.plugin import PRM, ContextType, InferRequest, LossScale
 from swiftplug.plugin.registry import PluginChoice, Registry
 from swiftplug.sampling.rows import Row
 from swiftplug.sampling.scoring import Scorer
 from swiftplug.testing import check_plugin
 from swiftplug.training.online.record import DrawnCandidate
 from swiftplug.training.online.steps import token_rewards
+from swiftplug.training.online.weights import left_out_tokens
 from swiftplug.training.setup import set_up
 
 DATA = Path(__file__).parents[1] / "data/gsm8k/test.jsonl"
@@ -71,7 +74,7 @@ def placed(tokenizer: Tokenizer, text: str, opened: str = "", **changes: Any) ->
     candidate = DrawnCandidate(
         0, opened + text, "stop", rewards={"arithmetic": changes.pop("reward", rewards(opened + text))}, ids=ids
     )
-    candidate.trains = changes.pop("trains", [True] * len(ids))
+    candidate.drawn = changes.pop("trains", [True] * len(ids))
     decode = lambda part: tokenizer.decode(list(part), skip_special_tokens=False)  # noqa: E731
     return token_rewards(Row("1", "here:1"), candidate, opened, [Scorer("arithmetic", "prm", 2.0, plugin)], decode)
 
@@ -137,3 +140,45 @@ def test_check_plugin_tells_wrong_ends(ends: Any, words: str) -> None:
 
     with pytest.raises(AssertionError, match=words):
         check_plugin("prm", Wrong)
+
+
+@pytest.mark.parametrize("turns", [["So: 步 7 🙂🙂 = 7<end>"], ["🙂 步 4\n<end>", "S🙂4 步 S = 4 4<end>", "S4"]])
+def test_a_loss_scale_weighs_the_turns_of_a_candidate(tokenizer: Tokenizer, turns: list[str]) -> None:
+    """Against the tokenizer's own offsets; what the environment says between turns never trains."""
+    asked: list[tuple[str, str, bool]] = []
+
+    class Odd(LossScale):
+        """Leaves out every second pair of characters, and ends of turns but the first."""
+
+        def get_loss_scale(
+            self, context: str, context_type: ContextType, is_last_round: bool, **kwargs: Any
+        ) -> tuple[list[str], list[float]]:
+            if context_type is ContextType.SUFFIX:
+                return [context], [float(kwargs["query"] == "why?")]
+            asked.append((context, kwargs["query"], is_last_round))
+            parts = [context[start : start + 2] for start in range(0, len(context), 2)]
+            return parts, [float(number % 2) for number in range(len(parts))]
+
+    class EndsAtTag:
+        def answer(self, ids: Sequence[int], opened: str = "") -> str:
+            return opened + tokenizer.decode(list(ids)).partition("<end>")[0]
+
+    candidate = DrawnCandidate(0, "", "stop", asked=[[{"role": "user", "content": "why?"}]])
+    expected: list[bool] = []
+    for number, turn in enumerate(turns):
+        if number:
+            candidate.asked.append([{"role": ("tool", "user")[number - 1], "content": f"reply {number}"}])
+            reply = tokenizer.encode("reply").ids
+            candidate.ids, candidate.drawn = candidate.ids + reply, candidate.drawn + [False] * len(reply)
+            expected += [False] * len(reply)
+        encoding = tokenizer.encode(turn)
+        end = len(turn.partition("<end>")[0])
+        # The turn begins with two characters that the prompt has opened.
+        expected += [(start + 2) // 2 % 2 == 0 if start < end else number > 0 for start, _ in encoding.offsets]
+        candidate.ids, candidate.drawn = candidate.ids + encoding.ids, candidate.drawn + [True] * len(encoding.ids)
+    decode = lambda part: tokenizer.decode(list(part), skip_special_tokens=False)  # noqa: E731
+    found = left_out_tokens(candidate, Odd(), GRPO(), cast(Any, EndsAtTag()), decode, "><")
+    assert found == expected
+    answers = ["><" + turn.partition("<end>")[0] for turn in turns]
+    known = [("why?", len(turns) < 3), ("reply 1", False), ("reply 2", True)]
+    assert asked == [(answer, *each) for answer, each in zip(answers, known, strict=False)]

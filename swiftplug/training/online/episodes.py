@@ -55,12 +55,13 @@ class Episode:
 
     def _append(self, ids: Sequence[int], logps: Sequence[float], *, drawn: bool) -> None:
         self.candidate.ids += ids
-        self.candidate.trains += [drawn] * len(ids)
+        self.candidate.drawn += [drawn] * len(ids)
         if self.candidate.logps:
             self.candidate.logps += logps
 
     def add_reply(self, reply: Sequence[Message], ids: Sequence[int]) -> None:
         """Add what the environment answers."""
+        self.candidate.asked.append(reply)
         self.candidate.turns += [{"role": "assistant", "content": self.candidate.text}, *reply]
         self._append(ids, [0.0] * len(ids), drawn=False)
 
@@ -136,7 +137,7 @@ class Environments:
             candidate = episode.candidate
             row = replace(episode.row, prompt=self._conversation(episode))
             ids = self._reply_ids(row, reply)
-            left = self.max_new_tokens - sum(candidate.trains)
+            left = self.max_new_tokens - sum(candidate.drawn)
             known = [*candidate.prompt_ids, *candidate.ids, *ids]
             if left < 1 or (self.context is not None and len(known) > self.context):
                 candidate.finish_reason = "length"

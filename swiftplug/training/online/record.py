@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any, BinaryIO, NamedTuple
@@ -26,7 +26,9 @@ class DrawnCandidate(Candidate):
     Attributes:
         prompt_ids: The tokens of its prompt.
         ids: Those behind them, what an environment answered too.
-        trains: Which of these the model drew.
+        drawn: Which of these the model drew.
+        left_out: Which of these a loss scale weighs 0; empty if it is none.
+        asked: The messages before each turn that the model wrote.
         logps: Their log-probabilities as the engine gives them; empty if it draws with the weights that train.
         token_rewards: Of each token, where the task rewards steps; else empty.
         reward: The weighted sum of its rewards; None if one is missing.
@@ -36,7 +38,9 @@ class DrawnCandidate(Candidate):
 
     prompt_ids: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
-    trains: list[bool] = field(default_factory=list)
+    drawn: list[bool] = field(default_factory=list)
+    left_out: list[bool] = field(default_factory=list)
+    asked: list[Sequence[dict[str, Any]]] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     token_rewards: list[float] = field(default_factory=list)
     reward: float | None = None
@@ -45,12 +49,17 @@ class DrawnCandidate(Candidate):
 
     def count_turns(self) -> int:
         """How many turns the model wrote."""
-        return 1 + sum(drawn and not before for before, drawn in pairwise(self.trains))
+        return 1 + sum(drawn and not before for before, drawn in pairwise(self.drawn))
+
+    @property
+    def trains(self) -> list[bool]:
+        """Which of `ids` train."""
+        return [drawn and not out for drawn, out in zip_longest(self.drawn, self.left_out, fillvalue=False)]
 
     @property
     def answer_start(self) -> int:
         """Where in `ids` its last turn begins, which is its answer."""
-        return next((place + 1 for place in range(len(self.ids) - 1, -1, -1) if not self.trains[place]), 0)
+        return next((place + 1 for place in range(len(self.ids) - 1, -1, -1) if not self.drawn[place]), 0)
 
 
 def drawn_candidates(groups: Sequence[Row]) -> Iterator[DrawnCandidate]:

@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import set_seed
 
+from swiftplug.data.weights import combine
 from swiftplug.errors import ContractError, UserError
 from swiftplug.plugin import Answered, Engine, OnlineTask, Prompt, Sampling
 from swiftplug.runs.arguments import Arguments
@@ -39,6 +40,7 @@ from swiftplug.training.online.episodes import Environments, Episode, gives_rewa
 from swiftplug.training.online.record import CandidateRecord, DrawnCandidate, Lost, drawn_candidates
 from swiftplug.training.online.steps import rewards_steps, token_rewards
 from swiftplug.training.online.values import without_value_head
+from swiftplug.training.online.weights import left_out_tokens
 from swiftplug.training.task_loss import TaskLossComputer
 
 _REPLACED = "another prompt was drawn in place of this one, or this one in vain: all its rewards are equal"
@@ -96,6 +98,7 @@ class Rollouts:
         self.record = CandidateRecord(args.training_args.output_dir, accelerator)
         pad_token_id = int(args.load_tokenizer().pad_token_id or 0)
         self.drawn = DrawnBatches(self.task, accelerator, progress, self.sampling.num_return_sequences, pad_token_id)
+        self.loss_scale = combine(args.plugins.of("loss_scale"))
         self.logged: dict[str, torch.Tensor] = {}
         self.lost = Lost()  # in all, as far as it was reported
         self._lost_here = Lost()  # since, in this process
@@ -180,7 +183,8 @@ class Rollouts:
                         rewards={},
                         prompt_ids=list(prompt.ids or ()),
                         ids=list(completion.ids),
-                        trains=[True] * len(completion.ids),
+                        drawn=[True] * len(completion.ids),
+                        asked=[[*group.prompt, *(own[0].start if own else [])]],
                         logps=list(completion.logps),
                     )
                     group.candidates.append(candidate)
@@ -256,8 +260,15 @@ class Rollouts:
                     scorer.score(groups, self.config.score_timeout)
         of_steps = [each for each in self.scorers if rewards_steps(self.task, each)]
         weights = {each.name: each.weight for each in self.scorers if each not in of_steps}
+        tokenizer: Any = self.args.load_tokenizer()
+        decode = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if self.environments:
             weights[self.environments.name] = self.environments.weight
+        opened = {
+            group.position: self.chat.encode(group.as_prompt(self.args.plugins.one("tools").bound))[1]
+            for group in groups
+            if group.candidates
+        }
         for group, candidate in ((row, it) for row in groups for it in drawn_candidates([row])):
             if self.environments:
                 self.environments.record(candidate)
@@ -268,11 +279,13 @@ class Rollouts:
             if candidate.reasons:
                 self._lost_here.add("candidate", candidate.reasons[0])
             else:
+                start, scale = opened[group.position], self.loss_scale
+                try:
+                    candidate.left_out = left_out_tokens(candidate, scale, self.task, self.chat, decode, start)
+                except UserError as error:
+                    raise UserError(f"candidate {candidate.index} of {group.origin}: {error}") from None
                 if of_steps:
-                    _, opened = self.chat.encode(group.as_prompt(self.args.plugins.one("tools").bound))
-                    tokenizer: Any = self.args.load_tokenizer()
-                    decode = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-                    candidate.token_rewards = token_rewards(group, candidate, opened, of_steps, decode)
+                    candidate.token_rewards = token_rewards(group, candidate, start, of_steps, decode)
                 of_answer = (weights.get(name, 0) * score for name, score in candidate.scores.items())
                 candidate.reward = math.fsum([*of_answer, *candidate.token_rewards])
 
@@ -283,7 +296,7 @@ class Rollouts:
         logged = {
             "reward": [each.reward for each in candidates if each.reward is not None],
             **{f"rewards/{name}": values for name, values in scores.items()},
-            "length": [sum(each.trains) for each in candidates],
+            "length": [sum(each.drawn) for each in candidates],
             **({"turns": [each.count_turns() for each in candidates]} if self.environments else {}),
             "cut_off": [float(is_cut_off(each.finish_reason)) for each in candidates],
             "missing_rewards": [float(each.reward is None) for each in candidates],
