@@ -23,6 +23,8 @@ _MAY_CHANGE = {
     "plugins",
     "score_timeout",
     "workers",
+    "executor",
+    "ray",
     "data.num_proc",
     "data.cache_dir",
     "training.logging_strategy",

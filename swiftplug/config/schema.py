@@ -162,6 +162,24 @@ class DataOptions(SampleDataOptions):
         return value
 
 
+class RayOptions(Section):
+    """The `ray:` section: where Ray runs, and what each of its actors gets."""
+
+    address: str | None = key(
+        None,
+        "Ray cluster to sample on, with --executor ray: HOST:PORT, ray://HOST:PORT or auto. Default: a Ray of its own.",
+        RUN,
+        metavar="ADDRESS",
+        flag="--ray-address",
+        min_length=1,
+    )
+    num_cpus: float = key(1, "Processors that Ray gives each engine.", ge=0, allow_inf_nan=False)
+    num_gpus: float = key(0, "GPUs that Ray gives each engine.", ge=0, allow_inf_nan=False)
+    scorers: int = key(1, "Number of actors that score; each has all scorers.", ge=1)
+    scorer_num_cpus: float = key(1, "Processors that Ray gives each actor that scores.", ge=0, allow_inf_nan=False)
+    scorer_num_gpus: float = key(0, "GPUs that Ray gives each actor that scores.", ge=0, allow_inf_nan=False)
+
+
 class RunConfig(Section):
     """The keys that train and sample share, and where each got its value."""
 
@@ -302,9 +320,11 @@ class SampleConfig(DrawConfig):
     candidates_file: str | None = key(None, "Existing candidates to score, with --engine none.", DATA, metavar="FILE")
     system: str | None = key(None, "System message for rows that have none.", DATA, metavar="TEXT")
     shard: str | None = key(None, "Process only part I (0 to N-1) of N equal parts of the rows.", DATA, metavar="I/N")
-    workers: int = key(
-        1, "Number of processes on this machine that generate and score, each with a device of its own.", RUN, ge=1
+    workers: int = key(1, "Number of processes that generate and score, each with a device of its own.", RUN, ge=1)
+    executor: Literal["local", "ray"] = key(
+        "local", "Where workers are: local is this machine, ray are actors of Ray.", RUN
     )
+    ray: RayOptions = Field(default_factory=RayOptions)
     include_reference: bool = key(False, "Add the reference answer to the generated ones.", GENERATION)
     n_best_to_keep: int = key(1, "Maximum number of answers to keep per question.", SELECTION, ge=1)
     prm_threshold: float | None = key(
@@ -328,6 +348,11 @@ class SampleConfig(DrawConfig):
     def generates(self) -> bool:
         """Whether the run generates candidates, and does not only score existing ones."""
         return self.engine.name not in ("none", "swiftplug:none")
+
+    @property
+    def is_one_process(self) -> bool:
+        """Whether the run generates and scores in its own process."""
+        return self.workers == 1 and self.executor == "local"
 
     def shard_rows(self, total: int) -> range:
         """The indices of the rows of this shard; the shards of a dataset differ by one row at most."""

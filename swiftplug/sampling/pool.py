@@ -6,7 +6,7 @@ A worker that dies is started again, and what it was at is done again. The ledge
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -28,16 +28,16 @@ class WorkerPool:
 
     Args:
         config: The run's config.
-        number: The number of workers.
-        generates: Whether they generate, and do not only score.
+        environments: The variables of each worker, besides those of this process.
+        generates: Whether they generate.
+        scores: Whether they score.
     """
 
-    def __init__(self, config: SampleConfig, number: int, *, generates: bool) -> None:
-        devices = _gpus()
-        self._workers = [
-            _Process(index, (config, generates), _environment(devices[index] if devices else "", number))
-            for index in range(number)
-        ]
+    def __init__(
+        self, config: SampleConfig, environments: Sequence[Mapping[str, str]], *, generates: bool, scores: bool
+    ) -> None:
+        task = config, generates, scores
+        self._workers = [_Process(index, task, environment) for index, environment in enumerate(environments)]
 
     def open(self) -> None:
         """Start all workers, and wait until each has loaded its model.
@@ -51,7 +51,7 @@ class WorkerPool:
             for _ in _receive(starting):
                 pass
 
-    def run(self, batches: Iterator[Batch]) -> Iterator[Done]:
+    def run(self, batches: Iterator[Batch | Done]) -> Iterator[Done]:
         """Give each worker a batch, and another one when it is done; see `Executor.run`."""
         while True:
             for worker in self._workers:
@@ -76,11 +76,11 @@ class _Process:
         batch: What it is at; None if that is nothing.
     """
 
-    def __init__(self, index: int, task: tuple[SampleConfig, bool], environment: Mapping[str, str]) -> None:
+    def __init__(self, index: int, task: tuple[SampleConfig, bool, bool], environment: Mapping[str, str]) -> None:
         self._index, self._task, self._environment = index, task, environment
         self._deaths = 0
         self._process: BaseProcess | None = None
-        self.batch: Batch | None = None
+        self.batch: Batch | Done | None = None
 
     def start(self) -> None:
         """Start it."""
@@ -92,7 +92,7 @@ class _Process:
             self._process.start()
         theirs.close()  # so that its death ends the connection
 
-    def give(self, batch: Batch) -> None:
+    def give(self, batch: Batch | Done) -> None:
         """Give it a batch to finish."""
         self.batch = batch
         with suppress(OSError):  # it has died, which `receive` will find
@@ -150,7 +150,7 @@ def _receive(workers: list[_Process]) -> Iterator[Done]:
         yield from by_connection[connection].receive()
 
 
-def _serve(connection: Connection, parent: int, config: SampleConfig, generates: bool) -> None:
+def _serve(connection: Connection, parent: int, config: SampleConfig, generates: bool, scores: bool) -> None:
     """The life of a worker: load the model, say so, and finish batches until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that started this ends it
     end_with_parent(parent)
@@ -166,7 +166,7 @@ def _serve(connection: Connection, parent: int, config: SampleConfig, generates:
     connection.send("ready")
     with suppress(EOFError, OSError):
         while True:
-            connection.send(worker.finish(connection.recv()))
+            connection.send(worker.finish(connection.recv(), scores=scores))
 
 
 def check_devices(config: SampleConfig) -> None:
@@ -175,8 +175,6 @@ def check_devices(config: SampleConfig) -> None:
     Raises:
         UserError: There are too few.
     """
-    if config.workers == 1:
-        return
     gpus = _gpus()
     devices, noun = (len(gpus), "GPU") if gpus else (_num_processors(), "processor")
     if config.workers > devices:
@@ -200,11 +198,12 @@ def _gpus() -> list[str]:
     return (named or [str(index) for index in range(count)])[:count]
 
 
-def _environment(gpu: str, number: int) -> dict[str, str]:
-    """The variables of a worker: its GPU, its share of the processors, and for memory what `keep_freed_memory` sets."""
+def environments(number: int) -> list[dict[str, str]]:
+    """The variables of so many workers: a GPU, a share of the processors, for memory what `keep_freed_memory` sets."""
     threads = {"OMP_NUM_THREADS": str(max(1, _num_processors() // number))}
     memory = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
-    return {**threads, **memory, **os.environ, **({_VISIBLE: gpu} if gpu else {})}
+    gpus = [{_VISIBLE: gpu} for gpu in _gpus()] or [{}] * number
+    return [{**threads, **memory, **os.environ, **gpu} for gpu in gpus[:number]]
 
 
 @contextmanager

@@ -39,8 +39,9 @@ from swiftplug.sampling.console import print_inputs, print_results, print_sample
 from swiftplug.sampling.intake import check_unchanged, read_inputs
 from swiftplug.sampling.ledger import Ledger, LedgerInUseError
 from swiftplug.sampling.loop import SampleLoop
+from swiftplug.sampling.on_ray import RayPool, check_ray
 from swiftplug.sampling.outputs import CANDIDATES, PAGE, SAMPLES, write_outputs
-from swiftplug.sampling.pool import WorkerPool, check_devices
+from swiftplug.sampling.pool import WorkerPool, check_devices, environments
 from swiftplug.sampling.scoring import check_thresholds, resolve_scorers
 from swiftplug.sampling.statistics import Summary
 from swiftplug.sampling.worker import Executor, Worker
@@ -118,7 +119,10 @@ class SampleRun:
                 args = Arguments(config, self.plugins)
                 args.check_writes()
                 args.check_plugins()
-            check_devices(config)
+            if config.executor == "ray":
+                check_ray(config)
+            if config.workers > 1 and (config.executor == "local" or config.ray.address is None):
+                check_devices(config)
         if not dry_run:
             self.check_folder(resume=resume)
         self.facts = run_facts(config, self.plugins, self.scorers)
@@ -207,7 +211,7 @@ class SampleRun:
         self.loop = loop = SampleLoop(self.config, worker, self.scorers, ledger)
         with ExitStack() as stack:
             executor: Executor = worker
-            if loop.to_generate or (loop.pending and self.config.workers > 1):
+            if loop.to_generate or (loop.pending and not self.config.is_one_process):
                 starting = f"starting engine {self.config.engine.name} ({self.model_name})".removesuffix(" ()")
                 with self.progress.start(starting, live=on_disk([self.model_name])):
                     executor, args = self._start(worker, stack, loop)
@@ -223,13 +227,18 @@ class SampleRun:
 
     def _start(self, worker: Worker, stack: ExitStack, loop: SampleLoop) -> tuple[Executor, Arguments]:
         """Have the engine load its model, here or in the processes of workers; what the stack closes ends that."""
-        if self.config.workers == 1:
+        if self.config.is_one_process:
             stack.callback(worker.close)
             return worker, worker.open()
         args = Arguments(self.config, self.plugins)
         if worker.engine.uses_chat and loop.to_generate:
             args.load_tokenizer()
-        pool = WorkerPool(self.config, self.config.workers, generates=loop.to_generate > 0)
+        generates = loop.to_generate > 0
+        pool: WorkerPool | RayPool
+        if self.config.executor == "ray":
+            pool = RayPool(self.config, generates=generates)
+        else:
+            pool = WorkerPool(self.config, environments(self.config.workers), generates=generates, scores=True)
         stack.callback(pool.close)
         pool.open()
         return pool, args

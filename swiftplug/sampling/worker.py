@@ -90,16 +90,19 @@ class Worker:
         """Close the engine."""
         self.engine.close()
 
-    def finish(self, batch: Batch) -> Done:
-        """Answer a batch and score it, for another process: what goes wrong is an error that can be sent there."""
-        answered: list[Row] = []
+    def finish(self, work: Batch | Done, *, scores: bool) -> Done:
+        """Answer a batch, or take one that is answered, and score it: for another process, which is sent any error."""
+        answered: list[Row] = list(work.answered) if isinstance(work, Done) else []
+        error = work.error if isinstance(work, Done) else None
         try:
             with naming_plugins(self.plugins.all()):
-                answered += self.answer(batch)
-                self.score(batch.rows)
-        except Exception as error:
-            return Done(batch.rows, answered, sendable(error))
-        return Done(batch.rows, answered)
+                if isinstance(work, Batch):
+                    answered.extend(self.answer(work))
+                if scores and error is None:
+                    self.score(work.rows)
+        except Exception as raised:
+            error = sendable(raised)
+        return Done(work.rows, answered, error)
 
     def answer(self, batch: Batch) -> Iterator[Row]:
         """Generate candidates for the rows of a batch that have none; each is given as soon as it has them."""
