@@ -20,16 +20,17 @@ from tests.sampling.test_workers import DRAW, ENGINES, FILES
 pytest.importorskip("ray")
 
 
-ACTOR, RAYLET, WORKER = "ray::MapWorker", "/raylet/raylet", "multiprocessing.spawn"
+ACTOR, RAYLET, WORKER = "ray::MapWorker", "/raylet/raylet", "spawn_main"
 
 
 def processes(pid: int, part: str) -> list[psutil.Process]:
-    """The processes below a run that have this in the first words of their command."""
+    """The processes below a run whose command begins so; those of workers have a program as an argument."""
     found = []
     with suppress(psutil.Error):
         for each in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.Error):
-                if part in " ".join(" ".join(each.cmdline()).split(" ")[:4]):
+                words = each.cmdline()
+                if part in words[0] or (part == WORKER and any(part in word for word in words)):
                     found.append(each)
     return found
 
