@@ -29,7 +29,7 @@ def processes(pid: int, part: str) -> list[psutil.Process]:
     with suppress(psutil.Error):
         for each in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.Error):
-                words = each.cmdline()
+                words = each.cmdline() or [""]  # of one that has died
                 if part in words[0] or (part == WORKER and any(part in word for word in words)):
                     found.append(each)
     return found
