@@ -6,7 +6,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from swiftplug.data.read.conversation import RowError
 from swiftplug.data.read.files import arrow_rows
@@ -41,6 +41,8 @@ def check(plugin: LoadedPlugin) -> None:
 def _make(plugin: LoadedPlugin) -> Dataset:
     with on("its function"):
         made = plugin.bound()
+    if isinstance(made, IterableDataset):  # for data.streaming
+        made = Dataset.from_list([*made.take(_ROWS)])
     if not isinstance(made, Dataset):
         raise ContractError(f"returned a {type(made).__name__}, expected a datasets.Dataset (of one split)")
     return made

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from swiftplug.errors import UserError
@@ -16,6 +17,14 @@ from swiftplug.testing import ContractBroken, check_plugin
 
 def test_an_installed_plugin_is_checked_by_name() -> None:
     check_plugin("loss", "swiftplug:focal", gamma=1.0)
+
+
+def test_a_dataset_may_be_streamed() -> None:
+    def streamed():  # type: ignore[no-untyped-def]
+        rows = [{"prompt": f"{number}?", "completion": "yes"} for number in range(2)]
+        return Dataset.from_list(rows).to_iterable_dataset()
+
+    check_plugin("dataset", streamed)
 
 
 def test_the_message_names_the_plugin() -> None:
