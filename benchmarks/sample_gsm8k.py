@@ -3,9 +3,10 @@
 All of them draw the same number of candidates for the same questions, in float32, at temperature 1 from the whole
 vocabulary, on all processors. Plain Transformers is one `generate` call for all of them. ms-swift joins in where its
 command is installed; it answers a candidate at a time, so it may be given fewer questions (`--ms-swift-questions`), and
-its time is then scaled up.
+its time is then scaled up. With `--workers N`, swiftplug samples once more, with so many workers.
 
     python benchmarks/sample_gsm8k.py MODEL [--questions 16] [--candidates 4] [--max-new-tokens 128] [--rounds 1]
+        [--workers N]
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,12 +55,14 @@ class Sampler(NamedTuple):
         command: The command line of a job.
         texts: The candidates that it left.
         questions: How many it is given.
+        workers: The processes that generate.
     """
 
     name: str
     command: Callable[[Job], list[str]]
     texts: Callable[[Job], list[str]]
     questions: int
+    workers: int = 1
 
 
 class Measured(NamedTuple):
@@ -66,9 +70,10 @@ class Measured(NamedTuple):
 
     Attributes:
         wall: Seconds from command to exit.
-        generation: Seconds from prompts to texts, without imports and loading; NaN where it is not known.
+        generation: Seconds from prompts to texts, without imports and loading; NaN where it is not known, as of several workers
+            at once.
         tokens: New tokens, as the tokenizer counts the texts.
-        peak: Peak memory in MiB.
+        peak: Peak memory of the largest process in MiB.
     """
 
     wall: float
@@ -77,13 +82,13 @@ class Measured(NamedTuple):
     peak: float
 
 
-def swiftplug(job: Job) -> list[str]:
+def swiftplug(job: Job, workers: int = 1) -> list[str]:
     """The command, with scoring as in a real run, and a clock around the engine."""
     return [
         *(sys.executable, "-m", "swiftplug", "sample", f"--model={job.model}", f"--dataset={job.data}"),
         *(f"--plugin={TIMED_ENGINE}", "--engine=timed", "--orm=gsm8k", "--set=dtype=float32"),
         *(f"--num-return-sequences={job.candidates}", f"--max-new-tokens={job.max_new_tokens}"),
-        f"--output-dir={job.folder}/run",
+        *(f"--output-dir={job.folder}/run", f"--workers={workers}"),
     ]
 
 
@@ -114,14 +119,18 @@ def ms_swift(job: Job) -> list[str]:
     return ["swift", "sample", *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
 
 
-def samplers(questions: int, ms_swift_questions: int) -> list[Sampler]:
-    """swiftplug, plain Transformers, and ms-swift where it is installed."""
+def samplers(questions: int, ms_swift_questions: int, workers: int) -> list[Sampler]:
+    """swiftplug, also with several workers if asked for, plain Transformers, and ms-swift where it is installed."""
     found = [
-        Sampler(
-            "swiftplug sample",
-            swiftplug,
-            lambda job: [row["messages"][-1]["content"] for row in _rows(job.folder / "run/candidates.jsonl")],
-            questions,
+        *(
+            Sampler(
+                "swiftplug sample" if number == 1 else f"{number} workers",
+                partial(swiftplug, workers=number),
+                lambda job: [row["messages"][-1]["content"] for row in _rows(job.folder / "run/candidates.jsonl")],
+                questions,
+                number,
+            )
+            for number in sorted({1, workers})
         ),
         Sampler(
             "one plain generate",
@@ -173,7 +182,7 @@ def measure(sampler: Sampler, arguments: argparse.Namespace, tokenizer: Any) -> 
         told = [float(seconds) for seconds in re.findall(r"generated in ([\d.]+) s", text)]
         texts = sampler.texts(job)
         tokens = sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else 0
-        return Measured(wall, sum(told) if told else float("nan"), tokens, usage.ru_maxrss / 1024)
+        return Measured(wall, sum(told) if told and sampler.workers == 1 else float("nan"), tokens, usage.ru_maxrss / 1024)
 
 
 def main() -> None:
@@ -183,13 +192,14 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=1, help="measure so many workers too")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--ms-swift-questions", type=int, default=2, help="0 leaves ms-swift out")
     arguments = parser.parse_args()
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    names = samplers(arguments.questions, arguments.ms_swift_questions)
+    names = samplers(arguments.questions, arguments.ms_swift_questions, arguments.workers)
     runs: dict[str, list[Measured]] = {sampler.name: [] for sampler in names}
     for number in range(arguments.rounds):
         for sampler in names:
