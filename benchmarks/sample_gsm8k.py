@@ -70,8 +70,8 @@ class Measured(NamedTuple):
 
     Attributes:
         wall: Seconds from command to exit.
-        generation: Seconds from prompts to texts, without imports and loading; NaN where it is not known, as of several workers
-            at once.
+        generation: Seconds from prompts to texts, without imports and loading; NaN where it is not known, as of several
+            workers at once.
         tokens: New tokens, as the tokenizer counts the texts.
         peak: Peak memory of the largest process in MiB.
     """
@@ -182,7 +182,8 @@ def measure(sampler: Sampler, arguments: argparse.Namespace, tokenizer: Any) -> 
         told = [float(seconds) for seconds in re.findall(r"generated in ([\d.]+) s", text)]
         texts = sampler.texts(job)
         tokens = sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else 0
-        return Measured(wall, sum(told) if told and sampler.workers == 1 else float("nan"), tokens, usage.ru_maxrss / 1024)
+        generation = sum(told) if told and sampler.workers == 1 else float("nan")
+        return Measured(wall, generation, tokens, usage.ru_maxrss / 1024)
 
 
 def main() -> None:
