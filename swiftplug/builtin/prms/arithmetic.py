@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -54,8 +55,9 @@ def _steps(answer: str) -> Iterator[tuple[float, int]]:
     if len(steps) == 1:
         ends: Iterable[tuple[str, int]] = zip(answer.splitlines(), itertools.count(1))
     else:
+        lines = [0, *itertools.accumulate(map(len, answer.splitlines(keepends=True)))][:-1]  # where they begin
         headers = [header.start() for header in _STEP.finditer(answer)]
-        ends = zip(steps, (len(answer[:end].splitlines()) for end in [*headers, len(answer)]), strict=True)
+        ends = zip(steps, (bisect_left(lines, end) for end in [*headers, len(answer)]), strict=True)
     for step, count in ends:
         if holds := list(check_equations(step)):
             yield float(all(holds)), count
