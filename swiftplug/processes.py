@@ -24,6 +24,11 @@ def end_with_parent(parent: int) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
+def num_processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe_death(code: int) -> str:
     """What ended a process, by its exit code, which is negative after a signal.
 

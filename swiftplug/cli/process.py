@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swiftplug.errors import Interrupted, UserError
-from swiftplug.processes import describe_death, end_with_parent, silence_libraries
+from swiftplug.processes import describe_death, end_with_parent, num_processors, silence_libraries
 
 if TYPE_CHECKING:
     import subprocess
@@ -154,7 +154,7 @@ def run_in_processes(nproc: int, arguments: Sequence[str]) -> int:
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # kept for the first process, which will listen
         port.bind(("127.0.0.1", 0))
         environment = {
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // nproc)),
+            "OMP_NUM_THREADS": str(max(1, num_processors() // nproc)),
             **os.environ,
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port.getsockname()[1]),
@@ -165,7 +165,7 @@ def run_in_processes(nproc: int, arguments: Sequence[str]) -> int:
         try:
             processes.extend(
                 subprocess.Popen(
-                    [sys.executable, "-m", "swiftplug", *arguments],
+                    [sys.executable, "-P", "-m", "swiftplug", *arguments],
                     env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                     start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on
                 )

@@ -11,6 +11,7 @@ from swiftplug.config.load import load_model_config, load_train_config
 from swiftplug.config.resume import run_folder_of
 from swiftplug.config.schema import (
     DRAW_KEYS,
+    DataOptions,
     ModelOptions,
     PluginsSection,
     SampleConfig,
@@ -212,6 +213,7 @@ def _train_config(
             "optimizer": defaults["optimizer"].default,
             "data": config.data.model_copy(
                 update={"packing": False, "val_size": 0, "mix": "shuffle", "mix_temperature": None, "streaming": False}
+                | {"shuffle_buffer": DataOptions().shuffle_buffer}
             ),
             "training": {name: value for name, value in config.training.items() if name in _TRAINING},
         }

@@ -21,7 +21,7 @@ from swiftplug.data.read.conversation import Conversation, RawRow, RowError
 from swiftplug.data.read.report import SplitReport, UnreadKeys
 from swiftplug.data.read.tasks import SAME_ANSWERS, to_conversations, with_answer_of
 from swiftplug.data.tokens import Tokens, check_offsets, tokenize
-from swiftplug.data.weights import check_binary, lay_weights, scale_name, token_weights
+from swiftplug.data.weights import lay_weights, not_binary, scale_name, token_weights
 from swiftplug.errors import UserError
 from swiftplug.plugin import ContextType, LossScale, Rows, Task
 from swiftplug.plugin.loss import IGNORED_LABEL
@@ -220,10 +220,11 @@ class RowEncoder:
         try:
             spans = lay_weights(rendered, self.loss_scale, conversation.messages)
             weights = token_weights(tokens.starts, spans)
-            if self.task.weights == "binary":
+            if self.task.weights == "binary" and (found := np.flatnonzero((weights != 0) & (weights != 1))).size:
                 own = any("loss_scale" in message for message in conversation.messages)
                 given = f"{scale_name(self.loss_scale)}{' and a `loss_scale` of the row' if own else ''}"
-                check_binary(weights, tokens.starts, spans, rendered.text, given, self.task)
+                span = next(span for span in spans if span.end > tokens.starts[found[0]])
+                raise not_binary(span, rendered.text, given, self.task)
         except UserError as error:
             raise UserError(f"{conversation.origin}: {error}") from None
         return WeighedRow(rendered, tokens.input_ids, tokens.starts, weights)

@@ -208,6 +208,8 @@ def _streamed(
 ) -> PreparedData:
     """Read the first rows of streamed data; the report goes on counting while the others are read."""
     options, together = encoder.options, concatenate(sources)
+    shown = [*islice(together.read(), CHUNK)]  # by the page; to read them later would move the readers
+    together = replace(together, read=lambda: iter(shown))
     readers, counts = [Reader(sources)], [options.shuffle_buffer]
     if isinstance(options.mix, list):
         readers = [Reader([each]) for each in sources]
@@ -299,7 +301,8 @@ def _mixture(names: Sequence[str], sizes: Sequence[int], options: DataOptions) -
     for name, weight, draws in zip(names, weights, mixture.draws or (), strict=True):
         if not draws:
             share = format_percent(weight / sum(weights))
-            raise UserError(f"data.mix: {name} gets {share} of {format_count(sum(sizes), 'example')}, which is none")
+            key = "mix" if isinstance(options.mix, list) else "mix_temperature"
+            raise UserError(f"data.{key}: {name} gets {share} of {format_count(sum(sizes), 'example')}, which is none")
     return mixture
 
 

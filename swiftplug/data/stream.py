@@ -126,4 +126,5 @@ class ExampleStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         places = [reader.place() for reader in self.readers]
         self._begun.append({"places": places, "window": self._window, "examples": self._examples})
         rows = (row for reader, count in zip(self.readers, self.counts, strict=True) for row in reader.take(count))
-        return Dataset(InMemoryTable(self.encode(rows))).with_format("numpy")
+        table = InMemoryTable(self.encode(rows))
+        return Dataset(table, fingerprint=f"window-{self._window}").with_format("numpy")  # else it would hash the table

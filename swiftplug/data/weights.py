@@ -172,16 +172,7 @@ def token_weights(starts: np.ndarray, spans: Sequence[WeightedSpan]) -> np.ndarr
     return weights[ends.searchsorted(starts, side="right")]
 
 
-def check_binary(
-    weights: np.ndarray, starts: np.ndarray, spans: Sequence[WeightedSpan], text: str, given: str, task: Task
-) -> None:
-    """Check that tokens have no weight other than 0 and 1; `given` is what an error calls that which gave them.
-
-    Raises:
-        UserError: One has.
-    """
-    if (found := np.flatnonzero((weights != 0) & (weights != 1))).size:
-        start, end, weight = next(span for span in spans if span.end > starts[found[0]])
-        raise UserError(
-            f"{given} weighs {text[start:end]!r:.60} {weight:g}; {type(task).__name__} takes the weights 0 and 1 only"
-        )
+def not_binary(span: WeightedSpan, text: str, given: str, task: Task) -> UserError:
+    """The error about a weight other than 0 and 1; `given` is what gave it."""
+    found = f"{given} weighs {text[span.start : span.end]!r:.60} {span.weight:g}"
+    return UserError(f"{found}; {type(task).__name__} takes the weights 0 and 1 only")

@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import re
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ class RayPool:
 
     def __init__(self, config: SampleConfig, *, generates: bool) -> None:
         self._config, self._generates = config, generates
-        self._scores = bool(config.orm or config.prm)
+        self._scores = bool(config.orm or config.prm) or not generates
 
     def open(self) -> None:
         """Join the cluster, or start Ray here.
@@ -84,11 +85,14 @@ class RayPool:
         join = partial(ray.init, **place, log_to_driver=False, logging_level=logging.ERROR)
         where = self._config.where("ray", "address")
         seconds = _SECONDS_TO_JOIN if options.address else _SECONDS_TO_START
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             with _without_native_logs():
                 call_within(seconds, join, f"{where}: Ray did not answer within {seconds:g} s")
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"{where}: {one_line(error)}") from error
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's would end the run without a word
         there = ray.cluster_resources()
         for name, amount in asked.items():
             if amount > there.get(name, 0):
@@ -114,7 +118,7 @@ class RayPool:
         _be_quiet()
         options, config = self._config.ray, self._config
         while window := list(islice(batches, _WINDOW)):
-            data = ray.data.from_arrow([_table(batch) for batch in window])
+            data: Any = ray.data.from_arrow([_table(batch) for batch in window])
             if self._generates:
                 data = data.map_batches(
                     _Actor,
@@ -160,15 +164,17 @@ class _Actor:
     """
 
     def __init__(self, config: SampleConfig, folder: str, part: str) -> None:
-        self._error: UserError | None = None
+        self._error: Exception | None = None  # given with the first batch: an actor that fails is started again
         try:
             os.chdir(folder)
-            self._pool = WorkerPool(config, [{}], generates=part == "generate", scores=part == "score")
-            self._pool.open()
         except OSError as error:
             host = socket.gethostname()
             self._error = UserError(f"{folder}: {error.strerror} on {host}; the machines of a cluster must share it")
-        except UserError as error:  # given with the first batch: an actor that fails here would be started again
+            return
+        self._pool = WorkerPool(config, [{}], generates=part == "generate", scores=part == "score")
+        try:
+            self._pool.open()
+        except Exception as error:  # whatever an engine raises
             self._error = error
 
     def __call__(self, table: "pa.Table") -> "pa.Table":
@@ -177,7 +183,7 @@ class _Actor:
             return _table(Done(work.rows, getattr(work, "answered", []), self._error))
         try:
             [done] = self._pool.run(iter([work]))
-        except UserError as error:
+        except Exception as error:
             self._error = error
             return self(table)
         return _table(done)

@@ -7,19 +7,20 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from swiftplug.config.schema import SampleConfig
 from swiftplug.errors import UserError
 from swiftplug.formatting import format_count
-from swiftplug.processes import describe_death, end_with_parent, silence_libraries
+from swiftplug.processes import describe_death, end_with_parent, num_processors, silence_libraries
 from swiftplug.sampling.worker import Batch, Done, Worker, sendable
 
 _MOST_DEATHS = 3
 """Times that a worker may die one after the other without finishing a batch."""
 
+_SECONDS_TO_CLOSE = 10.0
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -63,9 +64,11 @@ class WorkerPool:
             yield from _receive(busy)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers: idle ones close their engines, those that are at something are killed."""
         for worker in self._workers:
-            worker.kill()
+            worker.dismiss()
+        for worker in self._workers:
+            worker.end()
 
 
 class _Process:
@@ -80,6 +83,7 @@ class _Process:
         self._index, self._task, self._environment = index, task, environment
         self._deaths = 0
         self._process: BaseProcess | None = None
+        self._is_idle = False
         self.batch: Batch | Done | None = None
 
     def start(self) -> None:
@@ -134,26 +138,40 @@ class _Process:
             )
         self.start()
 
-    def kill(self) -> None:
-        """End it."""
+    def restart_if_dead(self) -> None:
+        """Start it again if it has died and left a process of its own, which still holds the connection."""
+        if self._process is not None and self._process.exitcode is not None and not self.connection.poll():
+            self._restart()
+
+    def dismiss(self) -> None:
+        """Let it close its engine, if it is at nothing; the connection ends either way."""
         if self._process is not None:
+            self._is_idle = self.is_ready and self.batch is None
+            self.connection.close()
+
+    def end(self) -> None:
+        """End it."""
+        if self._process is not None and self._process.pid is not None:
+            self._process.join(_SECONDS_TO_CLOSE if self._is_idle else 0)
             self._process.kill()
             self._process.join()
-            self.connection.close()
 
 
 def _receive(workers: list[_Process]) -> Iterator[Done]:
     """Wait for any of some workers, and give what they have done."""
     by_connection = {worker.connection: worker for worker in workers}
-    for connection in wait(list(by_connection)):
+    for connection in wait(list(by_connection), timeout=1):
         assert isinstance(connection, Connection)
         yield from by_connection[connection].receive()
+    for worker in workers:
+        worker.restart_if_dead()
 
 
 def _serve(connection: Connection, parent: int, config: SampleConfig, generates: bool, scores: bool) -> None:
     """The life of a worker: load the model, say so, and finish batches until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that started this ends it
     end_with_parent(parent)
+    multiprocessing.current_process().daemon = False  # plugins may start processes of their own, as vLLM does
     if "TRANSFORMERS_NO_ADVISORY_WARNINGS" in os.environ:  # as in the process that started it, without --debug
         silence_libraries()
     try:
@@ -164,7 +182,7 @@ def _serve(connection: Connection, parent: int, config: SampleConfig, generates:
         connection.send(sendable(error))
         return
     connection.send("ready")
-    with suppress(EOFError, OSError):
+    with closing(worker) if generates else nullcontext(), suppress(EOFError, OSError):
         while True:
             connection.send(worker.finish(connection.recv(), scores=scores))
 
@@ -176,17 +194,12 @@ def check_devices(config: SampleConfig) -> None:
         UserError: There are too few.
     """
     gpus = _gpus()
-    devices, noun = (len(gpus), "GPU") if gpus else (_num_processors(), "processor")
+    devices, noun = (len(gpus), "GPU") if gpus else (num_processors(), "processor")
     if config.workers > devices:
         raise UserError(
             f"{config.where('workers')}: found {config.workers}, but this machine has {format_count(devices, noun)}; "
             f"expected at most {devices}"
         )
-
-
-def _num_processors() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:
@@ -200,7 +213,7 @@ def _gpus() -> list[str]:
 
 def environments(number: int) -> list[dict[str, str]]:
     """The variables of so many workers: a GPU, a share of the processors, for memory what `keep_freed_memory` sets."""
-    threads = {"OMP_NUM_THREADS": str(max(1, _num_processors() // number))}
+    threads = {"OMP_NUM_THREADS": str(max(1, num_processors() // number))}
     memory = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
     gpus = [{_VISIBLE: gpu} for gpu in _gpus()] or [{}] * number
     return [{**threads, **memory, **os.environ, **gpu} for gpu in gpus[:number]]

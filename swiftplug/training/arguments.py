@@ -34,6 +34,7 @@ NOT_SETTABLE = {
     "do_eval": "use eval_dataset",
     "do_predict": "use eval_dataset",
     "local_rank": "use torchrun, or the option --nproc",
+    "save_on_each_node": "all machines share output_dir, into which the first process saves",
     "auto_find_batch_size": "use training.per_device_train_batch_size: with one found at run time no resume is exact",
     "enable_jit_checkpoint": "use training.save_steps: a run may be killed at any moment",
     # What Trainer pushes has its arguments pickled beside the weights.
@@ -99,10 +100,12 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool, gro
         )
     _check_agreement(config, given, has_eval)
     _check_devices(given)
+    streams = config.data.streaming  # where an epoch ends is not known
     defaults = {
         "logging_steps": 10,
         "logging_first_step": True,
-        "eval_strategy": "no" if not has_eval else "steps" if "eval_steps" in given else "epoch",
+        "eval_strategy": "no" if not has_eval else "steps" if streams or "eval_steps" in given else "epoch",
+        **({"eval_steps": given.get("save_steps", 500)} if streams else {}),
         # Without this, processes on a machine that has no accelerator would not find each other.
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),

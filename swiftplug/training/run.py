@@ -251,15 +251,17 @@ def _check_shared(run_dir: Path, *, is_first: bool) -> None:
     Raises:
         UserError: There is one that does not see what the first process writes.
     """
-    told = [f".{uuid.uuid4().hex}.partial", socket.gethostname()]
-    broadcast_object_list(told)
-    probe, first_host = run_dir / told[0], told[1]
+    sent = [f".{uuid.uuid4().hex}.partial", socket.gethostname()]
+    broadcast_object_list(sent)
+    probe, first_host = run_dir / sent[0], sent[1]
+    there = next(path for path in run_dir.absolute().parents if path.is_dir())
     with run_folder(run_dir) if is_first else nullcontext():
         if is_first:
             probe.touch()
         wait_for_everyone()
         end = time.monotonic() + _SECONDS_TO_APPEAR
         while not probe.exists() and time.monotonic() < end:
+            list(there.iterdir())  # so that a client of NFS, which knew of no such folder, asks its server again
             time.sleep(0.1)
         unseen = [] if probe.exists() else [f"process {os.environ.get('RANK')} on {socket.gethostname()}"]
         unseen = gather_object(unseen)

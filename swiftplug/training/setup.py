@@ -15,6 +15,7 @@ from swiftplug.data.tokens import check_offsets
 from swiftplug.errors import UserError, nearest
 from swiftplug.formatting import format_count
 from swiftplug.plugin import Labels, OnlineTask, Rows
+from swiftplug.processes import num_processors
 from swiftplug.runs.arguments import Arguments
 from swiftplug.runs.console import RunProgress, on_disk, plugin_fact
 from swiftplug.runs.errors import naming_plugins
@@ -27,6 +28,8 @@ from swiftplug.training.loss import optional_arguments
 from swiftplug.training.online.prompts import check_settings, draw_sampler, not_in_force, read_prompts
 from swiftplug.training.online.rollouts import evaluated_names
 from swiftplug.training.reference import planned_reference
+
+_STRATEGIES = ("save", "eval", "logging")
 
 
 def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
@@ -69,7 +72,7 @@ def set_up(config: TrainConfig, kept_base: Path | None = None) -> Arguments:
     args.notes += _not_in_force(config, arguments)
     if is_online:
         args.notes += not_in_force(args)
-    here, cores = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), os.cpu_count() or 1
+    here, cores = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), num_processors()
     if arguments.device.type == "cpu" and here > cores:
         args.notes.append(f"{here} processes share {format_count(cores, 'core')}: no faster than {cores} of them")
     return args
@@ -106,6 +109,7 @@ def _check_streaming(config: TrainConfig, args: Arguments) -> None:
         "data.mix_temperature": data.mix_temperature is not None,
         "data.val_size": data.val_size and not config.eval_dataset,
         "training.num_train_epochs": "num_train_epochs" in training,
+        **{f"training.{name}_strategy": training.get(f"{name}_strategy") == "epoch" for name in _STRATEGIES},
         "training.dataloader_num_workers": args.training_args.dataloader_num_workers,
         "reference": config.reference == "precompute",
         "task": args.task.rows in (Rows.LABELLED, Rows.PROMPTS),
@@ -115,6 +119,7 @@ def _check_streaming(config: TrainConfig, args: Arguments) -> None:
         "data.mix_temperature": "the sizes of the datasets are not known; expected weights in data.mix",
         "data.val_size": "all rows would have to be read; expected an eval_dataset",
         "training.num_train_epochs": "where an epoch ends is not known; expected training.max_steps alone",
+        **{f"training.{name}_strategy": "where an epoch ends is not known; expected steps" for name in _STRATEGIES},
         "training.dataloader_num_workers": "the process that trains reads and encodes the rows; drop it",
         "reference": "precompute reads all rows; expected auto",
         "task": f"{task} reads all rows before it trains",
@@ -135,7 +140,9 @@ def _not_in_force(config: TrainConfig, arguments: TrainingArguments) -> Iterator
         yield f"{key}: not in force, as a CPU has no fp16 autocast: this run computes in float32"
     if not config.data.streaming and config.data.shuffle_buffer != DataOptions().shuffle_buffer:
         yield "data.shuffle_buffer: not in force without data.streaming, as all rows are shuffled together"
-    for name in ("save", "eval", "logging"):
+    if config.data.streaming and config.data.num_proc > 1:
+        yield "data.num_proc: not in force with data.streaming, where the process that trains encodes"
+    for name in _STRATEGIES:
         strategy = getattr(arguments, f"{name}_strategy").value
         if config.training.get(f"{name}_steps") is not None and strategy != "steps":
             yield f"training.{name}_steps: not in force, as training.{name}_strategy is {strategy}"

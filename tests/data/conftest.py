@@ -29,6 +29,10 @@ class ByWord(LossScale):
             return ["brok"], [1.0]
         return [context], [float(context_type is ContextType.RESPONSE) * (2.5 if "heavy" in context else 1)]
 
+@register_dataset("shuffled_rows")
+def shuffled_rows():
+    return streamed_rows().shuffle(seed=1, buffer_size=7).select_columns(["messages"])
+
 @register_dataset("streamed_rows")
 def streamed_rows():
     from datasets import Dataset

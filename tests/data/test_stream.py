@@ -35,6 +35,7 @@ def places(write_jsonl: Any, tmp_path: Path) -> dict[str, list[str]]:
         "file": [file],
         "shards": [str(folder)],
         "plugin": ["streamed_rows"],
+        "shuffled": ["shuffled_rows"],
         "limit": [f"{folder}#50"],
         "order": [f"{file}#20", str(write_jsonl(rows_of(50)[20:], "others.jsonl"))],
         "weights": [f"{folder}#20", str(write_jsonl(rows_of(7, "w"), "few.jsonl"))],
@@ -72,17 +73,20 @@ def test_each_window_has_the_shares_of_the_weights(stream: Any, tokenizer: Any) 
 
 
 @pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("what", ["file", "shards", "plugin", "limit", "order", "weights"])
+@pytest.mark.parametrize("what", ["file", "shards", "plugin", "shuffled", "limit", "order", "weights"])
 def test_a_stream_goes_on_exactly(stream: Any, tmp_path: Path, what: str, packing: bool) -> None:
     options = {"packing": True, "max_length": 64} if packing else {}
     unbroken = tokens(islice(stream(what, **options).stream, 90))
-    broken = stream(what, **options).stream
+    data = stream(what, **options)
+    broken, source = data.stream, data.source
     iterator, done = iter(broken), 0
     for trained in (1, 16, 17, 50, 51):
         ahead = [*islice(iterator, trained - done + 3)]  # a data loader is some examples ahead
         assert tokens(ahead) == unbroken[done : trained + 3]
+        assert [*islice(source.read(), 3)]  # as the page does
         broken.save(tmp_path, trained)
-        broken = stream(what, **options).stream
+        data = stream(what, **options)
+        broken, source = data.stream, data.source
         broken.load(tmp_path)
         iterator, done = iter(broken), trained
     assert tokens(islice(iterator, 90 - done)) == unbroken[done:]

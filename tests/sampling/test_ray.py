@@ -92,3 +92,15 @@ def test_an_address_that_does_not_answer(questions: Callable[..., Path], tmp_pat
 def test_ray_is_not_installed(questions: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swiftplug.sampling.on_ray.find_spec", lambda name: None)
     assert refused(questions, tmp_path) == "--executor: ray needs Ray; pip install 'swiftplug[ray]'"
+
+
+def test_what_is_scored_already_needs_no_actor_that_scores(
+    questions: Callable[..., Path], sample: Command, tmp_path: Path
+) -> None:
+    assert sample("--dataset", questions(5), *DRAW, "--output-dir", "drawn").returncode == 0
+    given = ["--engine", "none", "--candidates-file", "drawn/candidates.jsonl"]
+    for folder, more in (("one", []), ("ray", ["--executor", "ray"])):
+        done = sample(*given, *more, "--output-dir", folder)
+        assert done.returncode == 0, done.stderr
+    for file in ("candidates.jsonl", "samples.jsonl"):
+        assert (tmp_path / "ray" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()

@@ -1,6 +1,7 @@
 """Workers: whatever is killed, and however many there are, a run ends in the bytes of one process."""
 
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -60,8 +61,10 @@ def test_whatever_is_killed_the_bytes_are_those_of_one_process(
 
 
 ENGINES = """
+import multiprocessing
 import os
 import threading
+import time
 
 from swiftplug.plugin import Answered, Completion, Engine, UserError, register_engine
 
@@ -91,6 +94,26 @@ class Dies(Base):
 class DiesLater(Base):
     def generate(self, prompts):
         os._exit(3)
+
+
+@register_engine("leaves_a_child")
+class LeavesAChild(Base):
+    def generate(self, prompts):
+        if os.fork():
+            os._exit(3)
+        time.sleep(20)  # it holds what the worker held
+        os._exit(0)
+
+
+@register_engine("has_processes")
+class HasProcesses(Base):
+    def open(self, args, sampling):
+        child = multiprocessing.get_context("fork").Process(target=os.getpid)
+        child.start()
+        child.join()
+
+    def close(self):
+        print(f"closed in {os.getpid()}", flush=True)
 
 
 @register_engine("refuses")
@@ -136,11 +159,19 @@ def test_an_engine_that_cannot_be_pickled(run_engine: Callable[..., None], tmp_p
     assert (tmp_path / "run/candidates.jsonl").read_bytes() == (tmp_path / "one/candidates.jsonl").read_bytes()
 
 
+def test_workers_close_their_engines_which_may_start_processes(
+    run_engine: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_engine("has_processes")
+    assert len({*re.findall(r"closed in (\d+)", capfd.readouterr().out)}) == 2
+
+
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
         ("dies", r"^worker \d was killed by SIGKILL .* while it started, 3 times one after the other"),
         ("dies_later", r"^worker \d ended with exit code 3 while it worked on one batch, 3 times"),
+        ("leaves_a_child", r"^worker \d ended with exit code 3 while it worked on one batch, 3 times"),
         ("refuses", "(?m)^no such model$"),
         ("raises", r"(?m)^engine 'raises' of .*engines.py raised Local: the server is ill \(engines.py:\d+\)$"),
         ("none_left", r"(?m)^engine 'none_left' of .*engines.py returned no result for .*questions.jsonl:\d$"),

@@ -57,6 +57,8 @@ def dry_run(tiny_model_dir: Path, chat_file: Path) -> Any:
         (TWO, [*STREAM, "data.mix_temperature=2"], "data.mix_temperature=2: with data.streaming the sizes"),
         ({}, [*STREAM, "data.val_size=0.1"], "with data.streaming all rows would have to be read; expected an eval"),
         ({}, [*STREAM, "training.num_train_epochs=2"], "num_train_epochs=2: with data.streaming where an epoch ends"),
+        ({}, [*STREAM, "training.save_strategy=epoch"], "save_strategy=epoch: with data.streaming where an epoch ends"),
+        ({}, ["training.save_on_each_node=true"], "save_on_each_node=true: cannot be set; all machines share"),
         ({}, [*STREAM, "training.dataloader_num_workers=2"], "dataloader_num_workers=2: with data.streaming"),
         ({"task": "dpo"}, [*STREAM, "reference=precompute"], "precompute reads all rows; expected auto"),
         ({"task": "seq_cls"}, [*STREAM], "with data.streaming seq_cls reads all rows"),

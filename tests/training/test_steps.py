@@ -71,12 +71,11 @@ def tokenizer() -> Tokenizer:
 def placed(tokenizer: Tokenizer, text: str, opened: str = "", **changes: Any) -> list[float]:
     plugin = Registry.discover(allow=[]).resolve("prm", PluginChoice(name="arithmetic"), "--prm")
     ids = tokenizer.encode(text).ids
-    candidate = DrawnCandidate(
-        0, opened + text, "stop", rewards={"arithmetic": changes.pop("reward", rewards(opened + text))}, ids=ids
-    )
+    given = {"arithmetic": changes.pop("reward", rewards(opened + text))}
+    candidate = DrawnCandidate(0, opened + text, "stop", rewards=given, ids=ids, opened=opened)
     candidate.drawn = changes.pop("trains", [True] * len(ids))
     decode = lambda part: tokenizer.decode(list(part), skip_special_tokens=False)  # noqa: E731
-    return token_rewards(Row("1", "here:1"), candidate, opened, [Scorer("arithmetic", "prm", 2.0, plugin)], decode)
+    return token_rewards(Row("1", "here:1"), candidate, [Scorer("arithmetic", "prm", 2.0, plugin)], decode)
 
 
 @pytest.mark.parametrize("text", [STEPS, "1 + 1 = 2\n步 7 = 7。\n3 + 4 = 7🙂\n5 + 5 = 10", "4 + 4 = 8"])
@@ -163,7 +162,7 @@ def test_a_loss_scale_weighs_the_turns_of_a_candidate(tokenizer: Tokenizer, turn
         def answer(self, ids: Sequence[int], opened: str = "") -> str:
             return opened + tokenizer.decode(list(ids)).partition("<end>")[0]
 
-    candidate = DrawnCandidate(0, "", "stop", asked=[[{"role": "user", "content": "why?"}]])
+    candidate = DrawnCandidate(0, "", "stop", opened="><", asked=[[{"role": "user", "content": "why?"}]])
     expected: list[bool] = []
     for number, turn in enumerate(turns):
         if number:
@@ -177,7 +176,7 @@ def test_a_loss_scale_weighs_the_turns_of_a_candidate(tokenizer: Tokenizer, turn
         expected += [(start + 2) // 2 % 2 == 0 if start < end else number > 0 for start, _ in encoding.offsets]
         candidate.ids, candidate.drawn = candidate.ids + encoding.ids, candidate.drawn + [True] * len(encoding.ids)
     decode = lambda part: tokenizer.decode(list(part), skip_special_tokens=False)  # noqa: E731
-    found = left_out_tokens(candidate, Odd(), GRPO(), cast(Any, EndsAtTag()), decode, "><")
+    found = left_out_tokens(candidate, Odd(), GRPO(), cast(Any, EndsAtTag()), decode)
     assert found == expected
     answers = ["><" + turn.partition("<end>")[0] for turn in turns]
     known = [("why?", len(turns) < 3), ("reply 1", False), ("reply 2", True)]

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import compress, islice
 from pathlib import Path
@@ -94,7 +94,7 @@ def _open(choice: PluginChoice, registry: Registry, where: str, streaming: bool)
     if link := broken_link(path):
         raise UserError(f"{where}: {name!r}{link}")
     if path.is_file():
-        return _open_file(path, where)
+        return _open_file(path, where, streaming)
     location, _, part = name.rpartition(":") if ":" in name else (name, "", "")
     folder = Path(location).expanduser()
     if folder.is_dir():
@@ -111,17 +111,20 @@ def _suggest_name(path: Path, registry: Registry) -> str:
     return closest(path.name, names)
 
 
-def _open_file(path: Path, where: str) -> Source:
+def _open_file(path: Path, where: str, streaming: bool) -> Source:
     reader = reader_of(path)
     if reader is None:
         kinds = f"{', '.join(READERS)}; text files also as .gz"
         raise UserError(f"{where}: {path}: unknown kind of file {path.suffix!r}; expected one of {kinds}")
     # The name is part of the fingerprint because stored reports contain it.
-    return Source(str(path), f"{path}:{_hash(path, where)}", lambda: reader(path))
+    return Source(str(path), f"{path}:{_hash(path, where, streaming)}", lambda: reader(path))
 
 
-def _hash(path: Path, where: str) -> str:
+def _hash(path: Path, where: str, streaming: bool) -> str:
+    """What changes with a file: what it holds or, as one that is streamed may be large, its size and time."""
     try:
+        if streaming:
+            return f"{path.stat().st_size}:{path.stat().st_mtime_ns}"
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -141,7 +144,7 @@ def _open_repository(
             return _open_dataset(name, _load_from_disk(folder, part.removeprefix("/")))
         here = not streaming or folder.is_dir()  # JSON files of the hub would be downloaded
         if here and (files := _json_files(location, subset or None, split or "train", revision)):
-            return _open_json_files(name, files, where)
+            return _open_json_files(name, files, where, streaming)
         chosen = {"name": subset or None, "split": split or "train", "revision": revision}
         loaded = load_dataset(location, streaming=streaming, **chosen)
     except UserError:
@@ -178,13 +181,13 @@ def _json_files(location: str, subset: str | None, split: str, revision: str | N
     return dict(zip(names, map(Path, DownloadManager().download(names)), strict=True))
 
 
-def _open_json_files(name: str, files: dict[str, Path], where: str) -> Source:
+def _open_json_files(name: str, files: dict[str, Path], where: str, streaming: bool) -> Source:
     def read() -> Iterator[RawRow]:
         for file, path in files.items():
             for row in read_json(path):
                 yield row._replace(origin=RowOrigin(file, row.origin.line))
 
-    return Source(name, "\n".join(f"{file}:{_hash(path, where)}" for file, path in files.items()), read)
+    return Source(name, "\n".join(f"{file}:{_hash(path, where, streaming)}" for file, path in files.items()), read)
 
 
 def _open_plugin(choice: PluginChoice, registry: Registry, where: str, streaming: bool) -> Source:
@@ -198,7 +201,8 @@ def _open_plugin(choice: PluginChoice, registry: Registry, where: str, streaming
     if not isinstance(loaded, Dataset | IterableDataset if streaming else Dataset):
         hint = " (data.streaming takes it)" if isinstance(loaded, IterableDataset) else ""
         raise UserError(f"{where}: {plugin.found} returned {type(loaded).__name__}, expected datasets.Dataset{hint}")
-    return _open_dataset(choice.name, loaded)
+    # What it has in a buffer is in no state of the library, so it is read from the start to go on.
+    return replace(_open_dataset(choice.name, loaded), stream=None)
 
 
 def _open_dataset(name: str, loaded: Any) -> Source:

@@ -29,6 +29,7 @@ class DrawnCandidate(Candidate):
         drawn: Which of these the model drew.
         left_out: Which of these a loss scale weighs 0; empty if it is none.
         asked: The messages before each turn that the model wrote.
+        opened: The end of the prompt, which the text of a turn begins with.
         logps: Their log-probabilities as the engine gives them; empty if it draws with the weights that train.
         token_rewards: Of each token, where the task rewards steps; else empty.
         reward: The weighted sum of its rewards; None if one is missing.
@@ -41,6 +42,7 @@ class DrawnCandidate(Candidate):
     drawn: list[bool] = field(default_factory=list)
     left_out: list[bool] = field(default_factory=list)
     asked: list[Sequence[dict[str, Any]]] = field(default_factory=list)
+    opened: str = ""
     logps: list[float] = field(default_factory=list)
     token_rewards: list[float] = field(default_factory=list)
     reward: float | None = None

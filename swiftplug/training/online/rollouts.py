@@ -162,12 +162,14 @@ class Rollouts:
         size = self.sampling.num_return_sequences
         episodes = self.environments.begin(groups, size) if self.environments else [[] for _ in groups]
         asked: dict[str, tuple[Prompt, Row]] = {}
+        opened: dict[str, str] = {}
         of_prompt: dict[str, list[Episode]] = {}
         for group, own in zip(groups, episodes, strict=True):
             begun = replace(group, prompt=[*group.prompt, *(own[0].start if own else [])])
             name = f"{drawing}/{group.position}/{group.id}"
             prompt = begun.as_prompt(self.args.plugins.one("tools").bound)._replace(id=name)
-            asked[name] = prompt._replace(ids=self.chat.encode(prompt)[0]), group
+            ids, opened[name] = self.chat.encode(prompt)
+            asked[name] = prompt._replace(ids=ids), group
             of_prompt[name] = own
         activity = self.progress.start(doing, "candidate", size * len(groups))
         activity.postpone_line()  # each step draws
@@ -184,6 +186,7 @@ class Rollouts:
                         prompt_ids=list(prompt.ids or ()),
                         ids=list(completion.ids),
                         drawn=[True] * len(completion.ids),
+                        opened=opened[answered.id],
                         asked=[[*group.prompt, *(own[0].start if own else [])]],
                         logps=list(completion.logps),
                     )
@@ -264,11 +267,6 @@ class Rollouts:
         decode = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if self.environments:
             weights[self.environments.name] = self.environments.weight
-        opened = {
-            group.position: self.chat.encode(group.as_prompt(self.args.plugins.one("tools").bound))[1]
-            for group in groups
-            if group.candidates
-        }
         for group, candidate in ((row, it) for row in groups for it in drawn_candidates([row])):
             if self.environments:
                 self.environments.record(candidate)
@@ -279,13 +277,12 @@ class Rollouts:
             if candidate.reasons:
                 self._lost_here.add("candidate", candidate.reasons[0])
             else:
-                start, scale = opened[group.position], self.loss_scale
                 try:
-                    candidate.left_out = left_out_tokens(candidate, scale, self.task, self.chat, decode, start)
+                    candidate.left_out = left_out_tokens(candidate, self.loss_scale, self.task, self.chat, decode)
                 except UserError as error:
                     raise UserError(f"candidate {candidate.index} of {group.origin}: {error}") from None
                 if of_steps:
-                    candidate.token_rewards = token_rewards(group, candidate, start, of_steps, decode)
+                    candidate.token_rewards = token_rewards(group, candidate, of_steps, decode)
                 of_answer = (weights.get(name, 0) * score for name, score in candidate.scores.items())
                 candidate.reward = math.fsum([*of_answer, *candidate.token_rewards])
 

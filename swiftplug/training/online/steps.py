@@ -20,7 +20,6 @@ def rewards_steps(task: OnlineTask, scorer: Scorer) -> bool:
 def token_rewards(
     group: Row,
     candidate: DrawnCandidate,
-    opened: str,
     scorers: Sequence[Scorer],
     decode: Callable[[Sequence[int]], str],
 ) -> list[float]:
@@ -29,20 +28,19 @@ def token_rewards(
     Args:
         group: The row of the candidate.
         candidate: The candidate, with its rewards.
-        opened: The end of the prompt, which the text of the candidate begins with.
         scorers: The process reward models. One that gave a single reward gave it for the last step, the whole answer.
         decode: The text of tokens.
 
     Raises:
         UserError: A scorer has not as many ends of steps as rewards, or one is not in the text of the tokens.
     """
-    summed = [0.0] * len(candidate.ids)
+    summed, trains, opened = [0.0] * len(candidate.ids), candidate.trains, candidate.opened
     for scorer in scorers:
         reward = (candidate.rewards or {}).get(scorer.name)
         if reward is None or not summed:
             continue
         if not isinstance(reward, list):
-            summed[_trained(candidate, len(summed) - 1)] += scorer.weight * reward
+            summed[_trained(trains, len(summed) - 1)] += scorer.weight * reward
             continue
         where = f"candidate {candidate.index} of {group.origin}"
         try:
@@ -61,10 +59,10 @@ def token_rewards(
             )
             if token == len(summed):
                 raise UserError(f"the tokens of {where} have other text, so no step of {scorer.plugin.found} is found")
-            summed[_trained(candidate, token)] += scorer.weight * step
+            summed[_trained(trains, token)] += scorer.weight * step
     return summed
 
 
-def _trained(candidate: DrawnCandidate, token: int) -> int:
-    """The last token up to this one that the model drew."""
-    return next((place for place in range(token, -1, -1) if candidate.trains[place]), token)
+def _trained(trains: Sequence[bool], token: int) -> int:
+    """The last token up to this one that trains."""
+    return next((place for place in range(token, -1, -1) if trains[place]), token)
