@@ -5,8 +5,11 @@ import os
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import accelerate
 import torch
+import transformers
 from accelerate.utils import is_deepspeed_available
+from packaging.version import Version
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import OptimizerNames
@@ -100,6 +103,8 @@ def training_arguments(config: TrainConfig, output_dir: str, has_eval: bool, gro
         )
     _check_agreement(config, given, has_eval)
     _check_devices(given)
+    if given.get("fsdp") and isinstance(sharding := given.get("fsdp_config") or {}, dict):
+        given["fsdp_config"] = {"version": 2, **sharding}  # as newer versions of Transformers have it
     streams = config.data.streaming  # where an epoch ends is not known
     defaults = {
         "logging_steps": 10,
@@ -171,18 +176,24 @@ def _settle_sharding(arguments: TrainingArguments) -> None:
     """Let `fsdp` say what is in force: several processes share out the weights, whoever has asked for it.
 
     Raises:
-        UserError: It is FSDP1.
+        UserError: It is FSDP1, or a library is too old.
     """
     asked = arguments.fsdp
     if arguments.world_size == 1:
-        arguments.fsdp = arguments.fsdp_plugin_args = None
+        arguments.fsdp, arguments.fsdp_plugin_args = "", None  # older versions of Transformers take its length
     elif _launched_with("FSDP") and not asked:
-        arguments.fsdp, arguments.fsdp_config = "full_shard", {}  # accelerate has the rest, in the environment
+        arguments.fsdp, arguments.fsdp_config = "full_shard", arguments.fsdp_config or {}  # the rest is accelerate's
     if arguments.fsdp:
         place = "training.fsdp_config: version" if asked else "the config of accelerate launch: fsdp_version"
         version = (arguments.fsdp_plugin_args or {}).get("fsdp_version", os.environ.get("FSDP_VERSION", "1"))
         if int(version) != 2:
             raise UserError(f"{place}: found {version}, expected 2: FSDP1 is not supported")
+        for library, least in ((transformers, "5.23"), (accelerate, "1.15")):
+            if Version(library.__version__) < Version(least):
+                raise UserError(
+                    f"training.fsdp: needs {library.__name__} {least} or newer, found {library.__version__}; "
+                    f"pip install -U {library.__name__}"
+                )
 
 
 def _check_early(arguments: TrainingArguments) -> None:

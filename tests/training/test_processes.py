@@ -11,11 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 
 from tests import forks
+
+IS_OLD = Version(transformers.__version__) < Version("5.23") or Version(accelerate.__version__) < Version("1.15")
+needs_fsdp = pytest.mark.skipif(IS_OLD, reason="FSDP is refused with older libraries")
 
 DRAWING = [
     *("--orm=length", "--num-return-sequences=2", "--max-new-tokens=8"),
@@ -149,6 +155,7 @@ def test_two_processes_equal_one(
 
 
 @pytest.mark.timeout(600)
+@needs_fsdp
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -199,6 +206,7 @@ def test_sharded_weights_train_as_whole_ones(
     assert not [*tmp_path.glob("*/checkpoint-*/pytorch_model*")]
 
 
+@needs_fsdp
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -219,6 +227,14 @@ def test_what_cannot_be_sharded_is_refused(
     assert why in done.stderr
 
 
+@pytest.mark.skipif(not IS_OLD, reason="FSDP is not refused")
+def test_older_libraries_shard_nothing(tiny_model_dir: Path, pair_file: Path, tmp_path: Path) -> None:
+    done = start(tmp_path / "run", tiny_model_dir, pair_file, 9, "--set=training.fsdp=true", processes=2)
+    assert done.returncode == 2
+    assert "training.fsdp: needs transformers 5.23 or newer, found " in done.stderr
+
+
+@pytest.mark.skipif(IS_OLD, reason="older versions of Transformers load no optimizer in several processes on CPUs")
 def test_a_killed_process_ends_the_run_and_resume_goes_on(
     tiny_model_dir: Path, pair_file: Path, tmp_path: Path
 ) -> None:
@@ -280,6 +296,7 @@ use_cpu: true
 """
 
 
+@needs_fsdp
 def test_accelerate_launch_with_its_config(tiny_model_dir: Path, pair_file: Path, tmp_path: Path) -> None:
     (tmp_path / "accelerate.yaml").write_text(ACCELERATE)
     settings = ("max_steps=2", "learning_rate=0.01", "lr_scheduler_type=constant", "per_device_train_batch_size=2")
