@@ -2,22 +2,20 @@
 
 import fcntl
 import os
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from transformers import TrainerCallback
 
 from swiftplug.plugin import register_callback
 
-_held: list[IO[str]] = []
+_held: list[int] = []
 
 
 def take_turn() -> None:
     """Wait until no other process is being measured; the turn is given up when this process exits, with its memory."""
     if (path := os.environ.get("BENCHMARK_TURN")) and not _held:
-        file = Path(path).open("a")  # noqa: SIM115
-        fcntl.flock(file, fcntl.LOCK_EX)
-        _held.append(file)
+        _held.append(os.open(path, os.O_WRONLY | os.O_CREAT))
+        fcntl.flock(_held[0], fcntl.LOCK_EX)
 
 
 @register_callback("turn")

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SECONDS_TO_REACH, _SECONDS_TO_JOIN, _SECONDS_TO_START = 5.0, 15.0, 120.0
-_WINDOW = 4096  # batches of one dataset of Ray's: so many prompts are in the cluster's memory at once
+_WINDOW = 4096  # batches (of `prompts_at_once` rows each) of one dataset of Ray's, for each of which actors start again
 
 
 def check_ray(config: SampleConfig) -> None:
@@ -117,25 +118,19 @@ class RayPool:
 
         _be_quiet()
         options, config = self._config.ray, self._config
+        stages = (
+            ("generate", self._generates, config.workers, options.num_cpus, options.num_gpus),
+            ("score", self._scores, options.scorers, options.scorer_num_cpus, options.scorer_num_gpus),
+        )
         while window := list(islice(batches, _WINDOW)):
             data: Any = ray.data.from_arrow([_table(batch) for batch in window])
-            if self._generates:
+            for part, _, actors, cpus, gpus in filter(itemgetter(1), stages):
                 data = data.map_batches(
                     _Actor,
-                    fn_constructor_args=(config, str(Path.cwd()), "generate"),
-                    compute=ray.data.ActorPoolStrategy(size=config.workers),
-                    num_cpus=options.num_cpus,
-                    num_gpus=options.num_gpus or None,
-                    batch_size=1,
-                    batch_format="pyarrow",
-                )
-            if self._scores:
-                data = data.map_batches(
-                    _Actor,
-                    fn_constructor_args=(config, str(Path.cwd()), "score"),
-                    compute=ray.data.ActorPoolStrategy(size=options.scorers),
-                    num_cpus=options.scorer_num_cpus,
-                    num_gpus=options.scorer_num_gpus or None,
+                    fn_constructor_args=(config, str(Path.cwd()), part),
+                    compute=ray.data.ActorPoolStrategy(size=actors),
+                    num_cpus=cpus,
+                    num_gpus=gpus or None,
                     batch_size=1,
                     batch_format="pyarrow",
                 )
